@@ -1,0 +1,1 @@
+"""Running a study: data, backbone, features, training, search, confirmation, export."""

@@ -1,0 +1,9 @@
+"""The one exception that is meant for the person at the keyboard."""
+
+
+class UserError(Exception):
+    """A mistake that the user can mend, or a thing that only the user can provide.
+
+    The message is complete in itself: what is wrong, where, and what to do. `run_study.py` prints
+    it without a traceback and exits with status 2.
+    """

@@ -1,0 +1,50 @@
+"""Progress bars: live on a terminal, one line at the start and one at the end in a pipe or log."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+Unit = Literal["bytes", "images"]
+
+#: Everything that a person reads on the screen goes through this one console.
+console = Console(highlight=False)
+
+
+@contextmanager
+def progress(what: str, total: int, unit: Unit) -> Iterator[Callable[[int], None]]:
+    """Show how far a long step has come.
+
+    Args:
+        what: The step, as a phrase that starts a sentence, for example "Downloading CIFAR-10".
+        total: Number of units in the whole step, at least 1.
+        unit: What is counted.
+
+    Yields:
+        A function that takes the number of units done since its last call.
+    """
+    started = time.monotonic()
+    if not console.is_terminal:
+        size = f"{total / 1e6:,.0f} MB" if unit == "bytes" else f"{total:,} {unit}"
+        console.print(f"{what}: {size} ...")
+        yield lambda _: None
+        console.print(f"{what}: done in {time.monotonic() - started:,.0f} s")
+        return
+    counts = (
+        (DownloadColumn(), TransferSpeedColumn()) if unit == "bytes" else (MofNCompleteColumn(),)
+    )
+    columns = (TextColumn("{task.description}"), BarColumn(), *counts, TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.advance(task, done)
