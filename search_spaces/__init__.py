@@ -1,1 +1,30 @@
 """What may vary in a study: hyperparameters, arms and spaces, as data."""
+
+from search_spaces.parameters import (
+    PARAMETERS,
+    Parameter,
+    dropout_rates,
+    hidden_widths,
+    typical,
+)
+from search_spaces.ranges import Choice, Fixed, Float, Range, SpaceError, Value
+from search_spaces.registry import SPACES, find_space
+from search_spaces.space import Arm, Space
+
+__all__ = [
+    "PARAMETERS",
+    "SPACES",
+    "Arm",
+    "Choice",
+    "Fixed",
+    "Float",
+    "Parameter",
+    "Range",
+    "Space",
+    "SpaceError",
+    "Value",
+    "dropout_rates",
+    "find_space",
+    "hidden_widths",
+    "typical",
+]

@@ -1,1 +1,9 @@
 """Running a study: data, backbone, features, training, search, confirmation, export."""
+
+import os
+
+# Ray reads these when it is imported, which any module of this package may do first.
+# Under `uv run`, Ray would pack the working directory and build an environment per worker.
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+# Keeps a local Ray's ports on loopback (Ray's default listens on all interfaces).
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")

@@ -1,0 +1,145 @@
+"""Rows (flat dataclasses) to JSON and CSV and back; a number that is not finite is left empty."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import Field, asdict, fields
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
+
+from analysis.errors import RunDirError
+from search_spaces import PARAMETERS, Value
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Row = TypeVar("Row", bound="DataclassInstance")
+
+#: The one field that is a mapping; in CSV each of its keys is a column.
+HYPERPARAMETERS = "hyperparameters"
+
+
+def to_json(content: Mapping[str, Any], indent: int | None = None) -> str:
+    """Write a mapping as one JSON object and a line break; what is not finite becomes null."""
+    return json.dumps(_without_nan(content), indent=indent, allow_nan=False) + "\n"
+
+
+def from_json(text: bytes, place: str) -> dict[str, Any]:
+    """Read one JSON object.
+
+    Args:
+        text: The object.
+        place: Where it stands, for the message.
+
+    Raises:
+        RunDirError: It is none.
+    """
+    try:
+        parsed = json.loads(text)
+    except ValueError:
+        parsed = None
+    if not isinstance(parsed, dict):
+        raise RunDirError(f"{place}: not a JSON object")
+    return parsed
+
+
+def row_from_json(kind: type[Row], text: bytes, place: str) -> Row:
+    """Read a row that `to_json` wrote.
+
+    Raises:
+        RunDirError: It is none of this kind.
+    """
+    return _to_row(kind, from_json(text, place), place)
+
+
+def to_csv(kind: type[Row], rows: Sequence[Row]) -> str:
+    """Write rows as CSV: a column per field, and one per hyperparameter in the place of theirs."""
+    names = dict.fromkeys(name for row in rows for name in getattr(row, HYPERPARAMETERS))
+    columns: list[str] = []
+    for field in fields(kind):
+        columns += names if field.name == HYPERPARAMETERS else [field.name]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        values = _without_nan(asdict(row))
+        writer.writerow(values.pop(HYPERPARAMETERS) | values)
+    return text.getvalue()
+
+
+def from_csv(kind: type[Row], text: bytes, place: str) -> list[Row]:
+    """Read rows that `to_csv` wrote.
+
+    Raises:
+        RunDirError: A line is no row of this kind.
+    """
+    try:
+        lines = list(csv.DictReader(io.StringIO(text.decode(), newline="")))
+    except (ValueError, csv.Error):
+        raise RunDirError(f"{place}: not a CSV file") from None
+    return [
+        _row_from_csv(kind, line, f"{place}, row {number}")
+        for number, line in enumerate(lines, start=1)
+    ]
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return value
+
+
+def _to_row(kind: type[Row], values: Mapping[str, Any], place: str) -> Row:
+    expected = {field.name: field for field in fields(kind)}
+    if wrong := expected.keys() ^ values.keys():
+        raise RunDirError(f"{place}: missing or unknown: {', '.join(sorted(wrong))}")
+    return kind(**{name: _checked(expected[name], value, place) for name, value in values.items()})
+
+
+def _checked(field: Field[Any], value: Any, place: str) -> Any:
+    if field.type is float:
+        if value is None:
+            return math.nan
+        if type(value) is int:
+            return float(value)
+        fits = type(value) is float
+    elif get_origin(field.type) is Literal:
+        fits = value in get_args(field.type)
+    elif field.name == HYPERPARAMETERS:
+        fits = isinstance(value, dict)
+    else:
+        fits = type(value) is field.type
+    if not fits:
+        raise RunDirError(f"{place}: {field.name}: {value!r} makes no sense")
+    return value
+
+
+def _row_from_csv(kind: type[Row], line: Mapping[str, str | None], place: str) -> Row:
+    types = {field.name: field.type for field in fields(kind)}
+    hyperparameters: dict[str, Value] = {}
+    values: dict[str, Any] = {HYPERPARAMETERS: hyperparameters}
+    for name, text in line.items():
+        # The reader's marks for a line that is too long or too short.
+        if name is None or text is None:
+            raise RunDirError(f"{place}: has not as many values as the header")
+        try:
+            if name not in types:
+                if text:
+                    hyperparameters[name] = _hyperparameter(name, text)
+            elif types[name] is float:
+                values[name] = float(text) if text else None
+            else:
+                values[name] = int(text) if types[name] is int else text
+        except ValueError:
+            raise RunDirError(f"{place}: {name}: {text!r} makes no sense") from None
+    return _to_row(kind, values, place)
+
+
+def _hyperparameter(name: str, text: str) -> Value:
+    # CSV knows no types: a head "256" is text, a batch size "256" is a number.
+    return type(PARAMETERS[name].default)(text) if name in PARAMETERS else text

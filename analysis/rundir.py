@@ -1,0 +1,388 @@
+"""The run directory of a study: every file, every column, in this one place.
+
+    runs/<name>/
+      study.json     what was asked for and what was used; `"format"` counts changes of this layout
+      optuna.db      Optuna's storage, one Optuna study per arm; opens in optuna-dashboard
+      search/        Ray Tune's experiment directories, `part-N` for the N-th start of the search
+      epochs.jsonl   a row per epoch of every training run (`EpochRow`), appended as they happen
+      trials.csv     a row per trial (`TrialRow`), written when the search has ended
+      confirm.csv    a row per confirmation run (`ConfirmRow`), written when all have ended
+      confirm/       per confirmation run `<run_id>.npz`, its predictions, and `<run_id>.json`, its
+                     row, written last: where it stands, the run is done
+      report/        report.md, tables/*.csv and *.md, figures/*.svg and *.png
+      best_model/    the bundle
+      log.txt        what the study said, and Ray with it
+
+Accuracies are fractions from 0 to 1, losses mean cross-entropies in nats per image, times Unix
+seconds (or seconds, for a duration). A figure that does not exist or is not finite is NaN in the
+rows, null in JSON and empty in CSV. Files other than epochs.jsonl are written whole: either the old
+one stands there or the new one.
+
+One process writes to a run directory, the one that runs the study.
+"""
+
+import io
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.codec import from_csv, from_json, row_from_json, to_csv, to_json
+from analysis.errors import RunDirError
+from search_spaces import Value
+
+__all__ = ["FORMAT", "ConfirmRow", "EpochRow", "RunDir", "RunDirError", "TrialRow", "write_whole"]
+
+#: Version of this layout, in study.json under "format".
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class EpochRow:
+    """One epoch of one training run, a line of epochs.jsonl.
+
+    Attributes:
+        phase: To which phase of the study the run belongs.
+        run_id: Name of the run, unique in the study.
+        attempt: From 1; a run that was interrupted and taken up again has several.
+        arm: The arm of a trial; of a confirmation run, the arm that its recipe comes from.
+        seed: Of the run; all its random streams derive from it.
+        epoch: From 1.
+        train_loss: In evaluation mode (dropout off), over a fixed stratified part of `train` as
+            large as `val`.
+        train_accuracy: Over the same images, in the same way.
+        val_loss: Over all of `val`.
+        val_accuracy: Over all of `val`.
+        score: The best value so far of the study's metric on `val`.
+        rung: ASHA's decision after this epoch; empty where it made none.
+        start: When the epoch began.
+        end: When it ended, evaluation included.
+        worker: The process that trained, as host:pid.
+    """
+
+    phase: Literal["search", "confirm"]
+    run_id: str
+    attempt: int
+    arm: str
+    seed: int
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+    score: float
+    rung: Literal["", "continue", "stop"]
+    start: float
+    end: float
+    worker: str
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """One trial of the search, a line of trials.csv.
+
+    Attributes:
+        run_id: Name of the run, as in epochs.jsonl.
+        arm: The arm that it belongs to.
+        hyperparameters: By name; in the file a column each, named as in `search_spaces`.
+        seed: Of the run.
+        state: `completed` reached the last epoch, `pruned` was stopped by ASHA, `diverged` met a
+            loss that is not finite, `failed` raised an exception.
+        epochs: How many it finished.
+        best_epoch: From 1, the epoch of its score; 0 where none was finished.
+        score: The best value of the study's metric on `val`.
+        train_loss: At the best epoch, over a part of `train` as in `EpochRow`.
+        train_accuracy: At the best epoch, over the same images.
+        val_loss: At the best epoch.
+        val_accuracy: At the best epoch.
+        start: When its last attempt began.
+        end: When it ended.
+        attempts: How often it was started.
+        error: The exception of a failed or diverged trial, one line; else empty.
+    """
+
+    run_id: str
+    arm: str
+    hyperparameters: Mapping[str, Value]
+    seed: int
+    state: Literal["completed", "pruned", "diverged", "failed"]
+    epochs: int
+    best_epoch: int
+    score: float
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+    start: float
+    end: float
+    attempts: int
+    error: str
+
+
+@dataclass(frozen=True)
+class ConfirmRow:
+    """One confirmation run, a line of confirm.csv.
+
+    Attributes:
+        run_id: Name of the run, as in epochs.jsonl and confirm/.
+        recipe: The arm whose champion the recipe comes from.
+        setting: The arm whose champion the factor's value comes from, or the space's setting.
+        hyperparameters: By name; in the file a column each, named as in `search_spaces`.
+        seed: Of the run; runs of one recipe and one seed are matched.
+        best_epoch: From 1, the epoch selected by the study's metric on `val`.
+        score: The metric at that epoch.
+        train_accuracy: At the selected epoch, in evaluation mode over all of `train`.
+        train_loss: Likewise.
+        val_accuracy: At the selected epoch.
+        val_loss: At the selected epoch.
+        test_accuracy: At the selected epoch.
+        test_loss: At the selected epoch.
+        last_train_accuracy: The same six at the last epoch, as the article measured.
+        last_train_loss: See there.
+        last_val_accuracy: See there.
+        last_val_loss: See there.
+        last_test_accuracy: See there.
+        last_test_loss: See there.
+        epochs: Of the run, all that were asked for.
+        seconds: Duration of the run.
+    """
+
+    run_id: str
+    recipe: str
+    setting: str
+    hyperparameters: Mapping[str, Value]
+    seed: int
+    best_epoch: int
+    score: float
+    train_accuracy: float
+    train_loss: float
+    val_accuracy: float
+    val_loss: float
+    test_accuracy: float
+    test_loss: float
+    last_train_accuracy: float
+    last_train_loss: float
+    last_val_accuracy: float
+    last_val_loss: float
+    last_test_accuracy: float
+    last_test_loss: float
+    epochs: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Reads and writes a run directory; folders come into being with what is written to them.
+
+    Attributes:
+        path: The directory.
+    """
+
+    path: Path
+
+    @property
+    def study_json(self) -> Path:
+        """Configuration and provenance."""
+        return self.path / "study.json"
+
+    @property
+    def optuna_db(self) -> Path:
+        """Optuna's storage."""
+        return self.path / "optuna.db"
+
+    @property
+    def search(self) -> Path:
+        """Folder of Ray Tune's experiment directories."""
+        return self.path / "search"
+
+    @property
+    def epochs(self) -> Path:
+        """Rows of epochs, append-only."""
+        return self.path / "epochs.jsonl"
+
+    @property
+    def trials(self) -> Path:
+        """Rows of trials."""
+        return self.path / "trials.csv"
+
+    @property
+    def confirm(self) -> Path:
+        """Rows of confirmation runs."""
+        return self.path / "confirm.csv"
+
+    @property
+    def confirm_dir(self) -> Path:
+        """Folder of the confirmation runs' predictions."""
+        return self.path / "confirm"
+
+    @property
+    def report(self) -> Path:
+        """Folder of the report."""
+        return self.path / "report"
+
+    @property
+    def best_model(self) -> Path:
+        """Folder of the bundle."""
+        return self.path / "best_model"
+
+    @property
+    def log(self) -> Path:
+        """The log."""
+        return self.path / "log.txt"
+
+    def write_study(self, record: Mapping[str, Any]) -> None:
+        """Write study.json; the layout's version is added."""
+        write_whole(self.study_json, to_json({**record, "format": FORMAT}, indent=2))
+
+    def read_study(self) -> dict[str, Any]:
+        """Read study.json.
+
+        Raises:
+            RunDirError: There is none, it cannot be read, or its format is another one.
+        """
+        if not self.path.is_dir():
+            raise RunDirError(f"{self.path}: no such directory")
+        if not self.study_json.is_file():
+            raise RunDirError(f"{self.path} holds no study.json: it is not a run directory")
+        record = from_json(self.study_json.read_bytes(), str(self.study_json))
+        if record.get("format") != FORMAT:
+            raise RunDirError(
+                f"{self.study_json} has format {record.get('format')}; this version of the project"
+                f" reads format {FORMAT}"
+            )
+        return record
+
+    def append_epochs(self, rows: Iterable[EpochRow]) -> None:
+        """Append rows in one write, and return when they are on the disk."""
+        content = "".join(to_json(asdict(row)) for row in rows).encode()
+        self.path.mkdir(parents=True, exist_ok=True)
+        with self.epochs.open("a+b") as file:
+            _cut_torn_line(file)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def read_epochs(self) -> list[EpochRow]:
+        """Read the rows of epochs, each epoch of a run once, in the order they were written.
+
+        A later attempt replaces the earlier ones from its first epoch on: taken up at a checkpoint
+        it continues them, begun anew it supersedes them. What a crash has cut short is left out.
+
+        Raises:
+            RunDirError: A line is no row.
+        """
+        if not self.epochs.exists():
+            return []
+        lines = self.epochs.read_bytes().split(b"\n")[:-1]
+        return _last_attempts(
+            row_from_json(EpochRow, line, f"{self.epochs}, line {number}")
+            for number, line in enumerate(lines, start=1)
+        )
+
+    def write_trials(self, rows: Sequence[TrialRow]) -> None:
+        """Write trials.csv."""
+        write_whole(self.trials, to_csv(TrialRow, rows))
+
+    def read_trials(self) -> list[TrialRow]:
+        """Read trials.csv; nothing where there is none.
+
+        Raises:
+            RunDirError: A line is no row.
+        """
+        if not self.trials.exists():
+            return []
+        return from_csv(TrialRow, self.trials.read_bytes(), str(self.trials))
+
+    def write_confirm(self, rows: Sequence[ConfirmRow]) -> None:
+        """Write confirm.csv."""
+        write_whole(self.confirm, to_csv(ConfirmRow, rows))
+
+    def read_confirm(self) -> list[ConfirmRow]:
+        """Read confirm.csv; nothing where there is none.
+
+        Raises:
+            RunDirError: A line is no row.
+        """
+        if not self.confirm.exists():
+            return []
+        return from_csv(ConfirmRow, self.confirm.read_bytes(), str(self.confirm))
+
+    def write_confirmation(
+        self,
+        run_id: str,
+        row: ConfirmRow,
+        *,
+        val_logits: NDArray[np.floating],
+        test_logits: NDArray[np.floating],
+        val_labels: NDArray[np.integer],
+        test_labels: NDArray[np.integer],
+    ) -> None:
+        """Write what one confirmation run leaves; done once its row stands in confirm/.
+
+        Args:
+            run_id: Name of the run, as in `row`.
+            row: Its row.
+            val_logits: [images of val, classes], at the selected epoch; kept as float16.
+            test_logits: [images of test, classes], likewise.
+            val_labels: [images of val], class numbers from 0; kept as int64.
+            test_labels: [images of test], likewise.
+        """
+        predictions = io.BytesIO()
+        np.savez(
+            predictions,
+            val_logits=val_logits.astype(np.float16),
+            test_logits=test_logits.astype(np.float16),
+            val_labels=val_labels.astype(np.int64),
+            test_labels=test_labels.astype(np.int64),
+        )
+        write_whole(self.confirm_dir / f"{run_id}.npz", predictions.getvalue())
+        write_whole(self.confirm_dir / f"{run_id}.json", to_json(asdict(row), indent=2))
+
+    def read_confirmations(self) -> list[ConfirmRow]:
+        """Read the rows of the confirmation runs that are done, sorted by run id.
+
+        Raises:
+            RunDirError: A file is no row.
+        """
+        return [
+            row_from_json(ConfirmRow, path.read_bytes(), str(path))
+            for path in sorted(self.confirm_dir.glob("*.json"))
+        ]
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file so that a reader, or a crash, meets either the old content or the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    with part.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def _cut_torn_line(file: BinaryIO) -> None:
+    """Cut off a line that a crash left unfinished, so that the next row does not run into it."""
+    if file.seek(0, os.SEEK_END) == 0:
+        return
+    file.seek(-1, os.SEEK_END)
+    if file.read(1) != b"\n":
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+
+
+def _last_attempts(rows: Iterable[EpochRow]) -> list[EpochRow]:
+    kept: dict[tuple[str, int], EpochRow] = {}
+    newest: dict[str, int] = {}
+    for row in rows:
+        if row.attempt > newest.get(row.run_id, 0):
+            newest[row.run_id] = row.attempt
+            for stale in [k for k in kept if k[0] == row.run_id and k[1] >= row.epoch]:
+                del kept[stale]
+        if row.attempt >= newest.get(row.run_id, 0):
+            kept[row.run_id, row.epoch] = row
+    return list(kept.values())

@@ -1,0 +1,171 @@
+"""The tables: the article's four rows for every setting, and what became of the trials."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from analysis.frames import (
+    ComparedRuns,
+    Evidence,
+    StudyFrames,
+    compute_champions,
+    compute_compared_runs,
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure over several runs.
+
+    Attributes:
+        mean: Of the runs; per cent where it is an accuracy.
+        sd: Sample standard deviation (divisor n - 1), same unit; NaN for a single run.
+        n: Number of runs.
+    """
+
+    mean: float
+    sd: float
+    n: int
+
+
+@dataclass(frozen=True)
+class ArticleRow:
+    """One of the article's four rows.
+
+    Attributes:
+        name: As in the article.
+        measured_on: The images that this study measured on.
+        percent: Whether the figures are per cent; else nats per image.
+        cells: One per setting.
+        article: The article's own figures, without and with dropout.
+    """
+
+    name: str
+    measured_on: str
+    percent: bool
+    cells: tuple[Cell, ...]
+    article: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class ArticleTable:
+    """The article's table, measured anew.
+
+    Attributes:
+        evidence: The kind of runs behind it.
+        settings: Names of the columns, in the study's order; empty before there is a champion.
+        rows: The four.
+        recipes: How many recipes each setting was tried with.
+        seeds: How many seeds each was tried with.
+    """
+
+    evidence: Evidence
+    settings: tuple[str, ...]
+    rows: tuple[ArticleRow, ...]
+    recipes: int
+    seeds: int
+
+
+@dataclass(frozen=True)
+class SearchRow:
+    """What became of an arm's trials.
+
+    Attributes:
+        arm: Its name.
+        completed: Number of trials that reached the last epoch.
+        pruned: Number that ASHA stopped.
+        diverged: Number that met a loss that is not finite.
+        failed: Number that raised an exception.
+        champion: Run id of the best completed trial; empty where there is none.
+        score: Its score; NaN where there is none.
+        hyperparameters: Its hyperparameters.
+    """
+
+    arm: str
+    completed: int
+    pruned: int
+    diverged: int
+    failed: int
+    champion: str
+    score: float
+    hyperparameters: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class SearchTable:
+    """The trials by arm.
+
+    Attributes:
+        metric: What the scores measure: `val_accuracy` (a fraction) or `val_loss`.
+        rows: One per arm that was searched, in the study's order.
+    """
+
+    metric: str
+    rows: tuple[SearchRow, ...]
+
+
+#: Row, whether an accuracy, the article's figures, column and images with confirmation runs, and
+#: column and images without. The article validated on its test images: its validation loss is the
+#: loss on test.
+_FOUR_ROWS = (
+    ("Training accuracy", True, (94.5, 97.54), "train_accuracy", "train", "train_accuracy"),
+    ("Testing accuracy", True, (78.76, 79.87), "test_accuracy", "test", "val_accuracy"),
+    ("Training loss", False, (0.17, 0.08), "train_loss", "train", "train_loss"),
+    ("Validation loss", False, (0.86, 1.01), "test_loss", "test", "val_loss"),
+)
+
+
+def compute_article_table(frames: StudyFrames) -> ArticleTable:
+    """The article's table over all runs of each setting, at the epoch selected on `val`."""
+    compared = compute_compared_runs(frames)
+    confirmed = compared.evidence == "confirmation"
+    rows = []
+    for name, percent, article, column, images, val_column in _FOUR_ROWS:
+        if not confirmed:
+            column = val_column
+            images = "val" if column.startswith("val") else "part of train"
+            name = name.replace("Testing", "Validation")
+        cells = _cells(compared, column, 100 if percent else 1)
+        rows.append(ArticleRow(name, images, percent, cells, article))
+    return ArticleTable(
+        evidence=compared.evidence,
+        settings=compared.settings,
+        rows=tuple(rows),
+        recipes=compared.runs["recipe"].nunique() if confirmed else 1,
+        seeds=compared.runs["seed"].nunique() if confirmed else 1,
+    )
+
+
+def compute_search_table(frames: StudyFrames) -> SearchTable:
+    """Count the trials of each arm by state, and name its champion."""
+    champions = {row["arm"]: row for row in compute_champions(frames).to_dict("records")}
+    rows = []
+    for arm, trials in frames.trials.groupby("arm", sort=False):
+        states = trials["state"].value_counts()
+        champion = champions.get(arm, {})
+        values = {name: champion.get(name) for name in frames.hyperparameters}
+        rows.append(
+            SearchRow(
+                arm=str(arm),
+                completed=int(states.get("completed", 0)),
+                pruned=int(states.get("pruned", 0)),
+                diverged=int(states.get("diverged", 0)),
+                failed=int(states.get("failed", 0)),
+                champion=champion.get("run_id", ""),
+                score=champion.get("score", math.nan),
+                hyperparameters={k: v for k, v in values.items() if pd.notna(v)},
+            )
+        )
+    return SearchTable(frames.metric, tuple(rows))
+
+
+def _cells(compared: ComparedRuns, column: str, scale: float) -> tuple[Cell, ...]:
+    setting_of = compared.runs["setting"]
+    cells = []
+    for setting in compared.settings:
+        figures = scale * compared.runs.loc[setting_of == setting, column]
+        cells.append(Cell(float(figures.mean()), float(figures.std()), int(figures.count())))
+    return tuple(cells)

@@ -1,0 +1,116 @@
+"""The backbone: ResNet50 without its classifier, and what is done to images before it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+import torch.nn.functional as F
+from torchvision.models import ResNet, resnet50
+
+FEATURES = 2048
+"""Length of the backbone's output."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """In what the ResNet50s differ for which there are weights."""
+
+    stride_on_1x1: bool
+    """Where the first block of stages 2 to 4 halves the image: on its first 1x1 convolution (as He
+    et al. 2015 and Keras do), or else on its 3x3 convolution (torchvision, "v1.5")."""
+    bn_eps: float
+    """What BatchNorm adds to the variance."""
+
+
+#: torchvision's ResNet50, and Keras' (keras.applications.ResNet50).
+TORCHVISION = Architecture(stride_on_1x1=False, bn_eps=1e-5)
+KERAS = Architecture(stride_on_1x1=True, bn_eps=1e-3)
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How images are made ready for the backbone: resized, then (value * scale - mean) / std."""
+
+    name: str
+    """"imagenet", "caffe" or "raw"."""
+    channels: Literal["RGB", "BGR"]
+    """The order of the channels that the backbone wants; images are RGB."""
+    scale: float
+    """Values are 0 to 255 before."""
+    mean: tuple[float, float, float]
+    """Per channel, in the order of `channels`."""
+    std: tuple[float, float, float]
+    """Per channel, in the order of `channels`."""
+    image_size: int
+    """Side in pixels of the square to which images are resized, 32 or more."""
+
+    def __post_init__(self) -> None:
+        # JSON has lists only.
+        object.__setattr__(self, "mean", tuple(self.mean))
+        object.__setattr__(self, "std", tuple(self.std))
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Make images ready for the backbone.
+
+        Args:
+            pixels: uint8 [B, H, W, 3], RGB. Images that are not square are stretched.
+
+        Returns:
+            fp32 [B, 3, image_size, image_size], on the same device.
+        """
+        size = (self.image_size, self.image_size)
+        images = pixels.permute(0, 3, 1, 2).float()
+        if self.channels == "BGR":
+            images = images.flip(1)
+        if images.shape[2:] != size:
+            images = F.interpolate(images, size, mode="bilinear", antialias=True)
+        mean = torch.tensor(self.mean, device=pixels.device).view(3, 1, 1)
+        std = torch.tensor(self.std, device=pixels.device).view(3, 1, 1)
+        return (images * self.scale - mean) / std
+
+
+#: By name, each at the size of ImageNet's images. "imagenet" and "caffe" are what torchvision's and
+#: Keras' weights were trained with; "raw" is what the article fed to Keras' weights.
+PREPROCESSES = {
+    preprocess.name: preprocess
+    for preprocess in (
+        Preprocess("imagenet", "RGB", 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224),
+        Preprocess("caffe", "BGR", 1.0, (103.939, 116.779, 123.68), (1.0, 1.0, 1.0), 224),
+        Preprocess("raw", "RGB", 1.0, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), 224),
+    )
+}
+
+
+def build_backbone(state: Mapping[str, Tensor], architecture: Architecture) -> nn.Module:
+    """Build a ResNet50 without classifier, in evaluation mode.
+
+    Every call gives a backbone of its own: training one changes neither another nor `state`. No
+    random numbers are drawn.
+
+    Args:
+        state: The weights under torchvision's names, without `fc.*`.
+        architecture: What the weights were trained in.
+
+    Returns:
+        A module from fp32 [B, 3, S, S] with S of 32 or more to fp32 [B, 2048].
+    """
+    backbone: nn.Module = empty_resnet50(architecture)
+    backbone.fc = nn.Identity()
+    # Without the copies the backbone would train the caller's tensors.
+    backbone.load_state_dict({name: value.clone() for name, value in state.items()}, assign=True)
+    return backbone.eval()
+
+
+def empty_resnet50(architecture: Architecture) -> ResNet:
+    """A ResNet50 with shapes but without values (on the meta device)."""
+    with torch.device("meta"):
+        model = resnet50()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = architecture.bn_eps
+    if architecture.stride_on_1x1:
+        for stage in (model.layer2, model.layer3, model.layer4):
+            stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
+    return model

@@ -1,0 +1,271 @@
+"""What the user asks for: the options of `run_study.py`, checked before anything is written."""
+
+import contextlib
+import difflib
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+import search_spaces
+from analysis.rundir import RunDir
+from study.errors import UserError
+
+Metric = Literal["val_accuracy", "val_loss"]
+
+#: ASHA's first rung and the factor between rungs (DESIGN: grace period 3 or more, factor 3).
+GRACE_PERIOD = 3
+REDUCTION_FACTOR = 3
+
+#: Options that steer how a study runs, not what it finds: they may differ when a study goes on.
+OPERATIONAL = (
+    "cpus_per_trial",
+    "gpus_per_trial",
+    "max_concurrent",
+    "time_budget",
+    "storage",
+    "name",
+    "resume",
+    "dry_run",
+    "verbose",
+)
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """Does dropout in the head of a fine-tuned ResNet50 help?
+
+    Searches the arms of a space with the same number of trials each, trains the champions anew
+    over matched seeds, compares them, and leaves the best model ready to use.
+    """
+
+    trials: int = 40
+    """Search trials in all, shared equally by the arms of the space."""
+    space: str = "dropout"
+    """What is compared and searched: dropout, article, dose, layerwise, or your own as
+    package.module:NAME. `python -m search_spaces` lists them."""
+    data: str = "cifar10"
+    """Images: cifar10 (downloaded once, verified), or a folder or archive that holds CIFAR-10."""
+    images: int | None = None
+    """Use a stratified part of the data with this many images in all. Default: all of them."""
+    weights: str | None = None
+    """Pretrained ResNet50: auto (imagenet-v1, then keras), imagenet-v1, imagenet-v2, keras, or a
+    file. Default: the space's, else auto."""
+    image_size: int | None = None
+    """Side in pixels to which images are resized, 32 or more. Default: the space's (article: 32),
+    else 96."""
+    preprocess: Literal["own", "raw"] | None = None
+    """own: as the weights were trained; raw: RGB 0 to 255, as in the article. Default: the
+    space's (article: raw), else own."""
+    transfer: Literal["frozen"] = "frozen"
+    """frozen: the backbone is fixed, its features are computed once, and only the head trains."""
+    epochs: int = 15
+    """Epochs of a full training run."""
+    metric: Metric = "val_accuracy"
+    """What the search, ASHA, epoch selection and export go by, measured on val."""
+    seeds: int = 8
+    """Confirmation seeds; each trains every recipe with every setting of the factor. 0 leaves the
+    confirmation out."""
+    seed: int = 0
+    """The study's seed, from which all randomness is derived."""
+    cpus_per_trial: float = 1
+    """CPU cores of one trial."""
+    gpus_per_trial: float = 0
+    """GPUs of one trial; a fraction lets trials share a GPU."""
+    max_concurrent: int | None = None
+    """Trials that run at once, at most. Default: as many as fit."""
+    time_budget: float | None = None
+    """Minutes after which the search starts no more trials (those running finish)."""
+    storage: Path = Path("runs")
+    """Folder that holds the run directories."""
+    name: str | None = None
+    """Name of the run directory. Default: the space with date and time; with --resume, the
+    latest."""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Go on with a study that was interrupted."""
+    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print the plan and stop."""
+    verbose: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Show Ray's own output too."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A checked configuration with everything resolved that can be known before the data."""
+
+    config: StudyConfig
+    """With no option left open."""
+    space: search_spaces.Space
+    rundir: RunDir
+
+    @property
+    def image_size(self) -> int:
+        """Side of the backbone's input in pixels."""
+        assert self.config.image_size is not None
+        return self.config.image_size
+
+    @property
+    def weights(self) -> str:
+        """What `--weights` asks for."""
+        assert self.config.weights is not None
+        return self.config.weights
+
+    @property
+    def mode(self) -> Literal["min", "max"]:
+        """Whether a better score is smaller or larger."""
+        return "min" if self.config.metric == "val_loss" else "max"
+
+    @property
+    def rungs(self) -> tuple[int, ...]:
+        """Epochs after which ASHA decides on a trial."""
+        rungs, epoch = [], GRACE_PERIOD
+        while epoch < self.config.epochs:
+            rungs.append(epoch)
+            epoch *= REDUCTION_FACTOR
+        return tuple(rungs)
+
+    @property
+    def trials_per_arm(self) -> dict[str, int]:
+        """Trials that each arm gets; a remainder goes to the first arms."""
+        searched = [arm.name for arm in self.space.arms if self.space.searches(arm)]
+        share, rest = divmod(self.config.trials, max(len(searched), 1))
+        quota = {name: share + (i < rest) for i, name in enumerate(searched)}
+        return {arm.name: quota.get(arm.name, 0) for arm in self.space.arms}
+
+
+def parse(arguments: Sequence[str] | None = None) -> StudyConfig:
+    """Read the command line.
+
+    Args:
+        arguments: As in `sys.argv[1:]`, which is the default.
+
+    Raises:
+        UserError: An option is unknown or its value has the wrong form.
+        SystemExit: `--help` was asked for and printed.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(StudyConfig, prog="run_study.py", args=arguments)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UserError(_one_line(said.getvalue())) from None
+
+
+def check(config: StudyConfig) -> Study:
+    """Check a configuration as a whole and fill in what depends on the space and the clock.
+
+    Nothing is written.
+
+    Raises:
+        UserError: A value is out of range, a path is missing, or the run name is not to be had.
+    """
+    try:
+        space = search_spaces.find_space(config.space)
+    except ValueError as error:
+        raise UserError(f"--space: {error}") from None
+    config = _with_space_options(config, space)
+    _check_ranges(config)
+    if not config.data.startswith("cifar10") and not Path(config.data).exists():
+        raise UserError(f"--data: there is no {config.data}; give 'cifar10' or an existing path.")
+    named_weights = ("auto", "imagenet-v1", "imagenet-v2", "keras")
+    if config.weights not in named_weights and not Path(str(config.weights)).exists():
+        raise UserError(
+            f"--weights: there is no {config.weights}; give one of {', '.join(named_weights)}, "
+            "or an existing file."
+        )
+    config = replace(config, name=_run_name(config))
+    study = Study(config, space, RunDir(config.storage / str(config.name)))
+    searched = [arm for arm in space.arms if space.searches(arm)]
+    if config.trials < len(searched):
+        raise UserError(
+            f"--trials {config.trials}: the space {space.name} searches {len(searched)} arms; "
+            f"give at least {len(searched)} trials."
+        )
+    if not searched and config.seeds == 0:
+        raise UserError(
+            f"--seeds 0: the space {space.name} has nothing to search, so nothing would run; "
+            "give at least 1 seed."
+        )
+    return study
+
+
+def _with_space_options(config: StudyConfig, space: search_spaces.Space) -> StudyConfig:
+    """Options that the user left open take the space's values, else the study's defaults."""
+    defaults: dict[str, Any] = {"image_size": 96, "preprocess": "own", "weights": "auto"}
+    defaults |= space.options
+    left_open = {name: v for name, v in defaults.items() if getattr(config, name) is None}
+    return replace(config, **left_open)
+
+
+def _check_ranges(config: StudyConfig) -> None:
+    assert config.image_size is not None
+    at_least = (
+        ("trials", config.trials, 1),
+        ("image-size", config.image_size, 32),
+        ("epochs", config.epochs, 1),
+        ("seeds", config.seeds, 0),
+        ("seed", config.seed, 0),
+        ("gpus-per-trial", config.gpus_per_trial, 0),
+        ("max-concurrent", config.max_concurrent, 1),
+        ("images", config.images, 200),
+    )
+    for option, value, low in at_least:
+        if value is not None and not value >= low:
+            raise UserError(f"--{option} {value:g}: must be {low} or more.")
+    for option, number in (
+        ("cpus-per-trial", config.cpus_per_trial),
+        ("time-budget", config.time_budget),
+    ):
+        if number is not None and not number > 0:
+            raise UserError(f"--{option} {number:g}: must be more than 0.")
+    if config.gpus_per_trial > 1:
+        raise UserError(
+            f"--gpus-per-trial {config.gpus_per_trial:g}: a trial uses one GPU or a part of one; "
+            "give a number between 0 and 1."
+        )
+
+
+def _run_name(config: StudyConfig) -> str:
+    """The name of the run directory, which must be new, or there already with `--resume`."""
+    storage = config.storage
+    if storage.exists() and not storage.is_dir():
+        raise UserError(f"--storage {storage}: is a file; give a folder.")
+    if config.name is not None and not re.fullmatch(r"[\w][\w.-]*", config.name):
+        raise UserError(
+            f"--name {config.name!r}: use letters, digits, '-', '_' and '.', as in dropout-1."
+        )
+    if config.resume:
+        return config.name or _latest_run(storage)
+    name = config.name or f"{config.space.split(':')[-1]}-{datetime.now():%Y-%m-%d-%H%M%S}"
+    if (storage / name).exists():
+        raise UserError(
+            f"--name {name}: {storage / name} exists; choose another name, or add --resume to go "
+            "on with that study."
+        )
+    return name
+
+
+def _latest_run(storage: Path) -> str:
+    runs = [path.parent for path in storage.glob("*/study.json")]
+    if not runs:
+        raise UserError(f"--resume: there is no study in {storage}; leave --resume out.")
+    return max(runs, key=lambda path: (path / "study.json").stat().st_mtime).name
+
+
+def _one_line(box: str) -> str:
+    """The first paragraph of a boxed message of tyro's as one line, and what to do."""
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip(" │╭╮╰╯") for line in box.splitlines()]
+    body = [line for line in lines if line and not line.startswith("─ ")]
+    rule = next((i for i, line in enumerate(body) if set(line) == {"─"}), len(body))
+    message = " ".join(body[:rule]).rstrip(".")
+    options = [f"--{field.name.replace('_', '-')}" for field in fields(StudyConfig)]
+    close = difflib.get_close_matches(next(iter(re.findall(r"--[\w-]+", message)), ""), options, 1)
+    misspelt = message.startswith("Unrecognized") and close
+    return f"{message}; {f'did you mean {close[0]}?' if misspelt else 'see run_study.py --help.'}"

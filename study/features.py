@@ -1,0 +1,183 @@
+"""What the backbone sees in each image: computed once, then read from the user's cache.
+
+The fast path, twice to four times as fast on a CPU as the plain one: BatchNorm folded into the
+convolutions, channels last, and bf16 where the processor multiplies it natively. The reference is
+`build_backbone` in fp32; tests/test_features.py holds the two together.
+"""
+
+import copy
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torchvision.models.resnet import Bottleneck
+
+from study.backbone import FEATURES, Preprocess, build_backbone
+from study.cache import cache_dir, cached, sha256_of, whole_file
+from study.data import Dataset
+from study.hardware import has_native_bf16
+from study.progress import console, progress
+from study.weights import Weights
+
+__all__ = ["FEATURES", "Features", "compute_features", "folded", "load_features"]
+
+Precision = Literal["fp32", "bf16"]
+
+#: Images at a time, by type of device. On a CPU with two cores 128 is the fastest at 32 and 96
+#: pixels alike; preparing the images takes 1 to 3 % of the time.
+BATCH_SIZE = {"cpu": 128, "cuda": 512}
+
+#: Part of the cache's key: raise it with every change to this code that changes the values.
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Features:
+    """The backbone's features of a dataset."""
+
+    values: Tensor
+    """bf16 [N, 2048] on the CPU; rows in the dataset's order, not standardised."""
+    precision: Precision
+    """What they were computed in; they are kept in bf16 in any case."""
+    key: str
+    """SHA-256 of all that they depend on; their name in the cache."""
+    seconds: float
+    """What computing them took; 0 if they come from the cache."""
+    cached: bool
+    """Whether they come from the cache."""
+
+
+def load_features(
+    dataset: Dataset,
+    weights: Weights,
+    preprocess: Preprocess,
+    device: torch.device | None = None,
+) -> Features:
+    """The features of all images of a dataset: from the cache, or else computed and kept there.
+
+    Args:
+        dataset: The images.
+        weights: The backbone's.
+        preprocess: How images are made ready for it, at the study's image size.
+        device: Where to compute; None for the GPU, if there is one, else the CPU.
+
+    Raises:
+        UserError: If the cache cannot be written to.
+    """
+    if device is None:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precision: Precision = "bf16" if has_native_bf16(device) else "fp32"
+    key = cache_key(dataset, weights, preprocess, precision)
+    path = cache_dir() / "features" / f"{key}.safetensors"
+    shape = (len(dataset.labels), FEATURES)
+
+    def load() -> Features | None:
+        values = _read(path, shape)
+        return None if values is None else Features(values, precision, key, 0.0, cached=True)
+
+    def make() -> Features:
+        if path.exists():
+            console.print(f"Features: {path} is damaged, computing them anew", soft_wrap=True)
+        backbone = build_backbone(weights.state, weights.architecture)
+        started = time.perf_counter()
+        values = compute_features(
+            backbone, dataset.pixels, preprocess, precision=precision, device=device
+        ).bfloat16()
+        seconds = time.perf_counter() - started
+        _write(path, values)
+        return Features(values, precision, key, seconds, cached=False)
+
+    return cached(path, load, make)
+
+
+def compute_features(
+    backbone: nn.Module,
+    pixels: np.ndarray,
+    preprocess: Preprocess,
+    *,
+    precision: Precision,
+    device: torch.device,
+) -> Tensor:
+    """Run images through a backbone, with a progress bar.
+
+    Args:
+        backbone: From `build_backbone`; it is left as it is.
+        pixels: uint8 [N, H, W, 3], RGB.
+        preprocess: How images are made ready for the backbone.
+        precision: What to compute in. Resizing and normalising are always done in fp32.
+        device: Where to compute.
+
+    Returns:
+        [N, 2048] on the CPU: bf16 for precision "bf16", fp32 for "fp32".
+    """
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    layout = torch.channels_last
+    net = folded(backbone).to(device=device, dtype=dtype, memory_format=layout)  # type: ignore[call-overload]
+    batch_size = BATCH_SIZE[device.type]
+    values = torch.empty(len(pixels), FEATURES, dtype=dtype)
+    with torch.inference_mode(), progress("Computing features", len(pixels), "images") as advance:
+        for start in range(0, len(pixels), batch_size):
+            batch = torch.from_numpy(pixels[start : start + batch_size]).to(device)
+            images = preprocess(batch).to(dtype=dtype, memory_format=layout)
+            values[start : start + batch_size] = net(images).cpu()
+            advance(len(batch))
+    return values
+
+
+def folded(backbone: nn.Module) -> nn.Module:
+    """A copy of a ResNet50 in evaluation mode whose BatchNorms are folded into its convolutions."""
+    net = copy.deepcopy(backbone).eval()
+    for block in [net, *(module for module in net.modules() if isinstance(module, Bottleneck))]:
+        for number in (1, 2, 3):
+            conv, bn = getattr(block, f"conv{number}", None), getattr(block, f"bn{number}", None)
+            if conv is not None and bn is not None:
+                setattr(block, f"conv{number}", fuse_conv_bn_eval(conv, bn))
+                setattr(block, f"bn{number}", nn.Identity())
+        if isinstance(block, Bottleneck) and block.downsample is not None:
+            block.downsample = fuse_conv_bn_eval(*block.downsample)
+    return net
+
+
+def cache_key(
+    dataset: Dataset, weights: Weights, preprocess: Preprocess, precision: Precision
+) -> str:
+    """SHA-256 over everything that features depend on, but for the device's rounding."""
+    depends_on = {
+        "version": VERSION,
+        "data": dataset.sha256,
+        "weights": weights.sha256,
+        "architecture": asdict(weights.architecture),
+        "preprocess": asdict(preprocess),
+        "precision": precision,
+    }
+    return sha256_of(json.dumps(depends_on, sort_keys=True).encode())
+
+
+def _write(path: Path, values: Tensor) -> None:
+    content = safetensors.torch.save({"features": values}, {"sha256": _digest(values)})
+    with whole_file(path) as partial:
+        partial.write_bytes(content)
+
+
+def _read(path: Path, shape: tuple[int, int]) -> Tensor | None:
+    """The features in a file of the cache; None if it is not there or damaged."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            values: Tensor = file.get_tensor("features")
+            sha256 = (file.metadata() or {}).get("sha256")
+    except (OSError, SafetensorError):
+        return None
+    return values if values.shape == shape and _digest(values) == sha256 else None
+
+
+def _digest(values: Tensor) -> str:
+    return sha256_of(values.view(torch.uint16).numpy().tobytes())

@@ -1,0 +1,230 @@
+"""What a person sees: a live view on a terminal, one plain line per finished run elsewhere.
+
+Every line is also kept in the run directory's log.txt.
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from search_spaces import Value
+from study.config import Metric
+from study.progress import console
+from study.training import is_better
+
+
+@dataclass(frozen=True)
+class EndedRun:
+    """A search trial or confirmation run that has ended."""
+
+    run_id: str
+    group: str
+    """The arm, or the cell of the confirmation."""
+    state: str
+    epoch: int
+    """The last epoch that ran."""
+    score: float | None
+    hyperparameters: Mapping[str, Value]
+    seconds: float
+    error: str = ""
+
+
+@dataclass
+class Tally:
+    """How far a group of runs has come."""
+
+    total: int
+    ended: int = 0
+    pruned: int = 0
+    broken: int = 0
+    """Diverged or failed."""
+    best: EndedRun | None = None
+
+
+@dataclass
+class PhaseView:
+    """The live view of a phase that consists of many runs."""
+
+    title: str
+    metric: Metric
+    epochs: int
+    groups: dict[str, Tally]
+    running: dict[str, tuple[int, float | None]] = field(default_factory=dict)
+    started: float = field(default_factory=time.monotonic)
+    already: int = 0
+    """Runs that an earlier start had finished."""
+
+    @property
+    def total(self) -> int:
+        """Runs of the phase in all."""
+        return sum(tally.total for tally in self.groups.values())
+
+    @property
+    def ended(self) -> int:
+        """Runs that have ended, earlier starts' included."""
+        return sum(tally.ended for tally in self.groups.values())
+
+    def count(self, run: EndedRun) -> None:
+        """Take a run that has ended into account."""
+        self.running.pop(run.run_id, None)
+        tally = self.groups[run.group]
+        tally.ended += 1
+        tally.pruned += run.state == "pruned"
+        tally.broken += run.state in ("diverged", "failed")
+        if run.state != "completed" or run.score is None:
+            return
+        best = tally.best
+        if best is None or best.score is None or is_better(run.score, best.score, self.metric):
+            tally.best = run
+
+    def line(self, run: EndedRun) -> str:
+        """One run that has ended, as a line of text."""
+        width = len(str(self.total))
+        outcome = run.error if run.error else describe_score(run.score, self.metric)
+        return (
+            f"{self.ended:>{width}}/{self.total}  {run.run_id}  {run.state:<9}  "
+            f"epoch {run.epoch:>2}/{self.epochs}  {outcome}  "
+            f"{describe_time(run.seconds)}  ({describe_hyperparameters(run.hyperparameters)})"
+        )
+
+    def seconds_left(self) -> float | None:
+        """An estimate by the runs of this start; None before the first has ended."""
+        here = self.ended - self.already
+        if here == 0:
+            return None
+        return (time.monotonic() - self.started) / here * (self.total - self.ended)
+
+    def __rich__(self) -> RenderableType:
+        """Draw the view as it stands."""
+        left = self.seconds_left()
+        head = Text.assemble(
+            (self.title, "bold"),
+            f"  {self.ended}/{self.total}",
+            f"  running {len(self.running)}",
+            f"  {describe_time(time.monotonic() - self.started)}",
+            "" if left is None else f"  about {describe_time(left)} left",
+        )
+        bar = ProgressBar(total=self.total, completed=self.ended, width=60)
+        return Group("", head, bar, self._groups_table(), self._running_line())
+
+    def _groups_table(self) -> Table:
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        names = ("", "ended", "pruned", "broken", "best so far", "with")
+        for name in names:
+            table.add_column(name, justify="right" if name in names[1:4] else "left")
+        for name, tally in self.groups.items():
+            best = tally.best
+            table.add_row(
+                name,
+                f"{tally.ended}/{tally.total}",
+                str(tally.pruned),
+                str(tally.broken),
+                describe_score(best.score, self.metric) if best else "–",
+                describe_hyperparameters(best.hyperparameters) if best else "",
+            )
+        return table
+
+    def _running_line(self) -> Text:
+        runs = (
+            f"{run_id} {epoch}/{self.epochs}"
+            + ("" if value is None else f" {describe_score(value, self.metric, short=True)}")
+            for run_id, (epoch, value) in self.running.items()
+        )
+        return Text("running: " + ", ".join(runs) if self.running else "", style="dim")
+
+
+class Screen:
+    """The one way from the study to the person in front of it, and to log.txt."""
+
+    def __init__(self) -> None:
+        self._log: Path | None = None
+        self._view: PhaseView | None = None
+
+    def keep_log(self, path: Path) -> None:
+        """From now on, append everything that is said to a file."""
+        self._log = path
+        self._write(f"---- {datetime.now():%Y-%m-%d %H:%M:%S}\n")
+
+    def say(self, what: RenderableType = "") -> None:
+        """Show a line or a table."""
+        console.print(what, soft_wrap=isinstance(what, str))
+        plain = Console(width=120, no_color=True, highlight=False)
+        with plain.capture() as captured:
+            plain.print(what, soft_wrap=isinstance(what, str))
+        self._write(captured.get())
+
+    @contextmanager
+    def phase(
+        self, title: str, metric: Metric, epochs: int, groups: Mapping[str, int]
+    ) -> Iterator[PhaseView]:
+        """Show a phase while a block runs.
+
+        Args:
+            title: Its name.
+            metric: What scores are.
+            epochs: Epochs of a full run.
+            groups: Number of runs of each group in all.
+        """
+        view = PhaseView(title, metric, epochs, {name: Tally(n) for name, n in groups.items()})
+        self._view = view
+        try:
+            if not console.is_terminal:
+                yield view
+                return
+            with Live(view, console=console, refresh_per_second=4, transient=True):
+                yield view
+        finally:
+            self._view = None
+
+    def run_ended(self, run: EndedRun) -> None:
+        """Show that a run of the phase has ended."""
+        assert self._view is not None
+        self._view.count(run)
+        self.say(self._view.line(run))
+
+    def run_goes_on(self, run_id: str, epoch: int, value: float | None) -> None:
+        """Show how far a run is: the epochs done and the score so far."""
+        if self._view is not None:
+            self._view.running[run_id] = (epoch, value)
+
+    def _write(self, text: str) -> None:
+        if self._log is not None:
+            with self._log.open("a", encoding="utf-8") as file:
+                file.write(text)
+
+
+def describe_score(value: float | None, metric: Metric, *, short: bool = False) -> str:
+    """A score in words: "val accuracy 88.31 %" or "val loss 0.3412"."""
+    if value is None:
+        return "–"
+    number = f"{100 * value:.2f} %" if metric == "val_accuracy" else f"{value:.4f}"
+    return number if short else f"{metric.replace('_', ' ')} {number}"
+
+
+def describe_hyperparameters(values: Mapping[str, Value]) -> str:
+    """Hyperparameters in a line: "dropout 0.31, head 1024, learning rate 4.1e-04"."""
+    return ", ".join(
+        f"{name.replace('_', ' ')} {value:.2g}"
+        if isinstance(value, float)
+        else f"{name.replace('_', ' ')} {value}"
+        for name, value in sorted(values.items())
+    )
+
+
+def describe_time(seconds: float) -> str:
+    """A duration: "12 s", "3 min 05 s" or "2 h 07 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,0 +1,311 @@
+"""The search phase: Ray Tune runs the trials of all arms, and every epoch is written down.
+
+A first start, a resumed one and an extended one are the same thing: a new Tuner, built from
+optuna.db and epochs.jsonl, that runs the trials which are missing.
+"""
+
+import math
+import shutil
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+import ray
+from optuna.trial import FrozenTrial
+from ray import tune
+from ray.exceptions import RayTaskError
+from ray.tune import Callback
+from ray.tune.experiment import Trial
+
+from analysis.rundir import EpochRow, TrialRow
+from search_spaces import Value
+from study.config import Study
+from study.prepare import TrainingArrays
+from study.scheduler import EPOCH, SCORE, ArmScheduler, rung_decision
+from study.screen import EndedRun, Screen
+from study.searcher import (
+    ArmSearch,
+    State,
+    StudySearch,
+    open_storage,
+    open_study,
+    run_id,
+    state_of,
+    trial_seed,
+)
+from study.training import NonFiniteLossError
+from study.worker import HEAD_FILE, RunSettings, run_trial, worker_name
+
+#: Per arm, the weights of so many of the best trials are kept.
+KEPT_PER_ARM = 3
+
+
+def search(
+    study: Study,
+    training: "ray.ObjectRef[TrainingArrays]",
+    settings: RunSettings,
+    screen: Screen,
+) -> None:
+    """Run the trials that are missing, then write trials.csv.
+
+    Args:
+        study: Its run directory holds what earlier starts left.
+        training: The data without `test`, in Ray's object store.
+        settings: What all runs have in common.
+        screen: Shows the progress.
+    """
+    searched = [arm for arm in study.space.arms if study.space.searches(arm)]
+    if not searched or _finished(study):
+        return
+    config = study.config
+    storage = open_storage(study.rundir.optuna_db)
+    arms = {
+        arm.name: ArmSearch(
+            study.space,
+            arm,
+            storage=storage,
+            mode=study.mode,
+            epochs=config.epochs,
+            trials=study.trials_per_arm[arm.name],
+            seed=config.seed,
+        )
+        for arm in searched
+    }
+    deadline = None if config.time_budget is None else time.time() + 60 * config.time_budget
+    searcher = StudySearch(arms, study.mode, deadline)
+    earlier = trial_rows(study, storage)
+    ended = {row.run_id for row in earlier}
+    history = [row for row in study.rundir.read_epochs() if row.run_id in ended]
+    scheduler = ArmScheduler(arms, study.mode, config.epochs, history)
+
+    groups = {name: study.trials_per_arm[name] for name in arms}
+    with screen.phase("Search", config.metric, config.epochs, groups) as view:
+        for row in earlier:
+            view.count(_ended_run(row))
+        view.already = view.ended
+        if any(not arm.exhausted for arm in arms.values()):
+            _tuner(study, training, settings, searcher, scheduler, screen).fit()
+    study.rundir.write_trials(trial_rows(study, storage))
+
+
+def trial_rows(study: Study, storage: optuna.storages.RDBStorage) -> list[TrialRow]:
+    """Every trial that has ended, arm by arm, from optuna.db and epochs.jsonl."""
+    epochs: dict[str, list[EpochRow]] = {}
+    for row in study.rundir.read_epochs():
+        epochs.setdefault(row.run_id, []).append(row)
+    rows = []
+    for arm in study.space.arms:
+        if not study.space.searches(arm):
+            continue
+        fixed = study.space.fixed_values(arm)
+        for trial in open_study(storage, arm.name, study.mode).get_trials(deepcopy=False):
+            state = state_of(trial)
+            if state is not None:
+                name = run_id(arm.name, trial.number)
+                seed = trial_seed(study.config.seed, arm.name, trial.number)
+                values = {**fixed, **trial.params}
+                rows.append(
+                    _trial_row(trial, state, name, arm.name, values, seed, epochs.get(name, []))
+                )
+    return rows
+
+
+class SearchRecorder(Callback):
+    """Writes down what happens in the search, and shows it."""
+
+    def __init__(self, study: Study, searcher: StudySearch, screen: Screen) -> None:
+        self._study = study
+        self._searcher = searcher
+        self._screen = screen
+        self._kept: dict[str, list[Trial]] = {arm.name: [] for arm in study.space.arms}
+
+    def on_trial_start(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: object
+    ) -> None:
+        """Show that a trial runs."""
+        self._screen.run_goes_on(trial.config["run_id"], 0, None)
+
+    def on_trial_result(
+        self,
+        iteration: int,
+        trials: list[Trial],
+        trial: Trial,
+        result: dict[str, Any],
+        **info: object,
+    ) -> None:
+        """Write down an epoch."""
+        names = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", SCORE, "start", "end")
+        row = EpochRow(
+            phase="search",
+            run_id=trial.config["run_id"],
+            attempt=trial.config["attempt"],
+            arm=trial.config["arm"],
+            seed=trial.config["seed"],
+            epoch=result[EPOCH],
+            rung=rung_decision(self._study.rungs, result),
+            worker=worker_name(result["node_ip"], result["pid"]),
+            **{name: result[name] for name in names},
+        )
+        self._study.rundir.append_epochs([row])
+        self._screen.run_goes_on(row.run_id, row.epoch, row.score)
+
+    def on_trial_complete(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: object
+    ) -> None:
+        """Show that a trial has ended; keep its weights if it is among the best of its arm."""
+        result = trial.last_result
+        completed = result[EPOCH] >= self._study.config.epochs
+        self._screen.run_ended(
+            EndedRun(
+                run_id=trial.config["run_id"],
+                group=trial.config["arm"],
+                state="completed" if completed else "pruned",
+                epoch=result[EPOCH],
+                score=result[SCORE],
+                hyperparameters=trial.config["hyperparameters"],
+                seconds=result["time_total_s"],
+            )
+        )
+        if completed:
+            self._keep_best(trial)
+
+    def on_trial_error(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: object
+    ) -> None:
+        """Tell Optuna why a trial ended, and show it."""
+        state, reason = _why_it_failed(trial)
+        self._searcher.fail(trial.trial_id, state, reason)
+        result = trial.last_result or {}
+        self._screen.run_ended(
+            EndedRun(
+                run_id=trial.config["run_id"],
+                group=trial.config["arm"],
+                state=state,
+                epoch=result.get(EPOCH, 0),
+                score=None,
+                hyperparameters=trial.config["hyperparameters"],
+                seconds=result.get("time_total_s", 0.0),
+                error=reason,
+            )
+        )
+
+    def _keep_best(self, trial: Trial) -> None:
+        kept = self._kept[trial.config["arm"]]
+        kept.append(trial)
+        kept.sort(key=lambda t: t.last_result[SCORE], reverse=self._study.mode == "max")
+        for worse in kept[KEPT_PER_ARM:]:
+            if worse.checkpoint:
+                shutil.rmtree(worse.checkpoint.path, ignore_errors=True)
+        del kept[KEPT_PER_ARM:]
+
+
+def find_head(study: Study, run: str) -> Path:
+    """The file that holds the best weights of a trial; the latest attempt's.
+
+    Raises:
+        FileNotFoundError: They were not among the arm's best and are not kept.
+    """
+    found = sorted(study.rundir.search.glob(f"part-*/{run}/checkpoint_*/{HEAD_FILE}"))
+    if not found:
+        raise FileNotFoundError(f"{study.rundir.search} holds no weights of {run}")
+    return found[-1]
+
+
+def _tuner(
+    study: Study,
+    training: "ray.ObjectRef[TrainingArrays]",
+    settings: RunSettings,
+    searcher: StudySearch,
+    scheduler: ArmScheduler,
+    screen: Screen,
+) -> tune.Tuner:
+    config = study.config
+    # The reference travels in a list so that Ray hands on the reference, not the arrays.
+    trainable = tune.with_parameters(run_trial, shared=[training], settings=settings)
+    return tune.Tuner(
+        tune.with_resources(
+            trainable, {"cpu": config.cpus_per_trial, "gpu": config.gpus_per_trial}
+        ),
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=scheduler,
+            metric=SCORE,
+            mode=study.mode,
+            num_samples=-1,
+            max_concurrent_trials=config.max_concurrent,
+            reuse_actors=True,
+            trial_name_creator=lambda trial: trial.config["run_id"],
+            trial_dirname_creator=lambda trial: trial.config["run_id"],
+        ),
+        run_config=tune.RunConfig(
+            name=_next_part(study.rundir.search),
+            storage_path=str(study.rundir.search.resolve()),
+            callbacks=[SearchRecorder(study, searcher, screen)],
+            verbose=2 if config.verbose else 0,
+        ),
+    )
+
+
+def _finished(study: Study) -> bool:
+    """Whether the search is over: all trials have ended, or the study has moved on from it."""
+    rows = len(study.rundir.read_trials())
+    return study.rundir.confirm.exists() or rows >= sum(study.trials_per_arm.values())
+
+
+def _next_part(search: Path) -> str:
+    numbers = [int(path.name.removeprefix("part-")) for path in search.glob("part-*")]
+    return f"part-{max(numbers, default=0) + 1}"
+
+
+def _trial_row(
+    trial: FrozenTrial,
+    state: State,
+    name: str,
+    arm: str,
+    hyperparameters: dict[str, Value],
+    seed: int,
+    epochs: list[EpochRow],
+) -> TrialRow:
+    reached = [row for row in epochs if row.score == epochs[-1].score]
+    # The score is the best so far, so the first epoch that has it is the best epoch.
+    best = reached[0] if reached else None
+    return TrialRow(
+        run_id=name,
+        arm=arm,
+        hyperparameters=hyperparameters,
+        seed=seed,
+        state=state,
+        epochs=len(epochs),
+        best_epoch=best.epoch if best else 0,
+        score=best.score if best else math.nan,
+        train_loss=best.train_loss if best else math.nan,
+        train_accuracy=best.train_accuracy if best else math.nan,
+        val_loss=best.val_loss if best else math.nan,
+        val_accuracy=best.val_accuracy if best else math.nan,
+        start=epochs[0].start if best else math.nan,
+        end=epochs[-1].end if best else math.nan,
+        attempts=trial.user_attrs["attempts"],
+        error=trial.user_attrs.get("error", ""),
+    )
+
+
+def _ended_run(row: TrialRow) -> EndedRun:
+    return EndedRun(
+        row.run_id,
+        row.arm,
+        row.state,
+        row.epochs,
+        None if math.isnan(row.score) else row.score,
+        row.hyperparameters,
+        row.end - row.start,
+        row.error,
+    )
+
+
+def _why_it_failed(trial: Trial) -> tuple[Literal["diverged", "failed"], str]:
+    error: BaseException | None = trial.get_pickled_error()
+    cause = error.as_instanceof_cause() if isinstance(error, RayTaskError) else error
+    if isinstance(cause, NonFiniteLossError):
+        return "diverged", str(cause).strip().splitlines()[-1]
+    return "failed", str(cause).strip().splitlines()[-1]

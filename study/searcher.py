@@ -1,0 +1,247 @@
+"""Optuna's search with one Optuna study per arm, and states that tell the truth.
+
+Ray's `OptunaSearch` is the engine. Three things are added to it, each because it must be:
+
+- A trial that ASHA stops is told PRUNED, with its last score among the intermediate values. Ray
+  would tell COMPLETE, and TPE would take a score after 3 epochs for one after 15.
+- Every arm has its own sampler and its own share of the trials, taken in turn.
+- A start takes over what an earlier start of the same study left in optuna.db: trials that were
+  interrupted go first, and the sampler's seed moves on with the number of trials.
+"""
+
+import time
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+)
+from optuna.trial import FrozenTrial, TrialState
+from ray.tune.search import Searcher
+from ray.tune.search.optuna import OptunaSearch
+
+from search_spaces import Arm, Choice, Fixed, Float, Range, Space
+from study.scheduler import EPOCH, SCORE
+from study.streams import derive_seed
+
+State = Literal["completed", "pruned", "diverged", "failed"]
+
+
+def run_id(arm: str, number: int) -> str:
+    """A trial's name wherever it appears, from Optuna's number within the arm."""
+    return f"{arm}-{number:03d}"
+
+
+def trial_seed(seed: int, arm: str, number: int) -> int:
+    """The seed of a trial, from the study's."""
+    return derive_seed(seed, "trial", arm, number)
+
+
+def open_storage(path: Path) -> optuna.storages.RDBStorage:
+    """The Optuna storage of a run directory; made where it is not there."""
+    return optuna.storages.RDBStorage(f"sqlite:///{path.resolve()}")
+
+
+def open_study(
+    storage: optuna.storages.RDBStorage, arm: str, mode: Literal["min", "max"]
+) -> optuna.Study:
+    """The Optuna study of an arm; made where it is not there."""
+    return optuna.create_study(
+        storage=storage,
+        study_name=arm,
+        direction="minimize" if mode == "min" else "maximize",
+        load_if_exists=True,
+    )
+
+
+def state_of(trial: FrozenTrial) -> State | None:
+    """The state of a trial in the study's words; None while it runs or where it was interrupted."""
+    return trial.user_attrs.get("state") if trial.state.is_finished() else None
+
+
+class ArmSearch(OptunaSearch):
+    """The search of one arm."""
+
+    def __init__(
+        self,
+        space: Space,
+        arm: Arm,
+        *,
+        storage: optuna.storages.RDBStorage,
+        mode: Literal["min", "max"],
+        epochs: int,
+        trials: int,
+        seed: int,
+    ) -> None:
+        """Take up the arm's Optuna study where it stands.
+
+        Args:
+            space: The space that the arm belongs to.
+            arm: The arm to search; its fixed hyperparameters are passed through.
+            storage: Of the run directory.
+            mode: Whether a better score is smaller or larger.
+            epochs: Epochs of a full run: a trial that ends before them was stopped by ASHA.
+            trials: Trials wanted in all, those of earlier starts included.
+            seed: The study's seed.
+        """
+        self._study = open_study(storage, arm.name, mode)
+        earlier = self._study.get_trials(deepcopy=False)
+        sampler = optuna.samplers.TPESampler(
+            multivariate=True,
+            constant_liar=True,
+            # The same seed on a study that has trials would draw their points again.
+            seed=derive_seed(seed, "sampler", arm.name, len(earlier)),
+        )
+        self._fixed = space.fixed_values(arm)
+        self._study_seed = seed
+        super().__init__(
+            space=_distributions(space.ranges(arm)),
+            metric=SCORE,
+            mode=mode,
+            sampler=sampler,
+            storage=storage,
+            study_name=arm.name,
+        )
+        self._epochs = epochs
+        self._left = trials - sum(trial.state.is_finished() for trial in earlier)
+        self._interrupted = deque(t for t in earlier if t.state == TrialState.RUNNING)
+        self.arm = arm.name
+        self.started = len(earlier) - len(self._interrupted)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether every trial wanted has been started."""
+        return self._left == 0
+
+    def suggest(self, trial_id: str) -> dict[str, Any]:
+        """The next trial: one that was interrupted, else a new one."""
+        if self._interrupted:
+            frozen = self._interrupted.popleft()
+            self._ot_trials[trial_id] = optuna.Trial(self._study, frozen._trial_id)
+        drawn = super().suggest(trial_id)
+        self._left -= 1
+        self.started += 1
+        ot_trial = self._ot_trials[trial_id]
+        attempt = ot_trial.user_attrs.get("attempts", 0) + 1
+        ot_trial.set_user_attr("attempts", attempt)
+        return {
+            "arm": self.arm,
+            "run_id": run_id(self.arm, ot_trial.number),
+            "attempt": attempt,
+            "seed": trial_seed(self._study_seed, self.arm, ot_trial.number),
+            "hyperparameters": {**self._fixed, **(drawn or {})},
+        }
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Tell Optuna how a trial ended; one that raised is told by `fail`, which knows why."""
+        if error or result is None:
+            return
+        # Ray does not pass the last result on to the searcher, only to this method.
+        self._report(trial_id, result)
+        full = result[EPOCH] >= self._epochs
+        self._tell(trial_id, "completed" if full else "pruned", value=result[SCORE])
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Add an epoch's score to the intermediate values."""
+        self._report(trial_id, result)
+
+    def fail(self, trial_id: str, state: Literal["diverged", "failed"], error: str) -> None:
+        """Tell Optuna that a trial raised."""
+        self._ot_trials[trial_id].set_user_attr("error", error)
+        self._tell(trial_id, state, value=None)
+
+    def _report(self, trial_id: str, result: dict[str, Any]) -> None:
+        ot_trial = self._ot_trials[trial_id]
+        # A trial run again after an interruption repeats epochs that Optuna has already.
+        known = self._study._storage.get_trial(ot_trial._trial_id).intermediate_values
+        if result[EPOCH] not in known:
+            ot_trial.report(result[SCORE], result[EPOCH])
+
+    def _tell(self, trial_id: str, state: State, value: float | None) -> None:
+        ot_trial = self._ot_trials[trial_id]
+        ot_trial.set_user_attr("state", state)
+        ot_state = {"completed": TrialState.COMPLETE, "pruned": TrialState.PRUNED}
+        # Optuna takes a pruned trial's value from its intermediate values.
+        self._study.tell(
+            ot_trial,
+            value if state == "completed" else None,
+            state=ot_state.get(state, TrialState.FAIL),
+        )
+
+
+class StudySearch(Searcher):
+    """Takes the arms' searches in turn: the next trial goes to the arm with the fewest."""
+
+    def __init__(
+        self, arms: Mapping[str, ArmSearch], mode: str, deadline: float | None = None
+    ) -> None:
+        """Combine the searches of the arms.
+
+        Args:
+            arms: By name, in the order that breaks ties.
+            mode: Whether a better score is smaller or larger.
+            deadline: Unix time after which no trial is started.
+        """
+        super().__init__(metric=SCORE, mode=mode)
+        self._arms = arms
+        self._deadline = deadline
+        self._of: dict[str, ArmSearch] = {}
+
+    def suggest(  # type: ignore[override]  # Searcher.FINISHED is a str
+        self, trial_id: str
+    ) -> dict[str, Any] | str:
+        """The next trial, or that there is none."""
+        waiting = [arm for arm in self._arms.values() if not arm.exhausted]
+        late = self._deadline is not None and time.time() > self._deadline
+        if not waiting or late:
+            return str(Searcher.FINISHED)
+        arm = min(waiting, key=lambda arm: arm.started)
+        self._of[trial_id] = arm
+        return arm.suggest(trial_id)
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Pass an epoch's result on to the arm."""
+        self._of[trial_id].on_trial_result(trial_id, result)
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Pass the end of a trial on to the arm."""
+        self._of[trial_id].on_trial_complete(trial_id, result, error)
+
+    def fail(self, trial_id: str, state: Literal["diverged", "failed"], error: str) -> None:
+        """Pass on to the arm that a trial raised, and why."""
+        self._of[trial_id].fail(trial_id, state, error)
+
+    def set_search_properties(
+        self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: object
+    ) -> bool:
+        """Accept Tune's settings: the arms have theirs from the start."""
+        return True
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: optuna.db holds the state, and `Tuner.restore` is not used."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing, for the same reason."""
+
+
+def _distributions(ranges: Mapping[str, Range]) -> dict[str, BaseDistribution]:
+    """The hyperparameters that there are to search, in Optuna's terms."""
+    found: dict[str, BaseDistribution] = {}
+    for name, values in ranges.items():
+        match values:
+            case Float(low, high, log):
+                found[name] = FloatDistribution(low, high, log=log)
+            case Choice(options):
+                found[name] = CategoricalDistribution(options)
+            case Fixed():
+                pass
+    return found

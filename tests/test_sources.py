@@ -1,0 +1,211 @@
+"""Fetching: a web server on this machine and stand-ins for npm take the place of the real ones."""
+
+import base64
+import hashlib
+import io
+import sys
+import tarfile
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from study import sources
+from study.errors import UserError
+from study.sources import (
+    NpmPackage,
+    SourceError,
+    WebFile,
+    download,
+    first_reachable,
+    npm_pack,
+    read_members,
+)
+
+CONTENT = bytes(range(256)) * 10_000
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Serves /whole, /cut (too little of it) and /silent (nothing, for two seconds)."""
+
+    def do_GET(self) -> None:
+        if self.path == "/silent":
+            time.sleep(2)
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(CONTENT)))
+        self.end_headers()
+        self.wfile.write(CONTENT[:1000] if self.path == "/cut" else CONTENT)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{httpd.server_address[1]}"
+        httpd.shutdown()
+
+
+def test_download(server: str, tmp_path: Path) -> None:
+    sha256 = hashlib.sha256(CONTENT).hexdigest()
+    download(WebFile(f"{server}/whole", "sha256", sha256[:8]), tmp_path / "file", "it")
+    assert (tmp_path / "file").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("path", ["whole", "cut"])
+def test_other_file_than_the_published_one_is_refused(
+    server: str, tmp_path: Path, path: str
+) -> None:
+    published = hashlib.md5(CONTENT if path == "cut" else b"another").hexdigest()
+    with pytest.raises(SourceError, match="not the published file"):
+        download(WebFile(f"{server}/{path}", "md5", published), tmp_path / "file", "it")
+
+
+def test_silent_server_is_given_up(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "TIMEOUT", 0.2)
+    started = time.monotonic()
+    with pytest.raises(SourceError, match="timed out"):
+        download(WebFile(f"{server}/silent", "md5", "0" * 32), tmp_path / "file", "it")
+    assert time.monotonic() - started < 1.5
+
+
+def test_nobody_listens(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="Connection refused"):
+        download(WebFile("http://127.0.0.1:1/", "md5", "0" * 32), tmp_path / "file", "it")
+
+
+# --- npm --------------------------------------------------------------------------------------
+
+
+def package(content: bytes) -> NpmPackage:
+    """A package whose published tarball has this content."""
+    sha512 = base64.b64encode(hashlib.sha512(content).digest()).decode()
+    return NpmPackage("name", "1.0.0", len(content), sha512)
+
+
+@pytest.fixture
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that is all of the PATH, with no npm beside Python either."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python" / "python"))
+    return folder
+
+
+@pytest.fixture
+def workplace(tmp_path: Path) -> Path:
+    folder = tmp_path / "workplace"
+    folder.mkdir()
+    return folder
+
+
+def stand_in(folder: Path, script: str) -> None:
+    """A shell script in the place of npm."""
+    npm = folder / "npm"
+    npm.write_text(f"#!/bin/sh\n{script}\n")
+    npm.chmod(0o755)
+
+
+def test_npm_gives_the_published_tarball(path: Path, workplace: Path) -> None:
+    stand_in(path, "printf content > name-1.0.0.tgz")
+    assert npm_pack(package(b"content"), workplace).read_bytes() == b"content"
+
+
+def test_npm_beside_python_is_found(path: Path, workplace: Path) -> None:
+    Path(sys.executable).parent.mkdir()
+    stand_in(Path(sys.executable).parent, "printf content > name-1.0.0.tgz")
+    assert npm_pack(package(b"content"), workplace).name == "name-1.0.0.tgz"
+
+
+def test_altered_package_is_refused(path: Path, workplace: Path) -> None:
+    stand_in(path, "printf altered > name-1.0.0.tgz")
+    with pytest.raises(SourceError, match="not the published package"):
+        npm_pack(package(b"content"), workplace)
+
+
+@pytest.mark.usefixtures("path")
+def test_npm_is_missing(workplace: Path) -> None:
+    with pytest.raises(SourceError, match="npm is not installed"):
+        npm_pack(package(b"content"), workplace)
+
+
+def test_npm_says_what_went_wrong(path: Path, workplace: Path) -> None:
+    stand_in(path, "echo 'npm error code E404'; echo 'npm error 404 Not Found' >&2; exit 1")
+    with pytest.raises(SourceError, match="^npm pack failed: 404 Not Found$"):
+        npm_pack(package(b"content"), workplace)
+
+
+def test_npm_without_progress_is_given_up(
+    path: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(path, "exec /bin/sleep 30")
+    monkeypatch.setattr(sources, "STALL", 0.3)
+    started = time.monotonic()
+    with pytest.raises(SourceError, match="npm has received nothing"):
+        npm_pack(package(b"content"), workplace)
+    assert time.monotonic() - started < 10
+
+
+# --- archives and order -----------------------------------------------------------------------
+
+
+def test_members_are_read_and_nothing_is_unpacked(tmp_path: Path) -> None:
+    archive = tmp_path / "folder" / "archive.tgz"
+    archive.parent.mkdir()
+    with tarfile.open(archive, "w:gz") as tar:
+        for name in ("../../wanted", "unwanted"):
+            member = tarfile.TarInfo(name)
+            member.size = 7
+            tar.addfile(member, io.BytesIO(b"content"))
+        link = tarfile.TarInfo("link")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    assert read_members(archive, ["wanted", "link"]) == {"wanted": b"content"}
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder", "archive.tgz"]
+
+
+@pytest.mark.parametrize("damage", ["no archive", "cut", "altered"])
+def test_damaged_archive(tmp_path: Path, damage: str) -> None:
+    archive = tmp_path / "archive.tgz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(__file__)
+    content = archive.read_bytes()
+    damaged = {
+        "no archive": b"text",
+        "cut": content[: len(content) // 2],
+        "altered": content[:500] + bytes(100) + content[600:],
+    }
+    archive.write_bytes(damaged[damage])
+    with pytest.raises(ValueError, match="cannot be read as a tar archive"):
+        read_members(archive, [Path(__file__).name])
+
+
+def fail(reason: str) -> str:
+    raise SourceError(reason)
+
+
+def test_first_source_within_reach(capsys: pytest.CaptureFixture[str]) -> None:
+    tried = {"a web site": lambda: fail("no answer"), "a shelf": lambda: "book"}
+    assert first_reachable("The book", tried, "Buy it.") == "book"
+    assert capsys.readouterr().out.splitlines() == [
+        "The book: trying a web site",
+        "The book: not from a web site: no answer",
+        "The book: trying a shelf",
+    ]
+
+
+def test_no_source_within_reach_is_one_error() -> None:
+    tried = {"a web site": lambda: fail("no answer"), "a shelf": lambda: fail("empty")}
+    with pytest.raises(UserError) as error:
+        first_reachable("The book", tried, "Buy it.")
+    assert str(error.value) == (
+        "The book could not be had (a web site: no answer; a shelf: empty). Buy it."
+    )
