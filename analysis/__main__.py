@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from analysis.report import print_report, write_report
+from analysis.report import write_report
 from analysis.rundir import RunDirError
 
 #: Columns of the output where no terminal says how wide it is.
@@ -27,7 +27,11 @@ def main() -> int:
         sys.stderr.write(f"{error}\n")
         return 2
     width = None if sys.stdout.isatty() else PIPE_WIDTH
-    print_report(report, Console(highlight=False, width=width))
+    console = Console(highlight=False, width=width)
+    for table in report.as_rich():
+        console.print(table)
+    console.print(f"Used: {report.inputs}", soft_wrap=True)
+    console.print(f"Report: {report.path}", soft_wrap=True)
     return 0
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from scipy.optimize import isotonic_regression
 
 from analysis.curves import Curves
 
@@ -114,11 +115,9 @@ def spread(heights: Sequence[float], gap: float) -> list[float]:
         gap: The least distance between two of them, above 0.
     """
     order = np.argsort(heights, kind="stable")
-    wanted = np.asarray(heights, dtype=float)[order]
-    moved = wanted.copy()
-    for i in range(1, len(moved)):
-        moved[i] = max(moved[i], moved[i - 1] + gap)
-    moved += (wanted - moved).mean()
+    steps = gap * np.arange(len(order))
+    # Least squares under "each at least a gap above the one below it".
+    moved = isotonic_regression(np.asarray(heights)[order] - steps).x + steps
     result = np.empty_like(moved)
     result[order] = moved
     return [float(height) for height in result]

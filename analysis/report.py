@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from rich.console import Console
+from rich.table import Table
 
 from analysis.curves import compute_curves
 from analysis.figures import make_curves_figure, render
@@ -40,6 +40,11 @@ class Report:
     tables: tuple[Path, ...]
     figures: tuple[Path, ...]
 
+    def as_rich(self) -> tuple[Table, ...]:
+        """The tables for a rich console, those without a row left out."""
+        grids = (show_search_table(self.search), show_article_table(self.article))
+        return tuple(grid.to_rich() for grid in grids if grid.rows)
+
 
 def write_report(run_dir: Path) -> Report:
     """Write tables, figures and the page that shows them; earlier ones are replaced.
@@ -60,15 +65,6 @@ def write_report(run_dir: Path) -> Report:
     path = folder / "report.md"
     write_whole(path, _page(run_dir.resolve().name, grids, figures, inputs))
     return Report(path, inputs, article, search, tables, figures)
-
-
-def print_report(report: Report, console: Console) -> None:
-    """Print the tables, what they rest on, and where the report stands."""
-    for grid in (show_search_table(report.search), show_article_table(report.article)):
-        if grid.rows:
-            console.print(grid.to_rich())
-    console.print(f"Used: {report.inputs}", soft_wrap=True)
-    console.print(f"Report: {report.path}", soft_wrap=True)
 
 
 def _write_table(

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
 import torch.nn.functional as F
+from torch import Tensor, nn
 from torchvision.models import ResNet, resnet50
 
 FEATURES = 2048

@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 
 from analysis.rundir import ConfirmRow, EpochRow
 from search_spaces import Fixed, Space, Value
+from study.arrays import PartArrays, TrainingArrays
 from study.champions import Champion
 from study.config import Study
 from study.errors import UserError
-from study.prepare import PartArrays, TrainingArrays
 from study.screen import EndedRun, Screen
 from study.streams import derive_seed
 from study.training import NonFiniteLossError, is_better

@@ -28,7 +28,7 @@ from study.hardware import has_native_bf16
 from study.progress import console, progress
 from study.weights import Weights
 
-__all__ = ["FEATURES", "Features", "compute_features", "folded", "load_features"]
+__all__ = ["FEATURES", "Features", "Precision", "cache_key", "compute_features", "load_features"]
 
 Precision = Literal["fp32", "bf16"]
 

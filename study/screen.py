@@ -16,7 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from search_spaces import Value
+from search_spaces import PARAMETERS, Value
 from study.config import Metric
 from study.progress import console
 from study.training import is_better
@@ -106,21 +106,23 @@ class PhaseView:
     def __rich__(self) -> RenderableType:
         """Draw the view as it stands."""
         left = self.seconds_left()
-        head = Text.assemble(
-            (self.title, "bold"),
-            f"  {self.ended}/{self.total}",
-            f"  running {len(self.running)}",
-            f"  {describe_time(time.monotonic() - self.started)}",
-            "" if left is None else f"  about {describe_time(left)} left",
+        head = Table.grid(padding=(0, 2))
+        head.add_row(
+            Text(self.title, "bold"),
+            ProgressBar(total=self.total, completed=self.ended, width=40),
+            f"{self.ended}/{self.total}",
+            describe_time(time.monotonic() - self.started),
+            "" if left is None else f"about {describe_time(left)} left",
         )
-        bar = ProgressBar(total=self.total, completed=self.ended, width=60)
-        return Group("", head, bar, self._groups_table(), self._running_line())
+        return Group("", head, self._groups_table(), self._running_line())
 
     def _groups_table(self) -> Table:
         table = Table(box=None, pad_edge=False, header_style="dim")
-        names = ("", "ended", "pruned", "broken", "best so far", "with")
-        for name in names:
-            table.add_column(name, justify="right" if name in names[1:4] else "left")
+        table.add_column("")
+        for name in ("ended", "pruned", "broken"):
+            table.add_column(name, justify="right")
+        table.add_column("best so far", no_wrap=True)
+        table.add_column("with", no_wrap=True, overflow="ellipsis")
         for name, tally in self.groups.items():
             best = tally.best
             table.add_row(
@@ -157,6 +159,9 @@ class Screen:
     def say(self, what: RenderableType = "") -> None:
         """Show a line or a table."""
         console.print(what, soft_wrap=isinstance(what, str))
+        self._log_it(what)
+
+    def _log_it(self, what: RenderableType) -> None:
         plain = Console(width=120, no_color=True, highlight=False)
         with plain.capture() as captured:
             plain.print(what, soft_wrap=isinstance(what, str))
@@ -189,7 +194,10 @@ class Screen:
         """Show that a run of the phase has ended."""
         assert self._view is not None
         self._view.count(run)
-        self.say(self._view.line(run))
+        line = self._view.line(run)
+        self._log_it(line)
+        # A terminal gets one row per run, cut at its edge; a pipe gets the whole line.
+        console.print(line, no_wrap=True, overflow="ellipsis", soft_wrap=not console.is_terminal)
 
     def run_goes_on(self, run_id: str, epoch: int, value: float | None) -> None:
         """Show how far a run is: the epochs done and the score so far."""
@@ -211,12 +219,12 @@ def describe_score(value: float | None, metric: Metric, *, short: bool = False) 
 
 
 def describe_hyperparameters(values: Mapping[str, Value]) -> str:
-    """Hyperparameters in a line: "dropout 0.31, head 1024, learning rate 4.1e-04"."""
+    """Hyperparameters in a line: "head 1024, learning rate 0.00041, dropout 0.31"."""
+    in_order = sorted(values, key=list(PARAMETERS).index)
     return ", ".join(
-        f"{name.replace('_', ' ')} {value:.2g}"
-        if isinstance(value, float)
-        else f"{name.replace('_', ' ')} {value}"
-        for name, value in sorted(values.items())
+        f"{name.replace('_', ' ')} "
+        + (f"{values[name]:.2g}" if isinstance(values[name], float) else str(values[name]))
+        for name in in_order
     )
 
 

@@ -20,8 +20,8 @@ from ray.tune.experiment import Trial
 
 from analysis.rundir import EpochRow, TrialRow
 from search_spaces import Value
+from study.arrays import TrainingArrays
 from study.config import Study
-from study.prepare import TrainingArrays
 from study.scheduler import EPOCH, SCORE, ArmScheduler, rung_decision
 from study.screen import EndedRun, Screen
 from study.searcher import (

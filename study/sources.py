@@ -169,7 +169,7 @@ def read_members(archive: Path, wanted: Iterable[str]) -> dict[str, bytes]:
                     found[name] = file.read()
             return found
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"it cannot be read as a tar archive ({error})") from error
+        raise ValueError("it cannot be read as a tar archive") from error
 
 
 def _watch(process: subprocess.Popen[bytes], folder: Path, package: NpmPackage) -> None:

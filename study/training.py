@@ -195,8 +195,8 @@ def evaluate(head: nn.Module, part: Part) -> tuple[float, float]:
 def loss_and_accuracy(logits: Tensor, labels: Tensor) -> tuple[float, float]:
     """Loss (mean cross-entropy, nats) and accuracy (fraction) of logits [n, classes]."""
     loss = F.cross_entropy(logits, labels).item()
-    accuracy = (logits.argmax(dim=1) == labels).float().mean().item()
-    return loss, accuracy
+    correct = (logits.argmax(dim=1) == labels).sum().item()
+    return loss, correct / len(labels)
 
 
 def _build_optimizer(

@@ -15,9 +15,9 @@ from ray import tune
 from safetensors.torch import save_file
 
 from search_spaces import Value
+from study.arrays import PartArrays, TrainingArrays
 from study.config import Metric
 from study.head import restore_head
-from study.prepare import PartArrays, TrainingArrays
 from study.training import (
     EpochMetrics,
     Part,

