@@ -1,5 +1,6 @@
 """Progress bars: live on a terminal, one line at the start and one at the end in a pipe or log."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,8 +19,9 @@ from rich.progress import (
 
 Unit = Literal["bytes", "images"]
 
-#: Everything that a person reads on the screen goes through this one console.
-console = Console(highlight=False)
+#: Everything that a person reads on the screen goes through this one console; a pipe or log gets
+#: lines that are wide enough for the tables.
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
 @contextmanager
