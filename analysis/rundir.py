@@ -8,10 +8,11 @@
       trials.csv     a row per trial (`TrialRow`), written when the search has ended
       confirm.csv    a row per confirmation run (`ConfirmRow`), written when all have ended
       confirm/       per confirmation run `<run_id>.npz`, its predictions, and `<run_id>.json`, its
-                     row, written last: where it stands, the run is done
+                     row, written last: where it stands, the run is done;
+                     `best.safetensors`, the head of the run with the best score
       report/        report.md, tables/*.csv and *.md, figures/*.svg and *.png
       best_model/    the bundle
-      log.txt        what the study said, and Ray with it
+      log.txt        what the study said
 
 Accuracies are fractions from 0 to 1, losses mean cross-entropies in nats per image, times Unix
 seconds (or seconds, for a duration). A figure that does not exist or is not finite is NaN in the
@@ -218,6 +219,11 @@ class RunDir:
     def confirm_dir(self) -> Path:
         """Folder of the confirmation runs' predictions."""
         return self.path / "confirm"
+
+    @property
+    def best_head(self) -> Path:
+        """Weights of the confirmation run with the best score; its run id is in the metadata."""
+        return self.confirm_dir / "best.safetensors"
 
     @property
     def report(self) -> Path:

@@ -4,11 +4,11 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from analysis.frames import compute_champions, load_frames
 from analysis.rundir import TrialRow
 from search_spaces import Value
 from study.config import Study
 from study.errors import UserError
-from study.training import is_better
 
 
 @dataclass(frozen=True)
@@ -23,35 +23,30 @@ class Champion:
     """NaN where the arm has nothing to search."""
 
 
-def champions(study: Study, trials: Iterable[TrialRow]) -> tuple[Champion, ...]:
-    """The champion of each arm, in the space's order; among equals the earliest.
+def champions(study: Study) -> tuple[Champion, ...]:
+    """The champion of each arm in the space's order, from trials.csv.
 
     Raises:
         UserError: No trial of an arm reached the last epoch.
     """
-    rows = list(trials)
+    trials = study.rundir.read_trials()
+    chosen = set(compute_champions(load_frames(study.rundir.path))["run_id"])
+    best = {row.arm: row for row in trials if row.run_id in chosen}
     found = []
     for arm in study.space.arms:
         if not study.space.searches(arm):
             found.append(Champion(arm.name, study.space.fixed_values(arm), None, math.nan))
-            continue
-        best: TrialRow | None = None
-        for row in rows:
-            if row.arm != arm.name or row.state != "completed":
-                continue
-            if best is None or is_better(row.score, best.score, study.config.metric):
-                best = row
-        if best is None:
+        elif arm.name in best:
+            row = best[arm.name]
+            found.append(Champion(arm.name, row.hyperparameters, row.run_id, row.score))
+        else:
             raise UserError(
-                f"arm {arm.name}: no trial reached the last epoch, so there is no champion; "
-                f"{_why(rows, arm.name)}"
+                f"arm {arm.name}: no trial reached the last epoch, so it has no champion; "
+                f"{_why(trials, arm.name)}"
             )
-        found.append(Champion(arm.name, best.hyperparameters, best.run_id, best.score))
     return tuple(found)
 
 
-def _why(rows: Iterable[TrialRow], arm: str) -> str:
-    errors = [row.error for row in rows if row.arm == arm and row.error]
-    if errors:
-        return f"the last error was: {errors[-1]}"
-    return "give more trials."
+def _why(trials: Iterable[TrialRow], arm: str) -> str:
+    errors = [row.error for row in trials if row.arm == arm and row.error]
+    return f"the last error was: {errors[-1]}" if errors else "give more trials."

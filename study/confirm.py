@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 
 import ray
 from ray.exceptions import RayError
-from safetensors.torch import save_file
+from safetensors.torch import save
 
-from analysis.rundir import ConfirmRow, EpochRow
+from analysis.rundir import ConfirmRow, EpochRow, write_whole
 from search_spaces import Fixed, Space, Value
 from study.arrays import PartArrays, TrainingArrays
 from study.champions import Champion
@@ -159,11 +159,8 @@ def _keep(
     rundir, metric = study.rundir, study.config.metric
     row = _row(run, confirmation)
     if all(is_better(row.score, other.score, metric) for other in earlier):
-        weights = rundir.confirm_dir / "best.safetensors"
-        weights.parent.mkdir(parents=True, exist_ok=True)
-        partial = weights.with_suffix(".partial")
-        save_file(confirmation.best.weights, partial, metadata={"run_id": run.run_id})
-        partial.replace(weights)
+        content = save(confirmation.best.weights, metadata={"run_id": run.run_id})
+        write_whole(rundir.best_head, content)
     rundir.append_epochs(
         EpochRow(
             phase="confirm",

@@ -101,7 +101,7 @@ def export(
 
 def choose(study: Study, champions: tuple[Champion, ...]) -> Chosen:
     """The confirmation run with the best score on val; without any, the best champion."""
-    weights = study.rundir.confirm_dir / "best.safetensors"
+    weights = study.rundir.best_head
     if weights.exists():
         with safe_open(weights, "pt") as file:
             run_id = file.metadata()["run_id"]

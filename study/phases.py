@@ -53,7 +53,7 @@ def run(study: Study) -> None:
     with local_ray(config):
         training = ray.put(prepared.training)
         search(study, training, settings, screen)
-        found = champions(study, rundir.read_trials())
+        found = champions(study)
         if config.seeds:
             test = ray.put(prepared.test)
             confirm(study, found, training, test, settings, screen, concurrency(study))

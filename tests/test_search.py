@@ -4,7 +4,6 @@ The searcher and the scheduler are driven by hand here, in the calls and the ord
 makes them (read off its controller); tests/test_end_to_end.py has a real Ray in their place.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -182,8 +181,8 @@ def run_through(scheduler: ArmScheduler, arm: str, trial_id: str, scores: list[f
 
 
 @pytest.fixture
-def scheduler() -> Iterator[ArmScheduler]:
-    yield ArmScheduler(["no-dropout", "dropout"], "max", EPOCHS)
+def scheduler() -> ArmScheduler:
+    return ArmScheduler(["no-dropout", "dropout"], "max", EPOCHS)
 
 
 def test_a_trial_competes_within_its_arm_only(scheduler: ArmScheduler) -> None:

@@ -1,7 +1,6 @@
 """The training loop, on small synthetic features (two Gaussian clouds per class)."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from study import training
+from study.config import Metric
 from study.head import build_head, restore_head
 from study.streams import derive_seed
 from study.training import (
@@ -51,9 +51,8 @@ def data() -> TrainingData:
 
 
 @pytest.fixture(params=[True, False], ids=["bf16", "fp32"])
-def precision(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
+def precision(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "has_native_bf16", lambda _: request.param)
-    yield request.param
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
@@ -95,10 +94,10 @@ def test_a_matched_pair_starts_from_the_same_weights_and_sees_the_same_batches(
     """Two runs of a recipe and a seed that differ in dropout: all else is the same."""
     initial: list[dict[str, Tensor]] = []
     batches: list[list[Tensor]] = []
-    real_head, real_forward = training.build_head, training.forward
+    real_forward = training.forward
 
     def recorded_head(*arguments: Any) -> torch.nn.Sequential:
-        head = real_head(*arguments)
+        head = build_head(*arguments)
         initial.append({name: value.clone() for name, value in head.state_dict().items()})
         batches.append([])
         return head
@@ -127,24 +126,23 @@ def test_every_epoch_sees_every_row_once_in_an_order_of_its_own() -> None:
 
 
 def test_the_best_epoch_goes_by_the_metric(data: TrainingData) -> None:
-    for metric in ("val_accuracy", "val_loss"):
-        reported: list[tuple[EpochMetrics, Snapshot]] = []
-        run = train(
-            {**RECIPE, "learning_rate": 3e-2, "dropout": 0.0},
-            data,
-            seed=3,
-            epochs=8,
-            metric=metric,
-            report=lambda metrics, best, to=reported: to.append((metrics, best)),
-        )
-        values = [getattr(epoch, metric) for epoch in run.epochs]
-        best = max(values) if metric == "val_accuracy" else min(values)
-        assert run.best.epoch == 1 + values.index(best) < 8
+    metrics: tuple[Metric, ...] = ("val_accuracy", "val_loss")
+    for metric in metrics:
+        reported: list[EpochMetrics] = []
+
+        def report(metrics: EpochMetrics, _: Snapshot, to: list[EpochMetrics] = reported) -> None:
+            to.append(metrics)
+
+        values = {**RECIPE, "learning_rate": 3e-2, "dropout": 0.0}
+        run = train(values, data, seed=3, epochs=8, metric=metric, report=report)
+        curve = [getattr(epoch, metric) for epoch in run.epochs]
+        best = max(curve) if metric == "val_accuracy" else min(curve)
+        assert run.best.epoch == 1 + curve.index(best) < 8
         assert run.epochs[-1].score == best
         assert run.epochs[-1].best_epoch == run.best.epoch
-        assert [metrics for metrics, _ in reported] == list(run.epochs)
+        assert reported == list(run.epochs)
         # The weights that were kept are those of that epoch: they measure the same.
-        head = restore_head(run.best.weights, {**RECIPE, "dropout": 0.0})
+        head = restore_head(run.best.weights, values)
         loss, accuracy = evaluate(head, data.val)
         assert (loss, accuracy) == (
             run.epochs[run.best.epoch - 1].val_loss,

@@ -1,0 +1,11 @@
+"""Spaces for tests, as a user would write their own: `--space tests.spaces:NAME`."""
+
+from search_spaces import Arm, Choice, Fixed, Float, Space
+
+#: Every second trial or so diverges at once.
+DIVERGING = Space(
+    name="diverging",
+    question="What becomes of trials that diverge?",
+    arms=(Arm("no-dropout", {"dropout": Fixed(0.0)}), Arm("dropout", {"dropout": Float(0.1, 0.5)})),
+    recipe={"head": Fixed("64"), "learning_rate": Choice((1e-3, 1e30)), "batch_size": Fixed(128)},
+)

@@ -1,0 +1,92 @@
+"""Options: what is checked before anything is written, in one line each."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from study.config import StudyConfig, check, parse
+from study.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--trial 3", "did you mean --trials?"),
+        ("--trials many", "--trials"),
+        ("--metric accuracy", "Expected one of ('val_accuracy', 'val_loss')"),
+        ("extra", "extra"),
+        ("--trials 0", "--trials 0: must be 1 or more."),
+        ("--trials 1", "searches 2 arms; give at least 2 trials."),
+        ("--space dropuot", "did you mean 'dropout'?"),
+        ("--space nowhere.module:SPACE", "nowhere"),
+        ("--image-size 31", "--image-size 31: must be 32 or more."),
+        ("--epochs 0", "--epochs 0: must be 1 or more."),
+        ("--seeds -1", "--seeds -1: must be 0 or more."),
+        ("--cpus-per-trial 0", "--cpus-per-trial 0: must be more than 0."),
+        ("--gpus-per-trial 2", "between 0 and 1"),
+        ("--time-budget -5", "--time-budget -5: must be more than 0."),
+        ("--data no/such/folder", "--data: there is no no/such/folder"),
+        ("--weights no-such-file.pth", "--weights: there is no no-such-file.pth"),
+        ("--name a/b", "use letters, digits"),
+        ("--resume", "there is no study in runs"),
+        ("--space article --seeds 0", "nothing to search"),
+    ],
+)
+def test_bad_input_is_one_line_that_says_what_to_do(
+    arguments: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as error:
+        check(parse(arguments.split()))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_name_that_exists_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    config = StudyConfig(storage=tmp_path, name="mine")
+    with pytest.raises(UserError, match="exists; choose another name, or add --resume"):
+        check(config)
+
+
+def test_resume_without_a_name_takes_the_latest(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "study.json").write_text("{}")
+    study = check(StudyConfig(storage=tmp_path, resume=True))
+    assert study.rundir.path.name == "second"
+    assert check(replace(study.config, name="first")).rundir.path.name == "first"
+
+
+def test_the_space_sets_options_that_the_user_left_open(tmp_path: Path) -> None:
+    article = check(StudyConfig(space="article", storage=tmp_path))
+    assert (article.config.image_size, article.config.preprocess) == (32, "raw")
+    assert article.weights == "keras"
+    mixed = check(StudyConfig(space="article", image_size=64, storage=tmp_path))
+    assert (mixed.image_size, mixed.config.preprocess) == (64, "raw")
+    default = check(StudyConfig(storage=tmp_path))
+    assert (default.image_size, default.config.preprocess, default.weights) == (96, "own", "auto")
+
+
+def test_trials_are_shared_equally_and_the_rest_goes_to_the_first(tmp_path: Path) -> None:
+    def shares(space: str, trials: int) -> dict[str, int]:
+        return check(StudyConfig(space=space, trials=trials, storage=tmp_path)).trials_per_arm
+
+    assert shares("dropout", 40) == {"no-dropout": 20, "dropout": 20}
+    assert shares("dropout", 41) == {"no-dropout": 21, "dropout": 20}
+    assert shares("article", 40) == {"no-dropout": 0, "dropout": 0}
+    assert shares("dose", 40) == {"any-dropout": 40}
+
+
+@pytest.mark.parametrize(
+    ("epochs", "rungs"), [(15, (3, 9)), (9, (3,)), (10, (3, 9)), (3, ()), (1, ()), (28, (3, 9, 27))]
+)
+def test_rungs(epochs: int, rungs: tuple[int, ...], tmp_path: Path) -> None:
+    assert check(StudyConfig(epochs=epochs, storage=tmp_path)).rungs == rungs
+
+
+def test_the_default_name_says_the_space_and_the_time(tmp_path: Path) -> None:
+    name = check(StudyConfig(space="dose", storage=tmp_path)).rundir.path.name
+    assert name.startswith("dose-20")

@@ -1,0 +1,355 @@
+"""The real command on real images, real weights and a real Ray, in a subprocess.
+
+3,000 images at 32 px keep it short; the images and weights come from the user's cache, and are
+downloaded by the command itself where they are not there.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+
+from analysis.rundir import RunDir
+from study.data import load_dataset, make_split
+from study.searcher import state_of
+
+ROOT = Path(__file__).parent.parent
+SMALL = ["--images", "3000", "--image-size", "32"]
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, str(ROOT / "run_study.py"), *arguments]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments), capture_output=True, text=True, timeout=600, cwd=ROOT, check=False
+    )
+
+
+@dataclass(frozen=True)
+class Finished:
+    rundir: RunDir
+    output: str
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """A small study of the default space, from images to the best model."""
+    storage = tmp_path_factory.mktemp("runs")
+    sizes = ["--trials", "7", "--epochs", "4", "--seeds", "2"]
+    done = run(*sizes, *SMALL, "--storage", str(storage), "--name", "small")
+    assert done.returncode == 0, done.stderr
+    return Finished(RunDir(storage / "small"), done.stdout)
+
+
+def test_the_search_ran_the_trials_asked_for(finished: Finished) -> None:
+    trials = finished.rundir.read_trials()
+    by_arm = [sum(row.arm == arm for row in trials) for arm in ("no-dropout", "dropout")]
+    assert by_arm == [4, 3]
+    assert {row.state for row in trials} <= {"completed", "pruned"}
+    epochs = finished.rundir.read_epochs()
+    for trial in trials:
+        rows = [row for row in epochs if row.run_id == trial.run_id]
+        assert [row.epoch for row in rows] == list(range(1, trial.epochs + 1))
+        assert trial.epochs == (4 if trial.state == "completed" else 3)
+        assert trial.score == rows[-1].score == max(row.val_accuracy for row in rows)
+        assert [row.rung for row in rows if row.rung] == [
+            "continue" if trial.state == "completed" else "stop"
+        ]
+
+
+def test_optuna_knows_the_same(finished: Finished) -> None:
+    trials = {row.run_id: row for row in finished.rundir.read_trials()}
+    storage = f"sqlite:///{finished.rundir.optuna_db}"
+    seen = 0
+    for arm in ("no-dropout", "dropout"):
+        for trial in optuna.load_study(study_name=arm, storage=storage).trials:
+            row = trials[f"{arm}-{trial.number:03d}"]
+            assert state_of(trial) == row.state
+            expected = {"completed": "COMPLETE", "pruned": "PRUNED"}[row.state]
+            assert trial.state.name == expected
+            assert len(trial.intermediate_values) == row.epochs
+            assert trial.value == row.score
+            seen += 1
+    assert seen == 7
+
+
+def test_confirmation_runs_are_crossed_and_matched(finished: Finished) -> None:
+    rows = finished.rundir.read_confirm()
+    arms = ("no-dropout", "dropout")
+    assert len(rows) == 8
+    assert {(row.recipe, row.setting) for row in rows} == {(a, b) for a in arms for b in arms}
+    assert len({row.seed for row in rows}) == 2
+    searched = {row.seed for row in finished.rundir.read_trials()}
+    for row in rows:
+        assert row.seed not in searched
+        assert (row.hyperparameters["dropout"] == 0) == (row.setting == "no-dropout")
+    curves = [row for row in finished.rundir.read_epochs() if row.phase == "confirm"]
+    assert len(curves) == 8 * 4
+
+
+def test_the_predictions_give_the_figures_of_the_table(finished: Finished) -> None:
+    for row in finished.rundir.read_confirm():
+        with np.load(finished.rundir.confirm_dir / f"{row.run_id}.npz") as stored:
+            assert stored["test_logits"].dtype == np.float16
+            guessed = stored["test_logits"].argmax(axis=1)
+            assert np.mean(guessed == stored["test_labels"]) == pytest.approx(
+                row.test_accuracy, abs=0.005
+            )
+            assert len(stored["val_labels"]) == 250
+
+
+def test_study_json_says_what_was_used(finished: Finished) -> None:
+    record = finished.rundir.read_study()
+    assert record["data"]["images"] == 3000
+    assert (record["split"]["train"], record["split"]["val"], record["split"]["test"]) == (
+        2250,
+        250,
+        500,
+    )
+    assert re.fullmatch("[0-9a-f]{64}", record["weights"]["sha256"])
+    assert record["preprocess"]["image_size"] == 32
+    assert record["versions"]["torch"]
+
+
+def test_tensorboard_files_are_there(finished: Finished) -> None:
+    trials = {row.run_id for row in finished.rundir.read_trials()}
+    written = {path.parent.name for path in finished.rundir.search.glob("part-1/*/events.*")}
+    assert written == trials
+
+
+def test_the_best_model_is_chosen_on_val_and_reproduced_in_a_new_process(
+    finished: Finished, tmp_path: Path
+) -> None:
+    config = json.loads((finished.rundir.best_model / "config.json").read_text())
+    rows = finished.rundir.read_confirm()
+    best = max(rows, key=lambda row: row.score)
+    assert config["val_accuracy"] == best.score
+    dataset = load_dataset("cifar10", 3000)
+    test = make_split(dataset).test
+    np.save(tmp_path / "pixels.npy", dataset.pixels[test])
+    code = (
+        "import sys, numpy as np; from study.bundle import predict;"
+        "np.save(sys.argv[2], predict(sys.argv[1], np.load(sys.argv[3])))"
+    )
+    paths = [finished.rundir.best_model, tmp_path / "out.npy", tmp_path / "pixels.npy"]
+    subprocess.run([sys.executable, "-c", code, *map(str, paths)], check=True, cwd=ROOT)
+    guessed = np.load(tmp_path / "out.npy").argmax(axis=1)
+    assert np.mean(guessed == dataset.labels[test]) == config["test"]["accuracy"]
+
+
+def test_the_report_is_there_and_shown(finished: Finished) -> None:
+    report = finished.rundir.report
+    for name in ("accuracy.svg", "accuracy.png", "loss.svg", "loss.png"):
+        assert (report / "figures" / name).stat().st_size > 5000
+    assert "Testing accuracy" in (report / "tables" / "article.md").read_text()
+    assert "Testing accuracy" in finished.output
+    assert str(finished.rundir.best_model) in finished.output
+
+
+def test_a_pipe_gets_a_line_per_run_and_no_noise_of_rays(finished: Finished) -> None:
+    lines = finished.output.splitlines()
+    trials = [line for line in lines if re.match(r"\s*\d/7  (no-)?dropout-\d{3}  ", line)]
+    assert len(trials) == 7
+    assert "\x1b" not in finished.output
+    assert not re.search(r"ray|Traceback|WARNING|INFO", re.sub(r"Used: .*", "", finished.output))
+    log = finished.rundir.log.read_text()
+    assert all(line in log for line in trials)
+
+
+def test_a_second_study_starts_at_once_and_a_finished_one_is_not_run_again(
+    finished: Finished,
+) -> None:
+    confirm = finished.rundir.confirm
+    before = confirm.stat().st_mtime_ns
+    again = run(
+        "--resume",
+        "--name",
+        "small",
+        "--trials",
+        "7",
+        "--epochs",
+        "4",
+        "--seeds",
+        "2",
+        *SMALL,
+        "--storage",
+        str(finished.rundir.path.parent),
+    )
+    assert again.returncode == 0, again.stderr
+    assert confirm.stat().st_mtime_ns == before
+    assert "Computing features" not in again.stdout
+    assert "Testing accuracy" in again.stdout
+
+
+def test_what_changes_the_results_is_refused(finished: Finished) -> None:
+    storage = str(finished.rundir.path.parent)
+    again = run("--resume", "--name", "small", "--epochs", "5", *SMALL, "--storage", storage)
+    assert again.returncode == 2
+    assert len(again.stderr.strip().splitlines()) == 1
+    assert "--resume: this study has --" in again.stderr
+
+
+def test_trials_that_diverge_are_said_and_the_others_go_on(tmp_path: Path) -> None:
+    done = run(
+        "--space",
+        "tests.spaces:DIVERGING",
+        "--trials",
+        "8",
+        "--epochs",
+        "2",
+        "--seeds",
+        "0",
+        *SMALL,
+        "--storage",
+        str(tmp_path),
+        "--name",
+        "diverging",
+    )
+    assert done.returncode == 0, done.stderr
+    trials = RunDir(tmp_path / "diverging").read_trials()
+    huge = [row for row in trials if row.hyperparameters["learning_rate"] == 1e30]
+    assert 0 < len(huge) < 8
+    for row in trials:
+        assert row.state == ("diverged" if row in huge else "completed")
+        assert bool(row.error) == (row in huge)
+    assert done.stdout.count("the loss is not finite after epoch 1") == len(huge)
+    # Without confirmation the best champion is exported.
+    config = json.loads((tmp_path / "diverging" / "best_model" / "config.json").read_text())
+    assert config["run_id"] in {row.run_id for row in trials if row not in huge}
+
+
+def test_a_space_without_search_goes_straight_to_confirmation(tmp_path: Path) -> None:
+    done = run(
+        "--space",
+        "article",
+        "--epochs",
+        "2",
+        "--seeds",
+        "1",
+        *SMALL[:2],
+        "--storage",
+        str(tmp_path),
+        "--name",
+        "article",
+    )
+    assert done.returncode == 0, done.stderr
+    rundir = RunDir(tmp_path / "article")
+    assert rundir.read_study()["preprocess"]["name"] == "raw"
+    assert rundir.read_trials() == []
+    assert [row.setting for row in rundir.read_confirm()] == ["no-dropout", "dropout"]
+
+
+def test_a_killed_study_goes_on(tmp_path: Path) -> None:
+    """SIGKILL in the middle of the search: the missing trials run, none is lost or run twice."""
+    arguments = [
+        "--trials",
+        "6",
+        "--epochs",
+        "4",
+        "--seeds",
+        "0",
+        *SMALL,
+        "--storage",
+        str(tmp_path),
+        "--name",
+        "killed",
+    ]
+    rundir = RunDir(tmp_path / "killed")
+    process = subprocess.Popen(command(*arguments), stdout=subprocess.DEVNULL, cwd=ROOT)
+    deadline = time.monotonic() + 300
+    while len(rundir.read_epochs()) < 6:
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not rundir.trials.exists()
+
+    done = run("--resume", *arguments)
+    assert done.returncode == 0, done.stderr
+    trials = rundir.read_trials()
+    assert len(trials) == 6
+    assert {row.state for row in trials} <= {"completed", "pruned"}
+    epochs = rundir.read_epochs()
+    for trial in trials:
+        assert [row.epoch for row in epochs if row.run_id == trial.run_id] == list(
+            range(1, trial.epochs + 1)
+        )
+    assert len({str(row.hyperparameters) for row in trials}) == 6
+
+
+def test_ray_listens_on_loopback_only(tmp_path: Path) -> None:
+    """By the kernel's own table of listening sockets, while a search runs."""
+    arguments = [
+        "--trials",
+        "4",
+        "--epochs",
+        "4",
+        "--seeds",
+        "0",
+        *SMALL,
+        "--storage",
+        str(tmp_path),
+        "--name",
+        "sockets",
+    ]
+    before = listening()
+    process = subprocess.Popen(command(*arguments), stdout=subprocess.DEVNULL, cwd=ROOT)
+    rundir = RunDir(tmp_path / "sockets")
+    opened: set[tuple[str, int]] = set()
+    while process.poll() is None:
+        if rundir.epochs.exists():
+            opened |= listening() - before
+        time.sleep(0.2)
+    assert process.returncode == 0
+    assert opened, "Ray opened no socket that this test could see"
+    assert {address for address, _ in opened} <= {"0100007F", IPV6_LOOPBACK, MAPPED_LOOPBACK}
+
+
+IPV6_LOOPBACK = "00000000000000000000000001000000"
+MAPPED_LOOPBACK = "0000000000000000FFFF00000100007F"
+
+
+def listening() -> set[tuple[str, int]]:
+    """Address (as /proc writes it) and port of every TCP socket that listens on this machine."""
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A":
+                address, port = fields[1].split(":")
+                found.add((address, int(port, 16)))
+    return found
+
+
+@pytest.mark.parametrize("arguments", [["--trials", "0"], ["--spce", "dose"], ["--name", ".."]])
+def test_a_mistake_costs_one_line_and_status_2(arguments: list[str], tmp_path: Path) -> None:
+    done = subprocess.run(
+        command(*arguments), capture_output=True, text=True, timeout=60, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path) -> None:
+    done = subprocess.run(
+        command("--dry-run"), capture_output=True, text=True, timeout=120, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for words in ("20 trials", "ASHA decides after epochs 3, 9", "32 runs of 15 epochs"):
+        assert words in done.stdout
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,80 @@
+"""From features to what runs train on."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from study.arrays import PartArrays
+from study.data import Dataset, make_split
+from study.features import Features
+from study.prepare import Prepared, prepare, stratified_rows
+
+
+@pytest.fixture
+def features(small_dataset: Dataset) -> Features:
+    """Synthetic features, of another scale and mean each; the last does not vary."""
+    random = torch.Generator().manual_seed(0)
+    values = torch.randn(len(small_dataset.labels), 8, generator=random)
+    values = values * torch.arange(1, 9) + 5 * torch.arange(8)
+    values[:, 7] = 3.0
+    return Features(values.bfloat16(), "fp32", "key", 0.0, cached=False)
+
+
+@pytest.fixture
+def prepared(small_dataset: Dataset, features: Features) -> Prepared:
+    return prepare(small_dataset, make_split(small_dataset), features)
+
+
+def test_train_is_standardised_and_the_rest_by_train(prepared: Prepared) -> None:
+    train = prepared.training.train.to(torch.device("cpu")).inputs.float()
+    assert train.mean(dim=0).abs().max() < 0.01
+    assert (train.std(dim=0, correction=0)[:7] - 1).abs().max() < 0.01
+    assert (train[:, 7] == 0).all()
+
+
+def test_test_images_do_not_touch_what_is_fitted(
+    prepared: Prepared, small_dataset: Dataset, features: Features
+) -> None:
+    split = make_split(small_dataset)
+    spoilt = features.values.clone()
+    spoilt[split.test] = 1e4
+    spoilt[split.val] = -1e4
+    again = prepare(small_dataset, split, replace(features, values=spoilt))
+    assert torch.equal(again.standardisation.mean, prepared.standardisation.mean)
+    assert np.array_equal(again.training.train.bits, prepared.training.train.bits)
+
+
+def test_rows_and_labels_stay_together(
+    prepared: Prepared, small_dataset: Dataset, features: Features
+) -> None:
+    split = make_split(small_dataset)
+    part = prepared.test.to(torch.device("cpu"))
+    assert part.labels.tolist() == small_dataset.labels[split.test].tolist()
+    expected = prepared.standardisation(features.values[split.test[3]])
+    assert torch.equal(part.inputs[3], expected)
+
+
+def test_monitor_is_a_stratified_part_of_train_as_large_as_val(prepared: Prepared) -> None:
+    data = prepared.training
+    train = {row.tobytes() for row in data.train.bits}
+    assert len(data.monitor.bits) == len(data.val.bits)
+    assert all(row.tobytes() in train for row in data.monitor.bits)
+    counts = np.bincount(data.monitor.labels, minlength=10)
+    assert counts.max() - counts.min() <= 1
+
+
+def test_workers_read_the_arrays_without_a_copy() -> None:
+    arrays = PartArrays(np.zeros((4, 3), np.uint16), np.zeros(4, np.int64))
+    part = arrays.to(torch.device("cpu"))
+    assert part.inputs.data_ptr() == arrays.bits.ctypes.data
+    assert part.inputs.dtype == torch.bfloat16
+
+
+def test_stratified_rows_keep_the_proportions() -> None:
+    labels = np.repeat([0, 1, 2], [600, 300, 100])
+    rows = stratified_rows(labels, 50)
+    assert np.bincount(labels[rows]).tolist() == [30, 15, 5]
+    assert np.array_equal(rows, stratified_rows(labels, 50))
+    assert len(set(rows.tolist())) == 50
