@@ -1,6 +1,7 @@
 """The figures, drawn without a display; blue and orange tell two settings apart for every eye."""
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -58,7 +59,7 @@ def make_curves_figure(curves: Curves, quantity: Quantity, inputs: str) -> Figur
             name_curves(curves, f"{images}_{quantity}", ax)
         figure.axes[0].set_ylabel(UNITS[quantity][0])
         figure.suptitle(_title(curves, quantity), x=0.01, ha="left")
-        figure.supxlabel(inputs, x=0.01, ha="left", fontsize=7, color="0.4")
+        figure.supxlabel(textwrap.fill(inputs, 150), x=0.01, ha="left", fontsize=7, color="0.4")
     return figure
 
 

@@ -154,8 +154,8 @@ def test_converted_weights_are_keras_network(
         logits = F.linear(
             features, classifier["fc.weight"].double(), classifier["fc.bias"].double()
         )
-    assert relative_error(features, expected["avg_pool"]) < 1e-6
-    assert relative_error(logits, expected["fc1000"]) < 1e-6
+    assert relative_error(features, expected["avg_pool"]) < 1e-9
+    assert relative_error(logits, expected["fc1000"]) < 1e-9
 
 
 def test_keras_network_in_fp32(

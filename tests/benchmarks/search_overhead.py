@@ -1,0 +1,147 @@
+"""What Ray Tune, Optuna and the bookkeeping add to the search phase.
+
+    python tests/benchmarks/search_overhead.py [--trials 12] [--repeats 3] [--images 60000]
+
+Each repeat runs a real search (default space, real features), then the very same epochs of the
+same trials in a bare loop: one process per core, each calling the training loop and nothing else.
+Prints the ratio of the two wall-clock times, pair by pair. Starting processes and importing torch
+is left out of the bare loop and, since it happens once per study, of the search too: both are timed
+from the first epoch's start to the last epoch's end. The whole search phase, process starts
+included, is printed beside it.
+"""
+
+import argparse
+import json
+import multiprocessing
+import platform
+import tempfile
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+
+import ray
+import torch
+
+from analysis.rundir import TrialRow
+from study.arrays import TrainingArrays
+from study.config import StudyConfig, check
+from study.data import load_dataset, make_split
+from study.features import load_features
+from study.hardware import cpu_count
+from study.phases import choose_preprocess
+from study.prepare import prepare
+from study.ray_session import local_ray
+from study.screen import Screen
+from study.search import search
+from study.training import TrainingData, train
+from study.weights import load_weights
+from study.worker import RunSettings
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """One pair of timings, in seconds."""
+
+    search: float
+    whole_phase: float
+    bare: float
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--trials", type=int, default=12)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--images", type=int, default=60_000)
+    parser.add_argument("--image-size", type=int, default=96)
+    options = parser.parse_args()
+
+    with tempfile.TemporaryDirectory() as folder:
+        config = StudyConfig(
+            trials=options.trials,
+            images=options.images,
+            image_size=options.image_size,
+            storage=Path(folder),
+            name="warm-up",
+        )
+        study = check(config)
+        dataset = load_dataset("cifar10", options.images)
+        weights = load_weights(study.weights)
+        features = load_features(dataset, weights, choose_preprocess(study, weights))
+        arrays = prepare(dataset, make_split(dataset), features).training
+        repeats = []
+        for number in range(options.repeats):
+            config = StudyConfig(
+                trials=options.trials, storage=Path(folder), name=f"r{number}", seed=number
+            )
+            repeats.append(measure(config, arrays))
+            print(repeats[-1], flush=True)
+    report(repeats, options)
+
+
+def measure(config: StudyConfig, arrays: TrainingArrays) -> Repeat:
+    """Time a search, then its epochs in a bare loop."""
+    study = check(config)
+    with local_ray(config):
+        start = time.monotonic()
+        search(study, ray.put(arrays), RunSettings(config.epochs, config.metric, 1), Screen())
+        whole = time.monotonic() - start
+    rows = study.rundir.read_epochs()
+    searching = max(row.end for row in rows) - min(row.start for row in rows)
+
+    trials = study.rundir.read_trials()
+    context = multiprocessing.get_context("fork")
+    with context.Pool(cpu_count(), initializer=warm_up, initargs=(arrays.to(CPU),)) as pool:
+        spans = pool.map(train_bare, trials, chunksize=1)
+    bare = max(end for _, end in spans) - min(start for start, _ in spans)
+    return Repeat(searching, whole, bare)
+
+
+DATA: list[TrainingData] = []
+
+
+def warm_up(data: TrainingData) -> None:
+    """Prepare a process of the bare loop: one thread, and the optimiser's lazy imports done."""
+    torch.set_num_threads(1)
+    DATA.append(data)
+    layer = torch.nn.Linear(1, 1)
+    layer(torch.zeros(1, 1)).sum().backward()
+    torch.optim.AdamW(layer.parameters(), fused=True).step()
+
+
+def train_bare(trial: TrialRow) -> tuple[float, float]:
+    """Train a trial for the epochs that it ran in the search; start and end in Unix seconds."""
+    start = time.time()
+    train(
+        trial.hyperparameters, DATA[0], seed=trial.seed, epochs=trial.epochs, metric="val_accuracy"
+    )
+    return start, time.time()
+
+
+def report(repeats: list[Repeat], options: argparse.Namespace) -> None:
+    """Print the ratios with what they were measured on."""
+    ratios = [repeat.search / repeat.bare for repeat in repeats]
+    whole = [repeat.whole_phase / repeat.bare for repeat in repeats]
+    print(
+        json.dumps(
+            {
+                "search / bare loop (median, min, max)": [median(ratios), min(ratios), max(ratios)],
+                "whole phase / bare loop": [median(whole), min(whole), max(whole)],
+                "n": len(repeats),
+                "trials": options.trials,
+                "images": options.images,
+                "cores": cpu_count(),
+                "machine": platform.machine(),
+                "versions": {name: version(name) for name in ("ray", "torch", "optuna")},
+            },
+            indent=2,
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
