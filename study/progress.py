@@ -1,4 +1,4 @@
-"""Progress bars: live on a terminal, one line at the start and one at the end in a pipe or log."""
+"""Progress bars: live on a terminal, a line now and then in a pipe or log."""
 
 import sys
 import time
@@ -36,12 +36,9 @@ def progress(what: str, total: int, unit: Unit) -> Iterator[Callable[[int], None
     Yields:
         A function that takes the number of units done since its last call.
     """
-    started = time.monotonic()
     if not console.is_terminal:
-        size = f"{total / 1e6:,.0f} MB" if unit == "bytes" else f"{total:,} {unit}"
-        console.print(f"{what}: {size} ...")
-        yield lambda _: None
-        console.print(f"{what}: done in {time.monotonic() - started:,.0f} s")
+        with _plain_progress(what, total, unit) as advance:
+            yield advance
         return
     counts = (
         (DownloadColumn(), TransferSpeedColumn()) if unit == "bytes" else (MofNCompleteColumn(),)
@@ -50,3 +47,22 @@ def progress(what: str, total: int, unit: Unit) -> Iterator[Callable[[int], None
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(what, total=total)
         yield lambda done: bar.advance(task, done)
+
+
+@contextmanager
+def _plain_progress(what: str, total: int, unit: Unit) -> Iterator[Callable[[int], None]]:
+    """A line at the start, one a minute, and one at the end."""
+    started = said = time.monotonic()
+    done = 0
+
+    def advance(more: int) -> None:
+        nonlocal done, said
+        done += more
+        if time.monotonic() - said > 60:
+            said = time.monotonic()
+            console.print(f"{what}: {100 * done / total:.0f} %")
+
+    size = f"{total / 1e6:,.0f} MB" if unit == "bytes" else f"{total:,} {unit}"
+    console.print(f"{what}: {size} ...")
+    yield advance
+    console.print(f"{what}: done in {time.monotonic() - started:,.0f} s")

@@ -32,7 +32,7 @@ def command(*arguments: str) -> list[str]:
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(*arguments), capture_output=True, text=True, timeout=600, cwd=ROOT, check=False
+        command(*arguments), capture_output=True, text=True, timeout=3000, cwd=ROOT, check=False
     )
 
 
