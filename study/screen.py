@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, Group, OverflowMethod, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -197,7 +197,8 @@ class Screen:
         line = self._view.line(run)
         self._log_it(line)
         # A terminal gets one row per run, cut at its edge; a pipe gets the whole line.
-        console.print(line, no_wrap=True, overflow="ellipsis", soft_wrap=not console.is_terminal)
+        overflow: OverflowMethod = "ellipsis" if console.is_terminal else "ignore"
+        console.print(line, no_wrap=True, overflow=overflow, crop=console.is_terminal)
 
     def run_goes_on(self, run_id: str, epoch: int, value: float | None) -> None:
         """Show how far a run is: the epochs done and the score so far."""

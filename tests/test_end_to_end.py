@@ -161,6 +161,7 @@ def test_a_pipe_gets_a_line_per_run_and_no_noise_of_rays(finished: Finished) -> 
     lines = finished.output.splitlines()
     trials = [line for line in lines if re.match(r"\s*\d/7  (no-)?dropout-\d{3}  ", line)]
     assert len(trials) == 7
+    assert all(line.endswith(")") for line in trials), "a line was cut"
     assert "\x1b" not in finished.output
     assert not re.search(r"ray|Traceback|WARNING|INFO", re.sub(r"Used: .*", "", finished.output))
     log = finished.rundir.log.read_text()

@@ -192,7 +192,9 @@ def test_damaged_cache_is_fetched_anew(
 ) -> None:
     load_weights("imagenet-v1")
     (file,) = empty_cache.glob("*.pth")
-    file.write_bytes(file.read_bytes()[:-1])
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
     load_weights("imagenet-v1")
     assert file.read_bytes() == stand_in.read_bytes()
     assert f"{file} is damaged" in capsys.readouterr().out
