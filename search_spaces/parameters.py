@@ -109,7 +109,7 @@ PARAMETERS: Mapping[str, Parameter] = {
             "batch_size",
             "images per step",
             default=256,
-            range=Choice((128, 256, 512)),
+            range=Choice((256, 512, 1024)),
             rule=COUNT,
         ),
         Parameter(

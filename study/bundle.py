@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -150,7 +151,7 @@ def load(path: str | Path) -> Model:
             head=_part(tensors, "head."),
         )
         return Model(bundle)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder}: this bundle cannot be read ({error}); export anew.") from error
 
 

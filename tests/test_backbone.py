@@ -155,7 +155,7 @@ def run_keras_graph(model: dict[str, Any], data: bytes, images: Tensor) -> dict[
 def test_converted_weights_are_keras_network(
     keras_package: dict[str, bytes], images: Tensor, size: int, biases: str
 ) -> None:
-    """Both in fp64, so that nothing but the conversion can differ."""
+    """Both in fp64, so that only the conversion can differ: it folds the biases in fp32."""
     manifest = json.loads(keras_package[KERAS_MANIFEST])
     data = b"".join(keras_package[name] for name in KERAS_SHARDS)
     if biases == "large":
@@ -167,8 +167,8 @@ def test_converted_weights_are_keras_network(
         expected = run_keras_graph(manifest, data, batch)
         features = build_backbone(state, KERAS).double()(batch)
         logits = F.linear(features, weight.double(), bias.double())
-    assert relative_error(features, expected["avg_pool"]) < 1e-9
-    assert relative_error(logits, expected["fc1000"]) < 1e-9
+    assert relative_error(features, expected["avg_pool"]) < 1e-7
+    assert relative_error(logits, expected["fc1000"]) < 1e-7
 
 
 def test_keras_network_in_fp32(

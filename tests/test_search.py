@@ -84,7 +84,7 @@ def test_hyperparameters_lie_in_the_arm_and_the_recipe(storage: optuna.storages.
             assert values["dropout"] == 0.0
         else:
             assert 0.05 <= values["dropout"] <= 0.6
-        assert values["batch_size"] in (128, 256, 512)
+        assert values["batch_size"] in (256, 512, 1024)
         assert values["optimizer"] == "adamw"
 
 
