@@ -9,7 +9,8 @@ def has_native_bf16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 matrices in hardware, so that bf16 is the faster."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    features = torch.cpu.get_capabilities()
+    return any(features.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def cpu_count() -> int:

@@ -21,7 +21,7 @@ Unit = Literal["bytes", "images"]
 
 #: Everything that a person reads on the screen goes through this one console; a pipe or log gets
 #: lines that are wide enough for the tables.
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120)
 
 
 @contextmanager

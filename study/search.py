@@ -14,7 +14,6 @@ import optuna
 import ray
 from optuna.trial import FrozenTrial
 from ray import tune
-from ray.exceptions import RayTaskError
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 
@@ -304,8 +303,10 @@ def _ended_run(row: TrialRow) -> EndedRun:
 
 
 def _why_it_failed(trial: Trial) -> tuple[Literal["diverged", "failed"], str]:
-    error: BaseException | None = trial.get_pickled_error()
-    cause = error.as_instanceof_cause() if isinstance(error, RayTaskError) else error
-    if isinstance(cause, NonFiniteLossError):
-        return "diverged", str(cause).strip().splitlines()[-1]
-    return "failed", str(cause).strip().splitlines()[-1]
+    """The state of a trial that raised, and the last line of what it raised."""
+    # Ray copies the file to its storage only later, so `trial.get_error()` has nothing yet.
+    lines = Path(trial.error_file).read_text().strip().splitlines()
+    kind, _, reason = lines[-1].partition(": ")
+    if kind.endswith(NonFiniteLossError.__name__):
+        return "diverged", reason
+    return "failed", lines[-1]
