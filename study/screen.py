@@ -182,13 +182,16 @@ class Screen:
         view = PhaseView(title, metric, epochs, {name: Tally(n) for name, n in groups.items()})
         self._view = view
         try:
-            if not console.is_terminal:
-                yield view
-                return
-            with Live(view, console=console, refresh_per_second=4, transient=True):
+            if console.is_terminal:
+                with Live(view, console=console, refresh_per_second=4, transient=True):
+                    yield view
+            else:
                 yield view
         finally:
             self._view = None
+        if view.ended > view.already:
+            took = describe_time(time.monotonic() - view.started)
+            self.say(f"{title}: {view.ended - view.already} runs in {took}")
 
     def run_ended(self, run: EndedRun) -> None:
         """Show that a run of the phase has ended."""
