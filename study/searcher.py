@@ -44,6 +44,7 @@ def trial_seed(seed: int, arm: str, number: int) -> int:
 
 def open_storage(path: Path) -> optuna.storages.RDBStorage:
     """The Optuna storage of a run directory; made where it is not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     return optuna.storages.RDBStorage(f"sqlite:///{path.resolve()}")
 
 

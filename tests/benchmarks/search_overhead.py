@@ -1,6 +1,6 @@
 """What Ray Tune, Optuna and the bookkeeping add to the search phase.
 
-    python tests/benchmarks/search_overhead.py [--trials 12] [--repeats 3] [--images 60000]
+    python -m tests.benchmarks.search_overhead [--trials 12] [--repeats 3] [--images 60000]
 
 Each repeat runs a real search (default space, real features), then the very same epochs of the
 same trials in a bare loop: one process per core, each calling the training loop and nothing else.
