@@ -117,12 +117,13 @@ class PhaseView:
         return Group("", head, self._groups_table(), self._running_line())
 
     def _groups_table(self) -> Table:
-        table = Table(box=None, pad_edge=False, header_style="dim")
-        table.add_column("")
+        # Only the last column gives way where the terminal is narrow.
+        table = Table(box=None, pad_edge=False, header_style="dim", expand=True)
+        table.add_column("", no_wrap=True)
         for name in ("ended", "pruned", "broken"):
             table.add_column(name, justify="right")
         table.add_column("best so far", no_wrap=True)
-        table.add_column("with", no_wrap=True, overflow="ellipsis")
+        table.add_column("with", no_wrap=True, overflow="ellipsis", ratio=1)
         for name, tally in self.groups.items():
             best = tally.best
             table.add_row(
