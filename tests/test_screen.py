@@ -2,18 +2,14 @@
 
 from rich.console import Console
 
+from search_spaces import Value
 from study.screen import EndedRun, PhaseView, Tally
 
 
 def test_names_and_scores_stay_whole_on_a_narrow_terminal() -> None:
     view = PhaseView("Search", "val_accuracy", 15, {"no-dropout": Tally(4), "dropout": Tally(4)})
     view.running["dropout-001"] = (4, 0.8123)
-    values = {
-        "head": "512-256-512-128",
-        "learning_rate": 1e-3,
-        "weight_decay": 1e-2,
-        "dropout": 0.4,
-    }
+    values: dict[str, Value] = {"head": "512-256-512-128", "weight_decay": 1e-2, "dropout": 0.4}
     for arm, state in (
         ("no-dropout", "completed"),
         ("no-dropout", "pruned"),
