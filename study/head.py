@@ -1,5 +1,6 @@
 """The head that stands on the backbone."""
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -7,6 +8,26 @@ from torch import Tensor, nn
 
 from search_spaces import Value, dropout_rates, hidden_widths
 from study.streams import derive_seed
+
+
+class Dropout(nn.Dropout):
+    """PyTorch's dropout, with masks that a CPU draws several times as fast.
+
+    There 16 random bits decide on a unit, so a rate is kept to within 1/131,072. Other devices
+    and the evaluation mode take PyTorch's own path.
+    """
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Zero units at random and scale the others by 1 / (1 - rate); shapes are kept."""
+        if not self.training or self.p in (0.0, 1.0) or inputs.device.type != "cpu":
+            return super().forward(inputs)
+        words = torch.empty(math.ceil(inputs.numel() / 4), dtype=torch.int64)
+        words.random_(-(2**63), None)
+        bits = words.view(torch.int16)[: inputs.numel()].view(inputs.shape)
+        # Comparing straight into the inputs' type is vectorised; a mask of booleans is not.
+        mask = torch.empty_like(inputs, memory_format=torch.contiguous_format, requires_grad=False)
+        torch.ge(bits, round(self.p * 2**16) - 2**15, out=mask)
+        return inputs * mask.mul_(1 / (1 - self.p))
 
 
 def build_head(
@@ -30,7 +51,7 @@ def build_head(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "weights"))
         for width, rate in zip(hidden_widths(hyperparameters), rates, strict=True):
-            layers += [nn.Linear(features, width), nn.ReLU(), nn.Dropout(rate)]
+            layers += [nn.Linear(features, width), nn.ReLU(), Dropout(rate)]
             features = width
         layers.append(nn.Linear(features, classes))
     return nn.Sequential(*layers)

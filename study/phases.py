@@ -59,9 +59,9 @@ def run(study: Study) -> None:
             confirm(study, found, training, test, settings, screen, concurrency(study))
     exported = export(study, found, dataset, split, weights, preprocess, prepared.standardisation)
     report = write_report(rundir.path)
-    for table in report.as_rich():
+    for part in report.as_rich():
         screen.say()
-        screen.say(table)
+        screen.say(part)
     screen.say()
     screen.say(f"Used: {report.inputs}")
     screen.say(f"Report: {report.path}")

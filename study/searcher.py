@@ -49,7 +49,7 @@ def open_storage(path: Path) -> optuna.storages.RDBStorage:
 
 
 def open_study(
-    storage: optuna.storages.RDBStorage, arm: str, mode: Literal["min", "max"]
+    storage: optuna.storages.BaseStorage, arm: str, mode: Literal["min", "max"]
 ) -> optuna.Study:
     """The Optuna study of an arm; made where it is not there."""
     return optuna.create_study(
@@ -73,7 +73,7 @@ class ArmSearch(OptunaSearch):
         space: Space,
         arm: Arm,
         *,
-        storage: optuna.storages.RDBStorage,
+        storage: optuna.storages.BaseStorage,
         mode: Literal["min", "max"],
         epochs: int,
         trials: int,
@@ -84,7 +84,7 @@ class ArmSearch(OptunaSearch):
         Args:
             space: The space that the arm belongs to.
             arm: The arm to search; its fixed hyperparameters are passed through.
-            storage: Of the run directory.
+            storage: Of the run directory; in a simulation, any other.
             mode: Whether a better score is smaller or larger.
             epochs: Epochs of a full run: a trial that ends before them was stopped by ASHA.
             trials: Trials wanted in all, those of earlier starts included.
@@ -99,9 +99,10 @@ class ArmSearch(OptunaSearch):
             seed=derive_seed(seed, "sampler", arm.name, len(earlier)),
         )
         self._fixed = space.fixed_values(arm)
+        self._distributions = _distributions(space.ranges(arm))
         self._study_seed = seed
         super().__init__(
-            space=_distributions(space.ranges(arm)),
+            space=self._distributions,
             metric=SCORE,
             mode=mode,
             sampler=sampler,
@@ -123,7 +124,11 @@ class ArmSearch(OptunaSearch):
         """The next trial: one that was interrupted, else a new one."""
         if self._interrupted:
             frozen = self._interrupted.popleft()
-            self._ot_trials[trial_id] = optuna.Trial(self._study, frozen._trial_id)
+            taken_up = optuna.Trial(self._study, frozen._trial_id)
+            # It may have been interrupted while its hyperparameters were drawn.
+            for name, distribution in self._distributions.items():
+                taken_up._suggest(name, distribution)
+            self._ot_trials[trial_id] = taken_up
         drawn = super().suggest(trial_id)
         self._left -= 1
         self.started += 1

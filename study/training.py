@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from search_spaces import Value
+from search_spaces import PARAMETERS, Value
 from study.config import Metric
 from study.hardware import has_native_bf16
 from study.head import build_head
@@ -117,6 +117,7 @@ def train(
     device = data.train.inputs.device
     rows, features = data.train.inputs.shape
     batch_size = int(hyperparameters["batch_size"])
+    mask_stream = int(hyperparameters.get("mask_stream", PARAMETERS["mask_stream"].default))
     head = build_head(hyperparameters, features, data.classes, seed).to(device)
     optimizer = _build_optimizer(head, hyperparameters)
 
@@ -124,7 +125,7 @@ def train(
     for epoch in range(1, epochs + 1):
         start = time.time()
         order = epoch_order(rows, seed, epoch).to(device)
-        torch.manual_seed(derive_seed(seed, "masks", epoch))
+        torch.manual_seed(derive_seed(seed, "masks", mask_stream, epoch))
         head.train()
         for batch in order.split(batch_size):
             logits = forward(head, data.train.inputs[batch])

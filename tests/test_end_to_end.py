@@ -5,7 +5,6 @@ downloaded by the command itself where they are not there.
 """
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -23,17 +22,38 @@ from study.data import load_dataset, make_split
 from study.searcher import state_of
 
 ROOT = Path(__file__).parent.parent
-SMALL = ["--images", "3000", "--image-size", "32"]
+SMALL = "--images 3000 --image-size 32"
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, str(ROOT / "run_study.py"), *arguments]
+def command(options: str, rundir: Path | None = None) -> list[str]:
+    """The command with these options, its run directory being this one."""
+    place = ["--storage", str(rundir.parent), "--name", rundir.name] if rundir else []
+    return [sys.executable, str(ROOT / "run_study.py"), *options.split(), *place]
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run(options: str, rundir: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(*arguments), capture_output=True, text=True, timeout=3000, cwd=ROOT, check=False
+        command(options, rundir),
+        capture_output=True,
+        text=True,
+        timeout=3000,
+        cwd=ROOT,
+        check=False,
     )
+
+
+def start(options: str, rundir: Path) -> subprocess.Popen[bytes]:
+    """Start the command; it hears Ctrl-C even where the tests run in the background."""
+    return subprocess.Popen(
+        command(options, rundir),
+        stdout=subprocess.DEVNULL,
+        cwd=ROOT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+#: The study that most of these tests look at.
+STUDY = "--trials 7 --epochs 4 --seeds 2"
 
 
 @dataclass(frozen=True)
@@ -45,11 +65,10 @@ class Finished:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """A small study of the default space, from images to the best model."""
-    storage = tmp_path_factory.mktemp("runs")
-    sizes = ["--trials", "7", "--epochs", "4", "--seeds", "2"]
-    done = run(*sizes, *SMALL, "--storage", str(storage), "--name", "small")
+    rundir = tmp_path_factory.mktemp("runs") / "small"
+    done = run(f"{STUDY} {SMALL}", rundir)
     assert done.returncode == 0, done.stderr
-    return Finished(RunDir(storage / "small"), done.stdout)
+    return Finished(RunDir(rundir), done.stdout)
 
 
 def test_the_search_ran_the_trials_asked_for(finished: Finished) -> None:
@@ -154,6 +173,9 @@ def test_the_report_is_there_and_shown(finished: Finished) -> None:
         assert (report / "figures" / name).stat().st_size > 5000
     assert "Testing accuracy" in (report / "tables" / "article.md").read_text()
     assert "Testing accuracy" in finished.output
+    assert "Too few pairs for a verdict: 2 seeds" in finished.output
+    assert json.loads(finished.rundir.verdict.read_text())["outcome"] == "too few pairs"
+    assert "Too few pairs for a verdict" in (report / "index.html").read_text()
     assert str(finished.rundir.best_model) in finished.output
 
 
@@ -173,20 +195,7 @@ def test_a_second_study_starts_at_once_and_a_finished_one_is_not_run_again(
 ) -> None:
     confirm = finished.rundir.confirm
     before = confirm.stat().st_mtime_ns
-    again = run(
-        "--resume",
-        "--name",
-        "small",
-        "--trials",
-        "7",
-        "--epochs",
-        "4",
-        "--seeds",
-        "2",
-        *SMALL,
-        "--storage",
-        str(finished.rundir.path.parent),
-    )
+    again = run(f"--resume {STUDY} {SMALL}", finished.rundir.path)
     assert again.returncode == 0, again.stderr
     assert confirm.stat().st_mtime_ns == before
     assert "Computing features" not in again.stdout
@@ -194,29 +203,15 @@ def test_a_second_study_starts_at_once_and_a_finished_one_is_not_run_again(
 
 
 def test_what_changes_the_results_is_refused(finished: Finished) -> None:
-    storage = str(finished.rundir.path.parent)
-    again = run("--resume", "--name", "small", "--epochs", "5", *SMALL, "--storage", storage)
+    again = run(f"--resume --epochs 5 {SMALL}", finished.rundir.path)
     assert again.returncode == 2
     assert len(again.stderr.strip().splitlines()) == 1
     assert "--resume: this study has --" in again.stderr
 
 
 def test_trials_that_diverge_are_said_and_the_others_go_on(tmp_path: Path) -> None:
-    done = run(
-        "--space",
-        "tests.spaces:DIVERGING",
-        "--trials",
-        "8",
-        "--epochs",
-        "2",
-        "--seeds",
-        "0",
-        *SMALL,
-        "--storage",
-        str(tmp_path),
-        "--name",
-        "diverging",
-    )
+    space = "--space tests.spaces:DIVERGING"
+    done = run(f"{space} --trials 8 --epochs 2 --seeds 0 {SMALL}", tmp_path / "diverging")
     assert done.returncode == 0, done.stderr
     trials = RunDir(tmp_path / "diverging").read_trials()
     huge = [row for row in trials if row.hyperparameters["learning_rate"] == 1e30]
@@ -231,19 +226,8 @@ def test_trials_that_diverge_are_said_and_the_others_go_on(tmp_path: Path) -> No
 
 
 def test_a_space_without_search_goes_straight_to_confirmation(tmp_path: Path) -> None:
-    done = run(
-        "--space",
-        "article",
-        "--epochs",
-        "2",
-        "--seeds",
-        "1",
-        *SMALL[:2],
-        "--storage",
-        str(tmp_path),
-        "--name",
-        "article",
-    )
+    # No image size: the space brings its own.
+    done = run("--space article --epochs 2 --seeds 1 --images 3000", tmp_path / "article")
     assert done.returncode == 0, done.stderr
     rundir = RunDir(tmp_path / "article")
     assert rundir.read_study()["preprocess"]["name"] == "raw"
@@ -251,33 +235,52 @@ def test_a_space_without_search_goes_straight_to_confirmation(tmp_path: Path) ->
     assert [row.setting for row in rundir.read_confirm()] == ["no-dropout", "dropout"]
 
 
-def test_a_killed_study_goes_on(tmp_path: Path) -> None:
-    """SIGKILL in the middle of the search: the missing trials run, none is lost or run twice."""
-    arguments = [
-        "--trials",
-        "6",
-        "--epochs",
-        "4",
-        "--seeds",
-        "0",
-        *SMALL,
-        "--storage",
-        str(tmp_path),
-        "--name",
-        "killed",
-    ]
-    rundir = RunDir(tmp_path / "killed")
-    process = subprocess.Popen(command(*arguments), stdout=subprocess.DEVNULL, cwd=ROOT)
+def test_dose_trains_one_recipe_at_seven_rates(tmp_path: Path) -> None:
+    done = run(f"--space dose --trials 2 --epochs 2 --seeds 1 {SMALL}", tmp_path / "dose")
+    assert done.returncode == 0, done.stderr
+    rundir = RunDir(tmp_path / "dose")
+    (best,) = {row.recipe for row in rundir.read_confirm()}
+    champion = max(rundir.read_trials(), key=lambda row: row.score)
+    assert best == champion.arm
+    rates = [row.hyperparameters.get("dropout") for row in rundir.read_confirm()]
+    assert rates == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+    for row in rundir.read_confirm():
+        assert {**row.hyperparameters, "dropout": 0} == {**champion.hyperparameters, "dropout": 0}
+    assert "…" not in done.stdout
+
+
+def test_layerwise_searches_a_rate_per_hidden_layer(tmp_path: Path) -> None:
+    options = f"--space layerwise --trials 4 --epochs 2 --seeds 1 {SMALL}"
+    done = run(options, tmp_path / "layerwise")
+    assert done.returncode == 0, done.stderr
+    rundir = RunDir(tmp_path / "layerwise")
+    runs = [row.hyperparameters for row in rundir.read_trials()]
+    runs += [row.hyperparameters for row in rundir.read_confirm()]
+    rates = {(values["dropout_1"], values["dropout_2"]) for values in runs}
+    assert (0.0, 0.0) in rates
+    assert any(first != second for first, second in rates)
+    for row in rundir.read_confirm():
+        assert (row.hyperparameters["dropout_1"] == 0) == (row.setting == "no-dropout")
+
+
+@pytest.mark.parametrize(
+    ("how", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)]
+)
+def test_an_interrupted_study_goes_on(how: signal.Signals, status: int, tmp_path: Path) -> None:
+    """Killed or interrupted in the search: the missing trials run, none is lost or run twice."""
+    options = f"--trials 6 --epochs 4 --seeds 0 {SMALL}"
+    rundir = RunDir(tmp_path / "interrupted")
+    process = start(options, rundir.path)
     deadline = time.monotonic() + 300
     while len(rundir.read_epochs()) < 6:
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.send_signal(how)
+    assert process.wait(timeout=60) == status
     assert not rundir.trials.exists()
 
-    done = run("--resume", *arguments)
+    done = run(f"--resume {options}", rundir.path)
     assert done.returncode == 0, done.stderr
     trials = rundir.read_trials()
     assert len(trials) == 6
@@ -292,22 +295,9 @@ def test_a_killed_study_goes_on(tmp_path: Path) -> None:
 
 def test_ray_listens_on_loopback_only(tmp_path: Path) -> None:
     """By the kernel's own table of listening sockets, while a search runs."""
-    arguments = [
-        "--trials",
-        "4",
-        "--epochs",
-        "4",
-        "--seeds",
-        "0",
-        *SMALL,
-        "--storage",
-        str(tmp_path),
-        "--name",
-        "sockets",
-    ]
     before = listening()
-    process = subprocess.Popen(command(*arguments), stdout=subprocess.DEVNULL, cwd=ROOT)
     rundir = RunDir(tmp_path / "sockets")
+    process = start(f"--trials 4 --epochs 4 --seeds 0 {SMALL}", rundir.path)
     opened: set[tuple[str, int]] = set()
     while process.poll() is None:
         if rundir.epochs.exists():
@@ -334,10 +324,10 @@ def listening() -> set[tuple[str, int]]:
     return found
 
 
-@pytest.mark.parametrize("arguments", [["--trials", "0"], ["--spce", "dose"], ["--name", ".."]])
-def test_a_mistake_costs_one_line_and_status_2(arguments: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", ["--trials 0", "--spce dose", "--name .."])
+def test_a_mistake_costs_one_line_and_status_2(options: str, tmp_path: Path) -> None:
     done = subprocess.run(
-        command(*arguments), capture_output=True, text=True, timeout=60, cwd=tmp_path, check=False
+        command(options), capture_output=True, text=True, timeout=60, cwd=tmp_path, check=False
     )
     assert done.returncode == 2
     assert done.stdout == ""

@@ -109,6 +109,17 @@ def test_a_full_trial_is_told_complete_with_its_score(storage: optuna.storages.R
     assert len(trial.intermediate_values) == EPOCHS
 
 
+def test_a_trial_interrupted_while_it_was_drawn_is_drawn_to_the_end(
+    storage: optuna.storages.RDBStorage,
+) -> None:
+    cut_short = open_study(storage, "no-dropout", "max").ask()
+    rate = cut_short.suggest_float("learning_rate", 3e-5, 3e-3, log=True)
+    suggested = suggest(make_search(storage), "again")
+    assert suggested["run_id"] == "no-dropout-000"
+    assert suggested["hyperparameters"].keys() == SPACE.ranges(SPACE.arms[0]).keys()
+    assert suggested["hyperparameters"]["learning_rate"] == rate
+
+
 @pytest.mark.parametrize("state", ["diverged", "failed"])
 def test_a_trial_that_raised_is_told_failed_with_the_reason(
     storage: optuna.storages.RDBStorage, state: Literal["diverged", "failed"]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from study import training
 from study.config import Metric
-from study.head import build_head, restore_head
+from study.head import Dropout, build_head, restore_head
 from study.streams import derive_seed
 from study.training import (
     EpochMetrics,
@@ -119,6 +119,16 @@ def test_a_matched_pair_starts_from_the_same_weights_and_sees_the_same_batches(
     assert not same(without.last.weights, with_.last.weights)
 
 
+def test_the_placebo_changes_the_masks_alone(data: TrainingData) -> None:
+    def run(**values: float) -> Tensor:
+        ended = train({**RECIPE, **values}, data, seed=7, epochs=1, metric="val_loss")
+        return ended.last.weights["0.weight"]
+
+    assert torch.equal(run(), run(mask_stream=1))
+    assert not torch.equal(run(), run(mask_stream=2))
+    assert torch.equal(run(dropout=0.0), run(dropout=0.0, mask_stream=2))
+
+
 def test_every_epoch_sees_every_row_once_in_an_order_of_its_own() -> None:
     orders = [epoch_order(600, seed=1, epoch=epoch) for epoch in (1, 2)]
     assert all(torch.equal(order.sort().values, torch.arange(600)) for order in orders)
@@ -173,6 +183,29 @@ def test_a_tie_is_not_better() -> None:
     assert not is_better(0.8, 0.8, "val_accuracy")
     assert is_better(0.3, 0.4, "val_loss")
     assert not is_better(0.4, 0.4, "val_loss")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("rate", [0.05, 0.37, 0.6])
+def test_dropout_drops_at_its_rate_and_scales_what_it_keeps(
+    dtype: torch.dtype, rate: float
+) -> None:
+    torch.manual_seed(3)
+    inputs = torch.ones(1_001, 999, dtype=dtype, requires_grad=True)
+    outputs = Dropout(rate)(inputs)
+    assert outputs.dtype == dtype
+    dropped = outputs == 0
+    # Five standard errors of a mean of n Bernoulli draws.
+    tolerance = 5 * math.sqrt(rate * (1 - rate) / dropped.numel())
+    assert dropped.double().mean() == pytest.approx(rate, abs=tolerance)
+    assert outputs.max().item() == pytest.approx(1 / (1 - rate), rel=torch.finfo(dtype).eps)
+    neighbours = (dropped[:, 1:] & dropped[:, :-1]).double().mean()
+    assert neighbours == pytest.approx(rate**2, abs=5 * rate / math.sqrt(dropped.numel()))
+
+    outputs.sum().backward()
+    assert torch.equal(inputs.grad, outputs)  # type: ignore[arg-type]
+    assert torch.equal(Dropout(rate).eval()(inputs), inputs)
+    assert not torch.equal(Dropout(rate)(inputs), outputs)
 
 
 def test_the_head_is_linear_relu_dropout_per_width() -> None:
