@@ -95,7 +95,7 @@ PARAMETERS: Mapping[str, Parameter] = {
             "learning_rate",
             "step size of the optimizer",
             default=5e-4,
-            range=Float(1e-4, 3e-3, log=True),
+            range=Float(3e-5, 3e-3, log=True),
             rule=POSITIVE,
         ),
         Parameter(
@@ -135,6 +135,13 @@ PARAMETERS: Mapping[str, Parameter] = {
                 rule=RATE,
             )
             for layer, name in enumerate(LAYER_RATES, start=1)
+        ),
+        Parameter(
+            "mask_stream",
+            "which stream of dropout masks a seed stands for; changes nothing else: a placebo",
+            default=1,
+            range=Choice((1, 2)),
+            rule=COUNT,
         ),
     )
 }

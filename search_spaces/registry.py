@@ -4,12 +4,13 @@ import difflib
 import importlib
 from collections.abc import Mapping
 
-from search_spaces import article, dose, dropout, layerwise
+from search_spaces import article, dose, dropout, layerwise, placebo
 from search_spaces.ranges import SpaceError
 from search_spaces.space import Space
 
 SPACES: Mapping[str, Space] = {
-    space.name: space for space in (dropout.SPACE, article.SPACE, dose.SPACE, layerwise.SPACE)
+    space.name: space
+    for space in (dropout.SPACE, article.SPACE, dose.SPACE, layerwise.SPACE, placebo.SPACE)
 }
 
 
