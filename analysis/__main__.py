@@ -1,4 +1,4 @@
-"""Write the report of a study anew: `python -m analysis runs/NAME`."""
+"""Write the report of a study anew: `python -m analysis runs/NAME`; of several, one page."""
 
 import argparse
 import sys
@@ -6,30 +6,41 @@ from pathlib import Path
 
 from rich.console import Console
 
+from analysis.compare import write_comparison
 from analysis.report import write_report
 from analysis.rundir import RunDirError
 
 #: Columns of the output where no terminal says how wide it is.
 PIPE_WIDTH = 140
 
+#: The page about several studies.
+COMPARISON = Path("comparison.html")
+
 
 def main() -> int:
     """Write and print the report; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m analysis",
-        description="Write the tables and figures of a study into its run directory.",
+        description="Write the report of a study into its run directory. With several studies,"
+        f" write one page that compares them, {COMPARISON}, into the current folder.",
     )
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="for example runs/my-study")
-    run_dir = parser.parse_args().run_dir
+    parser.add_argument(
+        "run_dir", type=Path, nargs="+", metavar="RUN_DIR", help="for example runs/my-study"
+    )
+    run_dirs = parser.parse_args().run_dir
+    width = None if sys.stdout.isatty() else PIPE_WIDTH
+    console = Console(highlight=False, width=width)
     try:
-        report = write_report(run_dir)
+        if len(run_dirs) > 1:
+            console.print(write_comparison(run_dirs, COMPARISON).to_rich())
+            console.print(f"Comparison: {COMPARISON}", soft_wrap=True)
+            return 0
+        report = write_report(*run_dirs)
     except (RunDirError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    width = None if sys.stdout.isatty() else PIPE_WIDTH
-    console = Console(highlight=False, width=width)
-    for table in report.as_rich():
-        console.print(table)
+    for part in report.as_rich():
+        console.print(part)
     console.print(f"Used: {report.inputs}", soft_wrap=True)
     console.print(f"Report: {report.path}", soft_wrap=True)
     return 0

@@ -1,13 +1,16 @@
 """The run directory as pandas frames: what every table and figure starts from."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import pandas as pd
 
-from analysis.rundir import ConfirmRow, EpochRow, RunDir, TrialRow
+from analysis.rundir import ConfirmRow, EpochRow, RunDir, RunDirError, TrialRow
+from analysis.words import count
+
+Row = TypeVar("Row")
 
 #: Whether settings are compared by confirmation runs, or for want of them by the champions.
 Evidence = Literal["confirmation", "champions"]
@@ -18,18 +21,22 @@ class StudyFrames:
     """What a study has written so far; columns as `analysis.rundir` describes them.
 
     Attributes:
+        path: The run directory.
         record: study.json.
         epochs: A row per epoch of every run, its last attempt.
         trials: A row per trial; empty before the search has ended.
         confirm: A row per confirmation run; empty before all have ended.
         hyperparameters: Names of the hyperparameters among the columns of trials and confirm.
+        problems: What could not be read, or is not there yet; a sentence each.
     """
 
+    path: Path
     record: dict[str, Any]
     epochs: pd.DataFrame
     trials: pd.DataFrame
     confirm: pd.DataFrame
     hyperparameters: tuple[str, ...]
+    problems: tuple[str, ...] = ()
 
     @property
     def metric(self) -> str:
@@ -59,17 +66,48 @@ def load_frames(run_dir: Path) -> StudyFrames:
         RunDirError: It is none, or a file in it cannot be read.
     """
     directory = RunDir(run_dir)
-    record = directory.read_study()
-    trials, confirm = directory.read_trials(), directory.read_confirm()
-    runs: list[TrialRow | ConfirmRow] = [*trials, *confirm]
-    names = dict.fromkeys(name for row in runs for name in row.hyperparameters)
-    return StudyFrames(
-        record=record,
-        epochs=_frame(EpochRow, directory.read_epochs()),
-        trials=_frame(TrialRow, trials),
-        confirm=_frame(ConfirmRow, confirm),
-        hyperparameters=tuple(names),
+    return _frames(
+        directory,
+        directory.read_study(),
+        directory.read_epochs(),
+        directory.read_trials(),
+        directory.read_confirm(),
     )
+
+
+def load_what_is_there(run_dir: Path) -> StudyFrames:
+    """Read a run directory that may be damaged or half finished, and say what is missing.
+
+    Raises:
+        RunDirError: It is no run directory, or one of another format.
+    """
+    directory, problems = RunDir(run_dir), list[str]()
+
+    def read(file: Path, rows: Callable[[], list[Row]], missing: str) -> list[Row]:
+        if not file.exists():
+            problems.append(missing)
+            return []
+        try:
+            return rows()
+        except RunDirError as error:
+            problems.append(f"Damaged, and left out: {error}.")
+            return []
+
+    record = directory.read_study()
+    epochs = read(directory.epochs, directory.read_epochs, "No epoch has ended yet.")
+    trials = read(
+        directory.trials,
+        directory.read_trials,
+        "There is no trials.csv: the search has not ended, or there was nothing to search.",
+    )
+    done = len(list(directory.confirm_dir.glob("*.json")))
+    confirm = read(
+        directory.confirm,
+        directory.read_confirm,
+        f"There is no confirm.csv: {count(done, 'confirmation run')} done; they are compared when"
+        " all have ended.",
+    )
+    return replace(_frames(directory, record, epochs, trials, confirm), problems=tuple(problems))
 
 
 def compute_champions(frames: StudyFrames) -> pd.DataFrame:
@@ -80,15 +118,47 @@ def compute_champions(frames: StudyFrames) -> pd.DataFrame:
     return best_first.drop_duplicates("arm").sort_index()
 
 
+def settings_in_order(confirm: pd.DataFrame) -> tuple[str, ...]:
+    """The settings of the factor in the study's order, whichever confirmation runs failed.
+
+    Every seed's runs stand in that order; the one with the most runs shows most of it.
+    """
+    if confirm.empty:
+        return ()
+    fullest = confirm["seed"].value_counts(sort=False).idxmax()
+    in_order = confirm.loc[confirm["seed"] == fullest, "setting"]
+    return tuple(dict.fromkeys([*in_order, *confirm["setting"]]))
+
+
 def compute_compared_runs(frames: StudyFrames) -> ComparedRuns:
     """The confirmation runs where there are any, else the champions of the search."""
     if len(frames.confirm):
         evidence: Evidence = "confirmation"
-        runs = frames.confirm
+        runs, settings = frames.confirm, settings_in_order(frames.confirm)
     else:
         evidence = "champions"
         runs = compute_champions(frames).assign(setting=lambda champions: champions["arm"])
-    return ComparedRuns(evidence, runs, tuple(runs["setting"].unique()))
+        settings = tuple(runs["setting"].unique())
+    return ComparedRuns(evidence, runs, settings)
+
+
+def _frames(
+    directory: RunDir,
+    record: dict[str, Any],
+    epochs: list[EpochRow],
+    trials: list[TrialRow],
+    confirm: list[ConfirmRow],
+) -> StudyFrames:
+    runs: list[TrialRow | ConfirmRow] = [*trials, *confirm]
+    names = dict.fromkeys(name for row in runs for name in row.hyperparameters)
+    return StudyFrames(
+        path=directory.path,
+        record=record,
+        epochs=_frame(EpochRow, epochs),
+        trials=_frame(TrialRow, trials),
+        confirm=_frame(ConfirmRow, confirm),
+        hyperparameters=tuple(names),
+    )
 
 
 def _frame(

@@ -1,13 +1,18 @@
 """Tables as people read them: the same cells on the screen and in Markdown."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich import box
 from rich.table import Table
 from tabulate import tabulate
 
+from analysis.health import Finding
+from analysis.signflip import Effect
 from analysis.tables import ArticleTable, Cell, SearchRow, SearchTable
+from analysis.verdict import FEWEST_PAIRS, Comparison, Verdict
+from analysis.words import count, interval, p_value, signed
 
 
 @dataclass(frozen=True)
@@ -48,29 +53,29 @@ class Grid:
         return table
 
 
+#: More settings than this stand in rows: as columns they would not fit a terminal.
+MOST_COLUMNS = 3
+
+
 def show_article_table(table: ArticleTable) -> Grid:
     """The article's table in words, with what it rests on."""
+    title, note = "The article's table, measured anew", _article_note(table)
     counts = [cell.n for cell in table.rows[0].cells]
-    return Grid(
-        title="The article's table, measured anew",
-        header=(
-            "",
-            "measured on",
-            *(f"{name} (n = {n})" for name, n in zip(table.settings, counts, strict=True)),
-            "article, without",
-            "article, with",
-        ),
-        rows=tuple(
-            (
-                row.name,
-                row.measured_on,
-                *(_cell(cell, row.percent) for cell in row.cells),
-                *(f"{figure:g}{' %' if row.percent else ''}" for figure in row.article),
-            )
-            for row in table.rows
-        ),
-        note=_article_note(table),
-    )
+    settings = [f"{name} (n = {n})" for name, n in zip(table.settings, counts, strict=True)]
+    columns = [*settings, "article, without", "article, with"]
+    figures = [
+        [
+            *(_cell(cell, row.percent) for cell in row.cells),
+            *(f"{figure:g}{' %' if row.percent else ''}" for figure in row.article),
+        ]
+        for row in table.rows
+    ]
+    names = [f"{row.name} ({row.measured_on})" for row in table.rows]
+    if len(settings) > MOST_COLUMNS:
+        by_setting = tuple(zip(columns, *figures, strict=True))
+        return Grid(title, ("", *names), by_setting, note)
+    rows = tuple((name, *cells) for name, cells in zip(names, figures, strict=True))
+    return Grid(title, ("", *columns), rows, note)
 
 
 def show_search_table(table: SearchTable) -> Grid:
@@ -97,6 +102,73 @@ def show_search_table(table: SearchTable) -> Grid:
     )
 
 
+def show_effects(verdict: Verdict) -> Grid:
+    """What the factor changes, measure by measure."""
+    measures = (
+        ("test accuracy, selected epoch", "accuracy", "points", 2),
+        ("test loss, selected epoch", "loss", "nats", 3),
+        ("test accuracy, last epoch", "last_accuracy", "points", 2),
+        ("test loss, last epoch", "last_loss", "nats", 3),
+    )
+    rows = []
+    for comparison in verdict.comparisons:
+        for name, attribute, unit, digits in measures:
+            rows.append(_effect(comparison, name, getattr(comparison, attribute), unit, digits))
+        if len(comparison.by_recipe) > 1:
+            for recipe, effect in comparison.by_recipe.items():
+                name = f"test accuracy, selected epoch, recipe {recipe} alone"
+                rows.append(_effect(comparison, name, effect, "points", 2))
+    header = ("setting", "measured", "change", "95 % CI", "p")
+    return Grid("What the factor changes", header, tuple(rows), _effects_note(verdict))
+
+
+def show_health(findings: Sequence[Finding]) -> Grid:
+    """The health checks, those not passed first."""
+    ordered = sorted(findings, key=lambda finding: finding.passed)
+    rows = tuple(
+        (f.check, "passed" if f.passed else "look", f.seen, f.meaning, f.remedy) for f in ordered
+    )
+    header = ("check", "", "seen", "why it matters", "what to do")
+    return Grid("Health checks", header, rows, "What could make a comparison less than it seems.")
+
+
+def _effect(
+    comparison: Comparison, name: str, effect: Effect, unit: str, digits: int
+) -> tuple[str, ...]:
+    change = f"{signed(effect.mean, digits)} {unit}"
+    return (comparison.setting, name, change, interval(effect, digits), p_value(effect.p))
+
+
+def _effects_note(verdict: Verdict) -> str:
+    if not verdict.comparisons:
+        return "There are no matched pairs."
+    first = verdict.comparisons[0]
+    parts = [
+        f"Mean of {count(first.accuracy.n, 'seed')} × {count(first.recipes, 'recipe')} of matched"
+        f" pairs, against {first.baseline}; exact sign-flip test, and the interval that inverts it."
+        " The verdict goes by the first row; the others are looks from the side, their p-values"
+        " not corrected."
+    ]
+    if len(verdict.comparisons) == 1:
+        if not math.isnan(first.correlation):
+            parts.append(f"Correlation of test accuracy within pairs: {signed(first.correlation)}.")
+        parts.append(_standard_errors(first))
+    else:
+        largest = ", ".join(f"{c.setting} {p_value(c.adjusted_p)}" for c in verdict.comparisons)
+        parts.append(f"p of test accuracy after Holm's correction: {largest}.")
+    return " ".join(parts)
+
+
+def _standard_errors(comparison: Comparison) -> str:
+    errors = comparison.errors
+    if math.isnan(errors.images):
+        return f"Standard error from the seeds: {errors.seeds:.2f} points."
+    return (
+        f"Standard error of the change in test accuracy: {errors.seeds:.2f} points from the seeds,"
+        f" {errors.images:.2f} from the finite set of test images, {errors.both:.2f} from both."
+    )
+
+
 def _article_note(table: ArticleTable) -> str:
     article = (
         "The article trained all layers on images of 32 px, one run per model, and took both its"
@@ -110,21 +182,23 @@ def _article_note(table: ArticleTable) -> str:
             " images it was chosen by. That says little about dropout, and there are no test"
             f" figures. {article}"
         )
-    return (
-        "Mean ± standard deviation over n confirmation runs"
-        f" ({_count(table.recipes, 'recipe')}, {_count(table.seeds, 'seed')}), each at the epoch"
-        f" selected on val; training figures with dropout off. {article}"
+    interval = (
+        "with its 95 % confidence interval"
+        if table.seeds >= FEWEST_PAIRS
+        else f"too few for a confidence interval (at least {FEWEST_PAIRS} seeds)"
     )
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}{'' if number == 1 else 's'}"
+    return (
+        f"Mean over n confirmation runs ({count(table.recipes, 'recipe')},"
+        f" {count(table.seeds, 'seed')}), {interval}, each run at the epoch selected on val;"
+        f" training figures with dropout off. {article}"
+    )
 
 
 def _cell(cell: Cell, percent: bool) -> str:
     digits, unit = (2, " %") if percent else (3, "")
-    spread = "" if math.isnan(cell.sd) else f" ± {cell.sd:.{digits}f}"
-    return f"{cell.mean:.{digits}f}{spread}{unit}"
+    if not math.isfinite(cell.low):
+        return f"{cell.mean:.{digits}f}{unit}"
+    return f"{cell.mean:.{digits}f}{unit} ({cell.low:.{digits}f} to {cell.high:.{digits}f})"
 
 
 def _score(score: float, metric: str) -> str:

@@ -1,16 +1,22 @@
 """The report: every table and figure of a run directory, written into its folder report/."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
-from rich.table import Table
+from rich.console import RenderableType
+from rich.text import Text
 
-from analysis.curves import compute_curves
-from analysis.figures import make_curves_figure, render
-from analysis.frames import StudyFrames, load_frames
-from analysis.grid import Grid, show_article_table, show_search_table
-from analysis.provenance import describe_inputs
+from analysis.agreement import compute_agreement, say_agreement
+from analysis.damage import find_damage
+from analysis.figures import Picture, make_pictures, render_file
+from analysis.frames import StudyFrames, load_what_is_there
+from analysis.grid import Grid, show_article_table, show_effects, show_health, show_search_table
+from analysis.health import Finding, check_health
+from analysis.inputs import describe_inputs
+from analysis.looks import record_verdict
+from analysis.page import Section, render_page
 from analysis.rundir import RunDir, write_whole
 from analysis.tables import (
     ArticleTable,
@@ -18,53 +24,143 @@ from analysis.tables import (
     compute_article_table,
     compute_search_table,
 )
+from analysis.verdict import Verdict, compute_verdict, say_champions, say_loss
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was written, and the tables as data.
+    """What was written, and what it says.
 
     Attributes:
         path: The page that shows it all.
         inputs: What the study used, one line.
+        problems: What could not be read or is not there yet, a sentence each.
+        verdict: What the study has shown.
+        sentences: The verdict in words, the first sentence before all.
         article: The article's table.
         search: The trials by arm.
+        findings: Health checks.
         tables: The files of the tables.
-        figures: The files of the figures; none before there is a curve to draw.
+        figures: The files of the figures; none before there is something to draw.
     """
 
     path: Path
     inputs: str
+    problems: tuple[str, ...]
+    verdict: Verdict
+    sentences: tuple[str, ...]
     article: ArticleTable
     search: SearchTable
+    findings: tuple[Finding, ...]
     tables: tuple[Path, ...]
     figures: tuple[Path, ...]
 
-    def as_rich(self) -> tuple[Table, ...]:
-        """The tables for a rich console, those without a row left out."""
+    def as_rich(self) -> tuple[RenderableType, ...]:
+        """All of it for a rich console: tables with rows in them, and the verdict at the end."""
         grids = (show_search_table(self.search), show_article_table(self.article))
-        return tuple(grid.to_rich() for grid in grids if grid.rows)
+        tables = [grid.to_rich() for grid in grids if grid.rows]
+        return (*tables, *map(Text, self.problems), *map(Text, self.sentences))
 
 
 def write_report(run_dir: Path) -> Report:
-    """Write tables, figures and the page that shows them; earlier ones are replaced.
+    """Write tables, figures, the verdict and the page that shows them; earlier ones are replaced.
+
+    What is damaged or not there yet is said and left out.
 
     Raises:
-        RunDirError: The run directory is none, or a file in it cannot be read.
+        RunDirError: It is no run directory, one of another format, or a file in the way is damaged.
     """
-    frames = load_frames(run_dir)
-    folder = RunDir(run_dir).report
+    frames = load_what_is_there(run_dir)
+    problems = (*frames.problems, *find_damage(run_dir))
     inputs = describe_inputs(frames.record)
+    verdict = compute_verdict(frames)
     article, search = compute_article_table(frames), compute_search_table(frames)
-    grids = (show_article_table(article), show_search_table(search))
-    tables = (
-        *_write_table(folder, "article", grids[0], _article_frame(article), inputs),
-        *_write_table(folder, "search", grids[1], _search_frame(search), inputs),
+    findings = check_health(frames, verdict)
+    sentences = _sentences(verdict, record_verdict(run_dir, verdict), findings)
+    pictures = make_pictures(frames)
+    folder = RunDir(run_dir).report
+    path = folder / "index.html"
+    sections = _sections(frames, problems, verdict, article, search, findings, pictures)
+    title = run_dir.resolve().name
+    page = render_page(title, sentences, verdict.outcome, sections, frames.record)
+    write_whole(path, page)
+    return Report(
+        path=path,
+        inputs=inputs,
+        problems=problems,
+        verdict=verdict,
+        sentences=sentences,
+        article=article,
+        search=search,
+        findings=findings,
+        tables=_write_tables(folder, verdict, article, search, findings, inputs),
+        figures=_write_figures(folder, pictures, inputs),
     )
-    figures = _write_figures(folder, frames, inputs)
-    path = folder / "report.md"
-    write_whole(path, _page(run_dir.resolve().name, grids, figures, inputs))
-    return Report(path, inputs, article, search, tables, figures)
+
+
+def _sentences(verdict: Verdict, look: int, findings: Sequence[Finding]) -> tuple[str, ...]:
+    again = f" Look {look} at the test set; the earlier verdicts stay in verdict.json."
+    said = [verdict.sentence + (again if look > 1 else "")]
+    if len(verdict.comparisons) == 1:
+        said.append(say_loss(verdict.comparisons[0]))
+    warnings = [finding.check for finding in findings if not finding.passed]
+    if warnings and verdict.comparisons:
+        said.append(f"Be careful about: {'; '.join(warnings)}.")
+    return tuple(said)
+
+
+def _sections(
+    frames: StudyFrames,
+    problems: Sequence[str],
+    verdict: Verdict,
+    article: ArticleTable,
+    search: SearchTable,
+    findings: Sequence[Finding],
+    pictures: Mapping[str, Sequence[Picture]],
+) -> tuple[Section, ...]:
+    agreement = say_agreement(compute_agreement(frames))
+    champions = [say_champions(verdict.champions)] if verdict.champions else []
+    warnings = [finding for finding in findings if not finding.passed]
+    passed = [finding for finding in findings if finding.passed]
+    effects, found = show_effects(verdict), show_search_table(search)
+    return (
+        Section("problems", "Not all is there", texts=problems),
+        Section(
+            "article",
+            "The article's table, measured anew",
+            texts=[agreement] if agreement else [],
+            grids=[show_article_table(article)],
+        ),
+        Section("comparison", "The comparison", pictures=pictures.get("comparison", ())),
+        Section("warnings", "What to be careful about", findings=warnings),
+        Section("effects", effects.title, champions, [effects] if effects.rows else []),
+        Section("predictions", "What the models predict", pictures=pictures.get("predictions", ())),
+        Section(
+            "search",
+            found.title,
+            grids=[found] if found.rows else [],
+            pictures=pictures.get("search", ()),
+        ),
+        Section("health", "Health checks that were passed", findings=passed),
+    )
+
+
+def _write_tables(
+    folder: Path,
+    verdict: Verdict,
+    article: ArticleTable,
+    search: SearchTable,
+    findings: Sequence[Finding],
+    inputs: str,
+) -> tuple[Path, ...]:
+    return (
+        *_write_table(
+            folder, "article", show_article_table(article), _article_frame(article), inputs
+        ),
+        *_write_table(folder, "effects", show_effects(verdict), _effects_frame(verdict), inputs),
+        *_write_table(folder, "search", show_search_table(search), _search_frame(search), inputs),
+        *_write_table(folder, "health", show_health(findings), pd.DataFrame(findings), inputs),
+    )
 
 
 def _write_table(
@@ -77,7 +173,7 @@ def _write_table(
 
 
 def _article_frame(table: ArticleTable) -> pd.DataFrame:
-    """Columns: row, measured_on, unit, then per setting its mean, sd and n, then the article's."""
+    """Columns: row, measured_on, unit, then per setting its figures, then the article's."""
     lines = []
     for row in table.rows:
         line: dict[str, str | float] = {
@@ -87,6 +183,8 @@ def _article_frame(table: ArticleTable) -> pd.DataFrame:
         }
         for setting, cell in zip(table.settings, row.cells, strict=True):
             line[f"{setting} mean"] = cell.mean
+            line[f"{setting} low"] = cell.low
+            line[f"{setting} high"] = cell.high
             line[f"{setting} sd"] = cell.sd
             line[f"{setting} n"] = cell.n
         line["article without"], line["article with"] = row.article
@@ -111,26 +209,30 @@ def _search_frame(table: SearchTable) -> pd.DataFrame:
     )
 
 
-def _write_figures(folder: Path, frames: StudyFrames, inputs: str) -> tuple[Path, ...]:
-    curves = compute_curves(frames)
-    if not curves.settings:
-        return ()
+def _effects_frame(verdict: Verdict) -> pd.DataFrame:
+    """A row per setting and measure; accuracies in points, losses in nats."""
+    lines = []
+    for comparison in verdict.comparisons:
+        effects = {
+            "test_accuracy": comparison.accuracy,
+            "test_loss": comparison.loss,
+            "last_test_accuracy": comparison.last_accuracy,
+            "last_test_loss": comparison.last_loss,
+            **{f"test_accuracy recipe {k}": e for k, e in comparison.by_recipe.items()},
+        }
+        for measure, effect in effects.items():
+            place = {"setting": comparison.setting, "baseline": comparison.baseline}
+            lines.append({**place, "measure": measure, **asdict(effect)})
+    return pd.DataFrame(lines)
+
+
+def _write_figures(
+    folder: Path, pictures: Mapping[str, Sequence[Picture]], inputs: str
+) -> tuple[Path, ...]:
     written = []
-    for quantity in ("accuracy", "loss"):
-        figure = make_curves_figure(curves, quantity, inputs)
+    for picture in (picture for section in pictures.values() for picture in section):
         for file_format in ("svg", "png"):
-            path = folder / "figures" / f"{quantity}.{file_format}"
-            write_whole(path, render(figure, file_format))
+            path = folder / "figures" / f"{picture.name}.{file_format}"
+            write_whole(path, render_file(picture, inputs, file_format))
             written.append(path)
     return tuple(written)
-
-
-def _page(name: str, grids: tuple[Grid, ...], figures: tuple[Path, ...], inputs: str) -> str:
-    images = (f"![{path.stem} by epoch](figures/{path.name})" for path in figures)
-    parts = [
-        f"# {name}\n",
-        *(grid.to_markdown() for grid in grids),
-        *(f"{image}\n" for image in images if image.endswith(".svg)")),
-        f"Used: {inputs}\n",
-    ]
-    return "\n".join(parts)

@@ -10,7 +10,8 @@
       confirm/       per confirmation run `<run_id>.npz`, its predictions, and `<run_id>.json`, its
                      row, written last: where it stands, the run is done;
                      `best.safetensors`, the head of the run with the best score
-      report/        report.md, tables/*.csv and *.md, figures/*.svg and *.png
+      report/        index.html, the page that shows it all; verdict.json, what the study has shown,
+                     with every look at the test set; tables/*.csv and *.md, figures/*.svg and *.png
       best_model/    the bundle
       log.txt        what the study said
 
@@ -220,6 +221,10 @@ class RunDir:
         """Folder of the confirmation runs' predictions."""
         return self.path / "confirm"
 
+    def predictions(self, run_id: str) -> Path:
+        """Logits and labels of a confirmation run, arrays as `write_confirmation` describes."""
+        return self.confirm_dir / f"{run_id}.npz"
+
     @property
     def best_head(self) -> Path:
         """Weights of the confirmation run with the best score; its run id is in the metadata."""
@@ -229,6 +234,11 @@ class RunDir:
     def report(self) -> Path:
         """Folder of the report."""
         return self.path / "report"
+
+    @property
+    def verdict(self) -> Path:
+        """What the study has shown, as data."""
+        return self.report / "verdict.json"
 
     @property
     def best_model(self) -> Path:
@@ -338,14 +348,14 @@ class RunDir:
             test_labels: [images of test], likewise.
         """
         predictions = io.BytesIO()
-        np.savez(
+        np.savez_compressed(
             predictions,
             val_logits=val_logits.astype(np.float16),
             test_logits=test_logits.astype(np.float16),
             val_labels=val_labels.astype(np.int64),
             test_labels=test_labels.astype(np.int64),
         )
-        write_whole(self.confirm_dir / f"{run_id}.npz", predictions.getvalue())
+        write_whole(self.predictions(run_id), predictions.getvalue())
         write_whole(self.confirm_dir / f"{run_id}.json", to_json(asdict(row), indent=2))
 
     def read_confirmations(self) -> list[ConfirmRow]:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -14,6 +14,7 @@ from analysis.frames import (
     compute_champions,
     compute_compared_runs,
 )
+from analysis.signflip import estimate_effect
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,16 @@ class Cell:
 
     Attributes:
         mean: Of the runs; per cent where it is an accuracy.
-        sd: Sample standard deviation (divisor n - 1), same unit; NaN for a single run.
+        low: Lower end of the mean's 95 % confidence interval over the seeds, same unit; -inf with
+            fewer than 6 seeds.
+        high: Upper end; inf likewise.
+        sd: Sample standard deviation (divisor n - 1) of the runs; NaN for a single run.
         n: Number of runs.
     """
 
     mean: float
+    low: float
+    high: float
     sd: float
     n: int
 
@@ -107,14 +113,32 @@ class SearchTable:
     rows: tuple[SearchRow, ...]
 
 
-#: Row, whether an accuracy, the article's figures, column and images with confirmation runs, and
-#: column and images without. The article validated on its test images: its validation loss is the
-#: loss on test.
-_FOUR_ROWS = (
-    ("Training accuracy", True, (94.5, 97.54), "train_accuracy", "train", "train_accuracy"),
-    ("Testing accuracy", True, (78.76, 79.87), "test_accuracy", "test", "val_accuracy"),
-    ("Training loss", False, (0.17, 0.08), "train_loss", "train", "train_loss"),
-    ("Validation loss", False, (0.86, 1.01), "test_loss", "test", "val_loss"),
+class Figures(NamedTuple):
+    """What the article reports, and where this study has it.
+
+    Attributes:
+        name: Of the row.
+        percent: Whether it is an accuracy, in per cent.
+        article: Without and with dropout.
+        column: Of a confirmation run.
+        images: Measured on.
+        trial_column: Of a trial, where there are no confirmation runs.
+    """
+
+    name: str
+    percent: bool
+    article: tuple[float, float]
+    column: str
+    images: str
+    trial_column: str
+
+
+#: The article validated on its test images: its validation loss is the loss on test.
+ARTICLE_ROWS = (
+    Figures("Training accuracy", True, (94.5, 97.54), "train_accuracy", "train", "train_accuracy"),
+    Figures("Testing accuracy", True, (78.76, 79.87), "test_accuracy", "test", "val_accuracy"),
+    Figures("Training loss", False, (0.17, 0.08), "train_loss", "train", "train_loss"),
+    Figures("Validation loss", False, (0.86, 1.01), "test_loss", "test", "val_loss"),
 )
 
 
@@ -123,7 +147,7 @@ def compute_article_table(frames: StudyFrames) -> ArticleTable:
     compared = compute_compared_runs(frames)
     confirmed = compared.evidence == "confirmation"
     rows = []
-    for name, percent, article, column, images, val_column in _FOUR_ROWS:
+    for name, percent, article, column, images, val_column in ARTICLE_ROWS:
         if not confirmed:
             column = val_column
             images = "val" if column.startswith("val") else "part of train"
@@ -163,9 +187,20 @@ def compute_search_table(frames: StudyFrames) -> SearchTable:
 
 
 def _cells(compared: ComparedRuns, column: str, scale: float) -> tuple[Cell, ...]:
-    setting_of = compared.runs["setting"]
     cells = []
     for setting in compared.settings:
-        figures = scale * compared.runs.loc[setting_of == setting, column]
-        cells.append(Cell(float(figures.mean()), float(figures.std()), int(figures.count())))
+        runs = compared.runs[compared.runs["setting"] == setting]
+        figures = scale * runs[column]
+        # Runs of one seed share its luck: the interval is over the seeds' means.
+        by_seed = figures.groupby(runs["seed"]).mean().dropna()
+        mean = estimate_effect(by_seed.to_numpy()) if len(by_seed) else None
+        cells.append(
+            Cell(
+                mean=float(figures.mean()),
+                low=mean.low if mean else -math.inf,
+                high=mean.high if mean else math.inf,
+                sd=float(figures.std()),
+                n=int(figures.count()),
+            )
+        )
     return tuple(cells)

@@ -2,6 +2,8 @@
 
 import csv
 import math
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,18 +11,25 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+from rich.console import Console
 
-from analysis.curves import compute_curves
-from analysis.figures import make_curves_figure, spread
+from analysis import load
+from analysis.figures import make_pictures, render_file, render_inline
+from analysis.figures.curves import compute_curves, make_curves
+from analysis.figures.lines import spread
 from analysis.frames import StudyFrames, compute_champions, load_frames
 from analysis.grid import show_article_table, show_search_table
-from analysis.provenance import describe_inputs
+from analysis.health import check_health
+from analysis.inputs import describe_inputs
 from analysis.report import write_report
 from analysis.rundir import RunDir
 from analysis.tables import compute_article_table, compute_search_table
+from analysis.verdict import compute_verdict
 
 FIXTURE = Path(__file__).parent / "fixtures" / "run"
+STUDY = Path(__file__).parent / "fixtures" / "study"
 
 
 @pytest.fixture
@@ -56,6 +65,8 @@ def test_article_table_by_hand(frames: StudyFrames) -> None:
     assert without.mean == pytest.approx(69.25)
     assert without.sd == pytest.approx(math.sqrt(4.375 / 5))
     assert without.n == 6
+    # Three seeds are too few for an interval.
+    assert (without.low, without.high) == (-math.inf, math.inf)
     assert with_dropout.mean == pytest.approx(71.25)
     assert [cell.mean for cell in rows["Training accuracy"].cells] == pytest.approx([86, 80])
     assert [cell.mean for cell in rows["Training loss"].cells] == pytest.approx([0.35, 0.45])
@@ -70,17 +81,17 @@ def test_article_table_by_hand(frames: StudyFrames) -> None:
 
 def test_article_table_in_words(frames: StudyFrames) -> None:
     grid = show_article_table(compute_article_table(frames))
-    assert grid.header[2:4] == ("no-dropout (n = 6)", "dropout (n = 6)")
+    assert grid.header[1:3] == ("no-dropout (n = 6)", "dropout (n = 6)")
     assert grid.rows[1] == (
-        "Testing accuracy",
-        "test",
-        "69.25 ± 0.94 %",
-        "71.25 ± 0.94 %",
+        "Testing accuracy (test)",
+        "69.25 %",
+        "71.25 %",
         "78.76 %",
         "79.87 %",
     )
     assert "2 recipes, 3 seeds" in grid.note
-    assert "| Testing accuracy  | test " in grid.to_markdown()
+    assert "too few for a confidence interval" in grid.note
+    assert "| Testing accuracy (test) " in grid.to_markdown()
 
 
 def test_without_confirmation_runs_the_champions_stand_in(unconfirmed: StudyFrames) -> None:
@@ -96,16 +107,40 @@ def test_without_confirmation_runs_the_champions_stand_in(unconfirmed: StudyFram
     assert [cell.mean for cell in accuracy.cells] == pytest.approx([66, 67])
     assert all(cell.n == 1 and math.isnan(cell.sd) for cell in accuracy.cells)
     grid = show_article_table(table)
-    assert grid.rows[1][:3] == ("Validation accuracy", "val", "66.00 %")
+    assert grid.rows[1][:2] == ("Validation accuracy (val)", "66.00 %")
     assert "No confirmation runs" in grid.note
     assert "no test figures" in grid.note
 
 
-def test_a_column_per_setting(frames: StudyFrames) -> None:
-    doses = [f"dropout-0.{row % 4}" for row in range(len(frames.confirm))]
+def test_the_table_with_intervals_fits_a_terminal(frames: StudyFrames) -> None:
+    # Nine seeds instead of three.
+    more = [frames.confirm.assign(seed=frames.confirm["seed"] + shift) for shift in (0, 10, 20)]
+    grid = show_article_table(compute_article_table(replace(frames, confirm=pd.concat(more))))
+    assert re.fullmatch(r"69\.25 % \(\d\d\.\d\d to \d\d\.\d\d\)", grid.rows[1][1])
+    console = Console(width=120)
+    with console.capture() as captured:
+        console.print(grid.to_rich())
+    assert sum(" to " in line for line in captured.get().splitlines()) == 4
+
+
+def test_many_settings_stand_in_rows_and_fit_a_terminal(frames: StudyFrames) -> None:
+    doses = [f"dropout-0.{row // 3}" for row in range(len(frames.confirm))]  # three seeds each
     table = compute_article_table(replace(frames, confirm=frames.confirm.assign(setting=doses)))
     assert table.settings == ("dropout-0.0", "dropout-0.1", "dropout-0.2", "dropout-0.3")
     assert [cell.n for cell in table.rows[0].cells] == [3, 3, 3, 3]
+    grid = show_article_table(table)
+    assert grid.header[:3] == ("", "Training accuracy (train)", "Testing accuracy (test)")
+    assert [row[0] for row in grid.rows[3:]] == [
+        "dropout-0.3 (n = 3)",
+        "article, without",
+        "article, with",
+    ]
+    assert grid.rows[-1][1:] == ("97.54 %", "79.87 %", "0.08", "1.01")
+    console = Console(width=120)
+    with console.capture() as captured:
+        console.print(grid.to_rich())
+    assert "…" not in captured.get()
+    assert all(f"dropout-0.{dose} (n = 3) " in captured.get() for dose in range(4))
 
 
 def test_search_table_counts_states_and_names_champions(frames: StudyFrames) -> None:
@@ -167,12 +202,31 @@ def test_a_setting_without_epochs_has_no_curve(frames: StudyFrames) -> None:
 
 
 def test_figure_says_what_is_seen(frames: StudyFrames) -> None:
-    figure = make_curves_figure(compute_curves(frames), "accuracy", "made-up data")
-    train, val = figure.axes
-    assert figure.get_suptitle().startswith("Accuracy by epoch: mean of 6 confirmation runs")
+    picture = make_curves(frames, "accuracy")
+    assert picture is not None
+    assert picture.title.startswith("Accuracy by epoch: mean of 6 confirmation runs")
+    # The mean of the seeds without dropout at epoch 3; 0.01 more with dropout.
+    assert "no-dropout 67.00 % after epoch 3" in picture.caption
+    assert "dropout 68.00 % after epoch 3" in picture.caption
+    train, val = picture.figure.axes
     assert (train.get_xlabel(), train.get_ylabel()) == ("epoch", "accuracy (%)")
     assert {text.get_text() for text in val.texts} == {"no-dropout", "dropout"}
-    assert figure.get_supxlabel() == "made-up data"
+    file = render_file(picture, "made-up data", "svg").decode()
+    assert "made-up data" in file
+    assert picture.title in file
+
+
+def test_a_figure_in_the_page_has_the_pages_colours_and_names_of_its_own(
+    frames: StudyFrames,
+) -> None:
+    for picture in make_pictures(frames)["comparison"]:
+        svg = render_inline(picture)
+        assert svg.startswith("<svg ")
+        assert not re.search("#0072b2|#d55e00", svg)
+        assert "var(--with)" in svg
+        names = re.findall(r'\bid="([^"]+)"', svg)
+        assert all(name.startswith(f"{picture.name}-") for name in names)
+        assert set(re.findall(r'(?:url\(|href=")#([^")]+)', svg)) <= set(names)
 
 
 def test_labels_move_apart_only_where_they_must() -> None:
@@ -193,11 +247,21 @@ def test_report_writes_tables_and_figures(run_dir: Path) -> None:
     report = write_report(run_dir)
     written = {path.relative_to(run_dir / "report").as_posix() for path in _files(report.path)}
     assert written == {
-        "report.md",
-        *(f"tables/{name}.{suffix}" for name in ("article", "search") for suffix in ("csv", "md")),
-        *(f"figures/{name}.{kind}" for name in ("accuracy", "loss") for kind in ("svg", "png")),
+        "index.html",
+        "verdict.json",
+        *(
+            f"tables/{name}.{suffix}"
+            for name in ("article", "effects", "search", "health")
+            for suffix in ("csv", "md")
+        ),
+        *(
+            f"figures/{picture.name}.{kind}"
+            for section in make_pictures(load_frames(run_dir)).values()
+            for picture in section
+            for kind in ("svg", "png")
+        ),
     }
-    assert set(_files(report.path)) == {report.path, *report.tables, *report.figures}
+    assert {"figures/accuracy.svg", "figures/loss.svg", "figures/pairs.svg"} <= written
     with (run_dir / "report/tables/article.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 4
@@ -219,7 +283,9 @@ def test_report_of_a_study_that_has_only_begun(run_dir: Path) -> None:
         (run_dir / name).unlink()
     report = write_report(run_dir)
     assert report.figures == ()
-    assert "No run can be compared yet" in report.path.read_text()
+    page = report.path.read_text()
+    for words in ("No run can be compared yet", "No verdict", "0 confirmation runs done"):
+        assert words in page
 
 
 def test_report_of_a_study_without_a_search(run_dir: Path) -> None:
@@ -241,8 +307,9 @@ def analyse(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 def test_command_prints_the_tables_plain_in_a_pipe(run_dir: Path) -> None:
     result = analyse(run_dir)
     assert result.returncode == 0, result.stderr
-    assert "69.25 ± 0.94 %" in result.stdout
-    assert f"Report: {run_dir / 'report' / 'report.md'}" in result.stdout
+    assert "69.25 %" in result.stdout
+    assert "Too few pairs for a verdict: 3 seeds" in result.stdout
+    assert f"Report: {run_dir / 'report' / 'index.html'}" in result.stdout
     assert "\x1b" not in result.stdout
 
 
@@ -252,7 +319,7 @@ def test_command_prints_the_tables_plain_in_a_pipe(run_dir: Path) -> None:
         (lambda run: shutil.rmtree(run), "no such directory"),
         (lambda run: (run / "study.json").unlink(), "it is not a run directory"),
         (lambda run: (run / "study.json").write_text("garbage"), "not a JSON object"),
-        (lambda run: (run / "confirm.csv").write_text("a\n1\n"), "confirm.csv, row 1"),
+        (lambda run: (run / "study.json").write_text('{"format": 99}'), "reads format 1"),
         (lambda run: (run / "report").write_text("in the way"), "report"),
     ],
 )
@@ -266,12 +333,76 @@ def test_command_refuses_what_it_cannot_read(run_dir: Path, break_it: object, me
     assert result.stderr.count("\n") == 1
 
 
+def test_what_is_damaged_is_said_and_the_rest_reported(run_dir: Path) -> None:
+    (run_dir / "trials.csv").write_text("a\n1\n")
+    result = analyse(run_dir)
+    assert result.returncode == 0
+    assert "Damaged, and left out" in result.stdout
+    assert "trials.csv, row 1" in result.stdout
+    assert "71.25 %" in result.stdout
+    assert "Damaged, and left out" in (run_dir / "report" / "index.html").read_text()
+
+
+def test_damaged_predictions_and_searches_are_said_too(tmp_path: Path) -> None:
+    run_dir = Path(shutil.copytree(STUDY, tmp_path / "study"))
+    (run_dir / "optuna.db").write_bytes(b"not a database, but long enough to look at" * 100)
+    (run_dir / "confirm" / "dropout-recipe-dropout-0.npz").write_bytes(b"cut")
+    report = write_report(run_dir)
+    assert len(report.problems) == 2
+    for file, problem in zip(("optuna.db", "dropout-0.npz"), report.problems, strict=True):
+        assert file in problem
+        assert "\n" not in problem
+    assert "importance" not in {path.stem for path in report.figures}
+    # Without one run's predictions there is no standard error from the images.
+    assert math.isnan(report.verdict.comparisons[0].errors.images)
+
+
+def test_several_studies_are_compared_in_one_page(run_dir: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(STUDY, tmp_path / "other")
+    command = [sys.executable, "-m", "analysis", str(run_dir), str(other)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    page = (tmp_path / "comparison.html").read_text()
+    for name, size in (("run", 96), ("other", 32)):
+        assert f'<td class="short">{name}</td>' in page
+        assert f'<td class="short">{size}</td>' in page
+    assert page.count("<h2>") == 3
+    assert not (run_dir / "report").exists()
+
+
+def test_load_gives_the_frames_of_a_study() -> None:
+    frames = load(STUDY)
+    assert (len(frames.trials), len(frames.confirm)) == (16, 24)
+    assert {"test_accuracy", "recipe", "setting", "dropout"} <= set(frames.confirm)
+
+
 def test_analysis_needs_no_heavy_package() -> None:
     check = (
         "import sys, analysis.report;"
-        " print({'torch', 'ray', 'optuna', 'matplotlib.pyplot'} & set(sys.modules))"
+        " print({'torch', 'ray', 'study', 'matplotlib.pyplot'} & set(sys.modules))"
     )
     result = subprocess.run(
         [sys.executable, "-c", check], capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "set()"
+
+
+def test_trials_that_broke_in_their_first_epoch_break_no_figure() -> None:
+    study = load(STUDY)
+    trials = study.trials.copy()
+    broken = trials.index % 3 == 2
+    trials.loc[broken, "state"] = "diverged"
+    trials.loc[broken, ["epochs", "best_epoch"]] = 0
+    for column in ("score", "val_accuracy", "val_loss", "train_accuracy", "start", "end"):
+        trials.loc[broken, column] = math.nan
+    gone = set(trials.loc[broken, "run_id"])
+    epochs = study.epochs[~study.epochs["run_id"].isin(gone)]
+    hurt = replace(study, trials=trials, epochs=epochs)
+    names = {p.name for pictures in make_pictures(hurt).values() for p in pictures}
+    # All that the whole study has, but for what too few completed trials are left for.
+    whole = {p.name for pictures in make_pictures(study).values() for p in pictures}
+    assert whole - names <= {"importance"}
+    assert check_health(hurt, compute_verdict(hurt))
+    (progress,) = [p for p in make_pictures(hurt)["search"] if p.name == "progress"]
+    assert "of 8" in progress.caption
+    assert "nan" not in progress.caption

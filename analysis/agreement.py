@@ -1,0 +1,85 @@
+"""Where a study agrees with the article that it starts from, and where it does not."""
+
+from dataclasses import dataclass
+
+from analysis.frames import StudyFrames
+from analysis.pairs import compute_pairs
+from analysis.signflip import Effect, estimate_effect
+from analysis.tables import ARTICLE_ROWS
+from analysis.verdict import ALPHA, FEWEST_PAIRS
+from analysis.words import interval, p_value, signed
+
+
+@dataclass(frozen=True)
+class RowAgreement:
+    """One of the article's four rows: what dropout changes there, and here.
+
+    Attributes:
+        name: Of the row.
+        percent: Whether the figures are points; else nats per image.
+        article: The article's figure with dropout minus without, one run each.
+        effect: The same from this study's matched pairs.
+    """
+
+    name: str
+    percent: bool
+    article: float
+    effect: Effect
+
+    @property
+    def shown(self) -> bool:
+        """Whether this study shows any change."""
+        return self.effect.n >= FEWEST_PAIRS and self.effect.p < ALPHA
+
+
+def compute_agreement(frames: StudyFrames) -> tuple[RowAgreement, ...]:
+    """The four rows; nothing unless the study has two settings in matched pairs."""
+    if frames.confirm.empty or frames.confirm["setting"].nunique() != 2:
+        return ()
+    rows = []
+    for row in ARTICLE_ROWS:
+        (pairs,) = compute_pairs(frames, row.column)
+        scale = 100 if row.percent else 1
+        without, with_dropout = row.article
+        rows.append(
+            RowAgreement(
+                name=row.name,
+                percent=row.percent,
+                article=with_dropout - without,
+                effect=estimate_effect(list(scale * pairs.by_seed)),
+            )
+        )
+    return tuple(rows)
+
+
+def say_agreement(rows: tuple[RowAgreement, ...]) -> str:
+    """The paragraph; empty where there is nothing to compare."""
+    if not rows:
+        return ""
+    groups = {
+        "agrees with the article on": [
+            row for row in rows if row.shown and row.article * row.effect.mean > 0
+        ],
+        "finds the opposite of the article for": [
+            row for row in rows if row.shown and row.article * row.effect.mean < 0
+        ],
+        "shows no change, where the article reports one, in": [
+            row for row in rows if not row.shown
+        ],
+    }
+    found = {verb: rows for verb, rows in groups.items() if rows}
+    said = [
+        f"{subject} {verb} {'; '.join(map(_say, rows))}."
+        for subject, (verb, rows) in zip(("This study", "It", "It"), found.items(), strict=False)
+    ]
+    said.append("The article's changes are differences between two single runs on test images.")
+    return " ".join(said)
+
+
+def _say(row: RowAgreement) -> str:
+    digits, unit = (2, " points") if row.percent else (3, "")
+    return (
+        f"{row.name.lower()} (article {signed(row.article, 2)}{unit}, here"
+        f" {signed(row.effect.mean, digits)}{unit}, 95 % CI {interval(row.effect, digits)},"
+        f" p = {p_value(row.effect.p)})"
+    )

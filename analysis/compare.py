@@ -1,0 +1,113 @@
+"""Several studies side by side in one page, say of two image sizes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from analysis.frames import StudyFrames, load_what_is_there
+from analysis.grid import Grid
+from analysis.health import check_health
+from analysis.inputs import describe_inputs
+from analysis.page import Section, render_page
+from analysis.rundir import write_whole
+from analysis.verdict import Verdict, compute_verdict
+from analysis.words import interval, p_value, signed
+
+
+@dataclass(frozen=True)
+class ComparedStudy:
+    """A study among others.
+
+    Attributes:
+        name: Of its run directory.
+        frames: What it has written.
+        verdict: What it has shown.
+        warnings: The health checks that did not pass, a phrase each.
+    """
+
+    name: str
+    frames: StudyFrames
+    verdict: Verdict
+    warnings: tuple[str, ...]
+
+
+def write_comparison(run_dirs: Sequence[Path], path: Path) -> Grid:
+    """Write one page about several studies; returns its table.
+
+    Raises:
+        RunDirError: One of them is no run directory, or one of another format.
+    """
+    studies = [_compare(run_dir) for run_dir in run_dirs]
+    grid = show_studies(studies)
+    sections = (
+        Section("studies", grid.title, grids=[grid]),
+        *(
+            Section(
+                f"study-{index}",
+                study.name,
+                texts=_texts(study),
+            )
+            for index, study in enumerate(studies, start=1)
+        ),
+    )
+    lead = (
+        f"{len(studies)} studies side by side. Each verdict is about its own study: that two of"
+        " them differ is itself not tested."
+    )
+    page = render_page("Several studies", [lead], "", sections, None)
+    write_whole(path, page)
+    return grid
+
+
+def show_studies(studies: Sequence[ComparedStudy]) -> Grid:
+    """A row per study and setting."""
+    rows = []
+    for study in studies:
+        config = study.frames.record.get("config", {})
+        place = (study.name, str(config.get("space", "")), str(config.get("image_size", "")))
+        for comparison in study.verdict.comparisons:
+            confirm = study.frames.confirm
+            means = 100 * confirm.groupby("setting")["test_accuracy"].mean()
+            rows.append(
+                (
+                    *place,
+                    f"{means[comparison.baseline]:.2f} %",
+                    f"{comparison.setting} {means[comparison.setting]:.2f} %",
+                    f"{signed(comparison.accuracy.mean)} ({interval(comparison.accuracy)})",
+                    p_value(comparison.adjusted_p),
+                    f"{signed(comparison.loss.mean, 3)} ({interval(comparison.loss, 3)})",
+                    comparison.outcome,
+                )
+            )
+        if not study.verdict.comparisons:
+            rows.append((*place, "", "", "", "", "", study.verdict.outcome))
+    header = (
+        "study",
+        "space",
+        "image size",
+        "test accuracy without",
+        "with",
+        "change (95 % CI)",
+        "p",
+        "change of test loss (95 % CI)",
+        "verdict",
+    )
+    note = (
+        "Mean test accuracy over all confirmation runs; changes by matched pairs, in points and"
+        " nats."
+    )
+    return Grid("The studies", header, tuple(rows), note)
+
+
+def _texts(study: ComparedStudy) -> list[str]:
+    texts = [*study.frames.problems, study.verdict.sentence]
+    if study.warnings:
+        texts.append(f"Be careful about: {'; '.join(study.warnings)}.")
+    return [*texts, f"Used: {describe_inputs(study.frames.record)}."]
+
+
+def _compare(run_dir: Path) -> ComparedStudy:
+    frames = load_what_is_there(run_dir)
+    verdict = compute_verdict(frames)
+    warnings = [finding.check for finding in check_health(frames, verdict) if not finding.passed]
+    return ComparedStudy(run_dir.resolve().name, frames, verdict, tuple(warnings))

@@ -1,0 +1,27 @@
+"""Files of a run directory that are there but cannot be read."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from analysis.errors import RunDirError
+from analysis.optuna_db import read_searches
+from analysis.predictions import read_predictions
+from analysis.rundir import RunDir
+
+
+def find_damage(run_dir: Path) -> tuple[str, ...]:
+    """What cannot be read beside the rows, a sentence each; figures that need it are left out."""
+    directory = RunDir(run_dir)
+    readers: list[tuple[Path, Callable[[Path], object]]] = [
+        (directory.optuna_db, read_searches),
+        *((file, read_predictions) for file in sorted(directory.confirm_dir.glob("*.npz"))),
+    ]
+    found = []
+    for file, read in readers:
+        if not file.is_file():
+            continue
+        try:
+            read(file)
+        except RunDirError as error:
+            found.append(f"Damaged, and left out: {error}.")
+    return tuple(found)

@@ -1,0 +1,188 @@
+"""Test accuracy class by class, for every setting of the factor."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
+from analysis.figures.style import MUTED, STYLE, Picture, colours, new_figure
+from analysis.frames import StudyFrames
+from analysis.predictions import Predictions, load_predictions
+from analysis.words import signed
+
+#: More classes than this would not fit a screen; then those are shown where settings differ most.
+MOST_CLASSES = 25
+
+CIFAR10 = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
+
+
+@dataclass(frozen=True)
+class SettingClasses:
+    """The test accuracy of one setting, class by class, as fractions.
+
+    Attributes:
+        setting: Its name.
+        n: Number of runs.
+        mean: [classes], over the runs; NaN for a class without a test image.
+        sd: [classes], between the runs; NaN for a single run.
+    """
+
+    setting: str
+    n: int
+    mean: NDArray[np.float64]
+    sd: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The test accuracy of a study's settings, class by class.
+
+    Attributes:
+        names: Of the classes, in the order of their numbers.
+        settings: In the study's order; those without stored predictions are left out.
+    """
+
+    names: tuple[str, ...]
+    settings: tuple[SettingClasses, ...]
+
+    @property
+    def means(self) -> NDArray[np.float64]:
+        """Mean accuracy: [settings, classes]."""
+        return np.stack([setting.mean for setting in self.settings])
+
+
+def class_names(frames: StudyFrames, classes: int) -> tuple[str, ...]:
+    """What the classes are called, by number; their numbers where nobody knows.
+
+    Args:
+        frames: Of the study.
+        classes: How many there are.
+    """
+    data = frames.record.get("data") or {}
+    known = data.get("classes") or (CIFAR10 if data.get("name") == "cifar10" else ())
+    if not isinstance(known, list | tuple) or len(known) != classes:
+        return tuple(f"class {number}" for number in range(classes))
+    return tuple(map(str, known))
+
+
+def make_classes(frames: StudyFrames) -> Picture | None:
+    """A row per class, a point per setting."""
+    classes = compute_classes(frames)
+    if classes is None:
+        return None
+    shown, ink = choose_classes(classes), colours(frames)
+    with mpl.rc_context(STYLE):
+        figure = new_figure(1.3 + 0.27 * len(shown))
+        draw_classes(classes, shown, ink, figure.subplots())
+    return Picture("classes", _title(classes, shown), _caption(classes), figure)
+
+
+def compute_classes(frames: StudyFrames) -> Classes | None:
+    """Mean and deviation over the runs of each setting; None without stored predictions."""
+    settings = []
+    for setting, runs in frames.confirm.groupby("setting", sort=False):
+        loaded = (load_predictions(frames, run_id) for run_id in runs["run_id"])
+        rows = [class_accuracy(predictions) for predictions in loaded if predictions is not None]
+        if rows:
+            table = np.stack(rows)
+            mean = table.mean(axis=0)
+            sd = table.std(axis=0, ddof=1) if len(rows) > 1 else np.full_like(mean, np.nan)
+            settings.append(SettingClasses(str(setting), len(rows), mean, sd))
+    if not settings:
+        return None
+    return Classes(class_names(frames, len(settings[0].mean)), tuple(settings))
+
+
+def class_accuracy(predictions: Predictions) -> NDArray[np.float64]:
+    """Share of each class's images that are recognised; NaN for a class without any."""
+    labels, classes = predictions.labels, predictions.logits.shape[1]
+    right = np.bincount(labels[predictions.guesses == labels], minlength=classes)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(right / np.bincount(labels, minlength=classes), np.float64)
+
+
+def choose_classes(classes: Classes) -> list[int]:
+    """The numbers of the classes to be drawn, the best recognised first."""
+    mean = classes.means.mean(axis=0)
+    tested = np.flatnonzero(np.isfinite(mean))
+    if len(tested) > MOST_CLASSES:
+        # With one setting there are no differences; then the hardest classes tell most.
+        worth = -mean if len(classes.settings) == 1 else np.ptp(classes.means, axis=0)
+        tested = tested[np.argsort(-worth[tested], kind="stable")[:MOST_CLASSES]]
+    return [int(number) for number in tested[np.argsort(-mean[tested], kind="stable")]]
+
+
+def draw_classes(classes: Classes, shown: list[int], ink: Mapping[str, str], ax: Axes) -> None:
+    """Draw a row per class: a point per setting, with its deviation between runs as a line.
+
+    Args:
+        classes: At least one setting.
+        shown: Numbers of the classes, from the top.
+        ink: The colour of every setting.
+        ax: Where to draw.
+    """
+    settings = len(classes.settings)
+    heights = np.linspace(-0.16, 0.16, settings) if settings > 1 else [0.0]
+    for setting, height in zip(classes.settings, heights, strict=True):
+        ax.errorbar(
+            100 * setting.mean[shown],
+            np.arange(len(shown)) + height,
+            xerr=100 * setting.sd[shown] if _shows_sd(classes) else None,
+            fmt="o",
+            markersize=5 if settings <= 2 else 4,
+            linewidth=1,
+            color=ink.get(setting.setting, MUTED),
+            label=setting.setting,
+        )
+    ax.set_yticks(range(len(shown)), [classes.names[number] for number in shown])
+    ax.set_ylim(len(shown) - 0.5, -0.5)
+    ax.grid(visible=True, axis="x")
+    ax.set_xlabel("test accuracy (%)")
+    if settings > 1:
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0.2)
+
+
+def _shows_sd(classes: Classes) -> bool:
+    # The lines of many settings would only cover each other.
+    return len(classes.settings) <= 2 and any(setting.n > 1 for setting in classes.settings)
+
+
+def _title(classes: Classes, shown: list[int]) -> str:
+    runs = " or ".join(map(str, sorted({setting.n for setting in classes.settings})))
+    spread = ", line: ± sd" if _shows_sd(classes) else ""
+    which = ""
+    if len(shown) < len(classes.names):
+        which = f"; {len(shown)} of {len(classes.names)} classes"
+    return f"Test accuracy by class: mean of {runs} confirmation runs per setting{spread}{which}"
+
+
+def _caption(classes: Classes) -> str:
+    """Where the settings differ most; of a single setting, the class that is hardest."""
+    means = 100 * classes.means
+    if len(classes.settings) == 1:
+        at = int(np.nanargmin(means[0]))
+        return f"The hardest class is {classes.names[at]}: {means[0, at]:.1f} % are recognised."
+    at = int(np.nanargmax(np.ptp(means, axis=0)))
+    low, high = int(means[:, at].argmin()), int(means[:, at].argmax())
+    if len(classes.settings) == 2:
+        low, high = 0, 1
+    first, second = classes.settings[low].setting, classes.settings[high].setting
+    return (
+        f"The settings differ most on {classes.names[at]}: {means[low, at]:.1f} % with {first},"
+        f" {means[high, at]:.1f} % with {second},"
+        f" {signed(means[high, at] - means[low, at], 1)} points."
+    )

@@ -1,0 +1,104 @@
+"""The paired differences, seed by seed: what the verdict rests on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+
+from analysis.figures.style import INK, MUTED, STYLE, Picture, colours, new_figure
+from analysis.frames import StudyFrames
+from analysis.pairs import compute_pairs
+from analysis.signflip import Effect, estimate_effect
+from analysis.words import interval, signed
+
+MARKERS = "os^Dv"
+
+
+@dataclass(frozen=True)
+class PairedDifferences:
+    """A setting against the baseline in test accuracy, in points.
+
+    Attributes:
+        setting: The setting.
+        baseline: The setting that it is measured against.
+        by_recipe: Per recipe, the difference at each seed, in the order of the seeds.
+        effect: The mean over recipes and seeds, with its interval.
+    """
+
+    setting: str
+    baseline: str
+    by_recipe: Mapping[str, tuple[float, ...]]
+    effect: Effect
+
+
+def make_pairs(frames: StudyFrames) -> Picture | None:
+    """The differences of every setting, as points around their mean and its interval."""
+    compared = compute_differences(frames)
+    if not compared:
+        return None
+    ink = colours(frames)
+    with mpl.rc_context(STYLE):
+        figure = new_figure(1.6 + 0.55 * sum(len(c.by_recipe) + 1 for c in compared))
+        draw_differences(compared, ink, figure.subplots())
+    return Picture(
+        "pairs",
+        f"Test accuracy minus that of {compared[0].baseline}, seed by seed",
+        _caption(compared),
+        figure,
+    )
+
+
+def compute_differences(frames: StudyFrames) -> tuple[PairedDifferences, ...]:
+    """The differences of every setting against the first; nothing without matched pairs."""
+    if frames.confirm.empty:
+        return ()
+    return tuple(
+        PairedDifferences(
+            setting=pairs.setting,
+            baseline=pairs.baseline,
+            by_recipe={
+                str(recipe): tuple(map(float, 100 * pairs.by_recipe[recipe]))
+                for recipe in pairs.by_recipe
+            },
+            effect=estimate_effect(list(100 * pairs.by_seed)),
+        )
+        for pairs in compute_pairs(frames, "test_accuracy")
+    )
+
+
+def draw_differences(
+    compared: tuple[PairedDifferences, ...], ink: Mapping[str, str], ax: Axes
+) -> None:
+    """Draw a row of points per recipe, and below it the mean with its interval."""
+    labels: list[str] = []
+    for pairs in compared:
+        for marker, (recipe, values) in zip(MARKERS, pairs.by_recipe.items(), strict=False):
+            # Seeds keep their height within a row, so that a seed's pairs can be found again.
+            heights = len(labels) + np.linspace(-0.22, 0.22, len(values))
+            ax.plot(values, heights, marker, color=ink[pairs.setting], alpha=0.75, markersize=5)
+            labels.append(f"{pairs.setting}, recipe {recipe}")
+        effect, row = pairs.effect, len(labels)
+        if np.isfinite([effect.low, effect.high]).all():
+            ax.plot([effect.low, effect.high], [row, row], color=INK, linewidth=2.5)
+        ax.plot(effect.mean, row, "o", color=INK, markersize=8)
+        labels.append(f"{pairs.setting}, mean and 95 % CI")
+    ax.axvline(0, color=MUTED, linewidth=1)
+    ax.set_yticks(range(len(labels)), labels)
+    ax.invert_yaxis()
+    ax.grid(visible=False, axis="y")
+    ax.grid(visible=True, axis="x")
+    ax.set_xlabel(f"points of test accuracy against {compared[0].baseline}")
+
+
+def _caption(compared: tuple[PairedDifferences, ...]) -> str:
+    said = []
+    for pairs in compared:
+        values = [value for row in pairs.by_recipe.values() for value in row]
+        above = sum(value > 0 for value in values)
+        said.append(
+            f"{above} of {len(values)} pairs are in favour of {pairs.setting}; their mean is"
+            f" {signed(pairs.effect.mean)} points (95 % CI {interval(pairs.effect)})"
+        )
+    return f"Each point is a matched pair: {'; '.join(said)}."

@@ -1,0 +1,214 @@
+"""Whether a setting's confidence can be believed: the reliability diagram.
+
+The expected calibration error is that of Guo et al. 2017, "On Calibration of Modern Neural
+Networks": how far accuracy and mean confidence lie apart, mean over bins of equal width, weighted
+by their images.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
+from analysis.figures.lines import dashes_of
+from analysis.figures.style import HEIGHT, MUTED, STYLE, Picture, colours, new_figure
+from analysis.frames import StudyFrames, settings_in_order
+from analysis.pairs import compute_pairs
+from analysis.predictions import Predictions, load_predictions
+from analysis.signflip import Effect, estimate_effect
+from analysis.words import count, interval, p_value, signed
+
+BINS = 15
+
+#: A point of fewer images than this would be noise; it is counted but not drawn.
+FEWEST_IMAGES = 20
+
+
+@dataclass(frozen=True)
+class Bins:
+    """Test images by the confidence of the answer: the highest probability among the classes.
+
+    Attributes:
+        images: [BINS], how many.
+        confidence: [BINS], sum of their confidences.
+        right: [BINS], how many of the answers are right.
+    """
+
+    images: NDArray[np.float64]
+    confidence: NDArray[np.float64]
+    right: NDArray[np.float64]
+
+    def __add__(self, other: "Bins") -> "Bins":
+        """The images of both."""
+        return Bins(
+            self.images + other.images,
+            self.confidence + other.confidence,
+            self.right + other.right,
+        )
+
+    @property
+    def ece(self) -> float:
+        """The expected calibration error, in points."""
+        return float(100 * np.abs(self.right - self.confidence).sum() / self.images.sum())
+
+
+@dataclass(frozen=True)
+class SettingReliability:
+    """The reliability of one setting.
+
+    Attributes:
+        setting: Its name.
+        bins: The test images of all its runs.
+        eces: The expected calibration error of each run, in points.
+    """
+
+    setting: str
+    bins: Bins
+    eces: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """The reliability of a study's settings.
+
+    Attributes:
+        settings: In the study's order; those without stored predictions are left out.
+        effect: The second setting's expected calibration error minus the first's, a mean over the
+            recipes at each seed; None with other than two settings, or without matched pairs.
+    """
+
+    settings: tuple[SettingReliability, ...]
+    effect: Effect | None
+
+
+def make_reliability(frames: StudyFrames) -> Picture | None:
+    """Accuracy by confidence, and below it how often each confidence occurs."""
+    reliability = compute_reliability(frames)
+    if reliability is None:
+        return None
+    ink = colours(frames)
+    with mpl.rc_context(STYLE):
+        figure = new_figure(HEIGHT + 1.9)
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+        draw_reliability(reliability, ink, above)
+        draw_confidences(reliability, ink, below)
+    return Picture("reliability", _title(reliability), _caption(reliability), figure)
+
+
+def compute_reliability(frames: StudyFrames) -> Reliability | None:
+    """Pool the predictions of each setting's confirmation runs; None where none are stored."""
+    binned: dict[str, Bins] = {}
+    for run_id in frames.confirm["run_id"]:
+        predictions = load_predictions(frames, run_id)
+        if predictions is not None:
+            binned[run_id] = bin_predictions(predictions)
+    if not binned:
+        return None
+    stored = frames.confirm[frames.confirm["run_id"].isin(list(binned))]
+    # Whichever run is missing, the first setting stays the one that others are measured against.
+    order = {setting: place for place, setting in enumerate(settings_in_order(frames.confirm))}
+    stored = stored.sort_values("setting", key=lambda names: names.map(order), kind="stable")
+    settings = []
+    for setting, runs in stored.groupby("setting", sort=False):
+        of_setting = [binned[run_id] for run_id in runs["run_id"]]
+        eces = tuple(bins.ece for bins in of_setting)
+        settings.append(SettingReliability(str(setting), reduce(Bins.__add__, of_setting), eces))
+    measured = stored.assign(ece=[binned[run_id].ece for run_id in stored["run_id"]])
+    effect = _effect(replace(frames, confirm=measured)) if len(settings) == 2 else None
+    return Reliability(tuple(settings), effect)
+
+
+def bin_predictions(predictions: Predictions) -> Bins:
+    """Sort a run's test images into bins of confidence, each with its upper edge, as Guo et al."""
+    confidence = predictions.probabilities.max(axis=1).astype(np.float64)
+    number = np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
+    right = predictions.guesses == predictions.labels
+    return Bins(
+        images=np.bincount(number, minlength=BINS).astype(np.float64),
+        confidence=np.bincount(number, confidence, minlength=BINS).astype(np.float64),
+        right=np.bincount(number, right, minlength=BINS).astype(np.float64),
+    )
+
+
+def _effect(frames: StudyFrames) -> Effect | None:
+    """What the second setting changes in the column `ece`, seed by seed."""
+    for pairs in compute_pairs(frames, "ece"):
+        by_seed = pairs.by_seed.dropna()
+        if len(by_seed):
+            return estimate_effect(by_seed.to_numpy(dtype=np.float64))
+    return None
+
+
+def draw_reliability(reliability: Reliability, ink: Mapping[str, str], ax: Axes) -> None:
+    """Draw accuracy by mean confidence, a line per setting, and where the two are the same.
+
+    Args:
+        reliability: At least one setting.
+        ink: The colour of every setting.
+        ax: Where to draw.
+    """
+    ax.plot([0, 100], [0, 100], color=MUTED, linewidth=1, linestyle=":")
+    for index, setting in enumerate(reliability.settings):
+        bins = setting.bins
+        drawn = bins.images >= FEWEST_IMAGES
+        images = bins.images[drawn]
+        ax.plot(
+            100 * bins.confidence[drawn] / images,
+            100 * bins.right[drawn] / images,
+            marker="o",
+            markersize=4,
+            linestyle=dashes_of(index, len(reliability.settings)),
+            color=ink.get(setting.setting, MUTED),
+            label=f"{setting.setting}, ECE {_mean_sd(setting.eces)}",
+        )
+    ax.text(98, 8, "too sure", ha="right", color=MUTED)
+    ax.text(42, 90, "not sure enough", color=MUTED)
+    ax.set(xlim=(0, 100.5), ylim=(0, 102), ylabel="accuracy (%)")
+    ax.legend(loc="upper left")
+
+
+def draw_confidences(reliability: Reliability, ink: Mapping[str, str], ax: Axes) -> None:
+    """Draw how many of a setting's answers have which confidence.
+
+    Args:
+        reliability: As drawn above.
+        ink: As drawn above.
+        ax: Where to draw.
+    """
+    edges = np.linspace(0, 100, BINS + 1)
+    for index, setting in enumerate(reliability.settings):
+        dashes = dashes_of(index, len(reliability.settings))
+        share = 100 * setting.bins.images / setting.bins.images.sum()
+        colour = ink.get(setting.setting, MUTED)
+        ax.stairs(share, edges, color=colour, linestyle=dashes, linewidth=1.4)
+    ax.set(xlabel="confidence: probability of the answer (%)", ylabel="images (%)")
+
+
+def _mean_sd(values: Sequence[float]) -> str:
+    mean = f"{np.mean(values):.2f}"
+    return f"{mean} ± {np.std(values, ddof=1):.2f} %" if len(values) > 1 else f"{mean} %"
+
+
+def _title(reliability: Reliability) -> str:
+    runs = sorted({len(setting.eces) for setting in reliability.settings})
+    return (
+        "Confidence against accuracy on the test images, pooled over"
+        f" {' or '.join(map(str, runs))} confirmation runs per setting"
+    )
+
+
+def _caption(reliability: Reliability) -> str:
+    """How far confidence and accuracy lie apart, and what the factor changes in it."""
+    eces = ", ".join(f"{s.setting} {_mean_sd(s.eces)}" for s in reliability.settings)
+    said = f"Expected calibration error (ECE), mean ± sd over runs, lower is better: {eces}"
+    effect = reliability.effect
+    if effect is None:
+        return f"{said}."
+    return (
+        f"{said}; {reliability.settings[1].setting} changes it by {signed(effect.mean)} points"
+        f" (95 % CI {interval(effect)}, p = {p_value(effect.p)}, {count(effect.n, 'seed')})."
+    )

@@ -1,0 +1,261 @@
+"""Health checks: what could make a study's comparison less than it seems, and what to do."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+from scipy import stats
+
+from analysis.frames import StudyFrames, compute_champions
+from analysis.optuna_db import searched_ranges
+from analysis.verdict import Verdict
+from analysis.words import count, signed
+
+#: An arm with fewer completed trials has hardly been searched.
+FEWEST_COMPLETED = 5
+
+#: Of a range (in log steps where it was searched so), what counts as its edge.
+EDGE = 0.05
+
+#: Arms may differ by this factor in completed trials or epochs before it is said.
+UNEVEN = 1.5
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a health check has to say.
+
+    Attributes:
+        check: What is checked, a phrase.
+        passed: Whether there is nothing to worry about.
+        seen: What was found, with its figures.
+        meaning: Why it matters.
+        remedy: What to do; empty where the check passed.
+    """
+
+    check: str
+    passed: bool
+    seen: str
+    meaning: str
+    remedy: str
+
+
+def check_health(frames: StudyFrames, verdict: Verdict) -> tuple[Finding, ...]:
+    """Every check for which the study has what it needs."""
+    return tuple(finding for check in CHECKS for finding in check(frames, verdict))
+
+
+def _few_completed(frames: StudyFrames, _: Verdict) -> Iterator[Finding]:
+    completed = _completed(frames)
+    if not completed:
+        return
+    arm = min(completed, key=lambda name: completed[name])
+    yield _finding(
+        "completed trials",
+        completed[arm] >= FEWEST_COMPLETED,
+        _each(completed, "completed trial"),
+        "a champion is chosen among the completed trials of its arm; among few there is no choice",
+        f"give more --trials, so that every arm completes {FEWEST_COMPLETED} or more.",
+    )
+
+
+def _starved(frames: StudyFrames, _: Verdict) -> Iterator[Finding]:
+    completed = _completed(frames)
+    if len(completed) < 2:
+        return
+    most, fewest = max(completed.values()), min(completed.values())
+    yield _finding(
+        "early stopping",
+        most <= UNEVEN * fewest,
+        _each(completed, "completed trial"),
+        "an arm whose trials are stopped more often has been searched less",
+        "give more --trials; an arm that learns slowly also needs more --epochs.",
+    )
+
+
+def _epochs_spent(frames: StudyFrames, _: Verdict) -> Iterator[Finding]:
+    spent = {str(arm): int(rows["epochs"].sum()) for arm, rows in _by_arm(frames)}
+    if len(spent) < 2:
+        return
+    yield _finding(
+        "effort per arm",
+        max(spent.values()) <= UNEVEN * max(1, min(spent.values())),
+        _each(spent, "epoch"),
+        "arms get the same number of trials, but early stopping may give one more epochs than the"
+        " other",
+        "give more --trials, and weigh the champions' scores with this in mind.",
+    )
+
+
+def _edge(frames: StudyFrames, _: Verdict) -> Iterator[Finding]:
+    ranges = searched_ranges(frames.path)
+    champions = compute_champions(frames).to_dict("records")
+    if not ranges or not champions:
+        return
+    at_edge = []
+    for champion in champions:
+        for name, r in ranges.get(str(champion["arm"]), {}).items():
+            value = float(champion[name])
+            low, place, high = (math.log(x) if r.log else x for x in (r.low, value, r.high))
+            if not EDGE < (place - low) / (high - low) < 1 - EDGE:
+                at_edge.append(f"{champion['arm']}: {name} {value:.3g} in {r.low:g} to {r.high:g}")
+    yield _finding(
+        "edges of the ranges",
+        not at_edge,
+        "; ".join(at_edge) or "every champion lies inside its ranges",
+        "where the best value stands at the edge of a range, a better one may lie beyond it",
+        "widen that range in a space of your own (search_spaces/README.md).",
+    )
+
+
+def _time_budget(frames: StudyFrames, _: Verdict) -> Iterator[Finding]:
+    wanted = {arm: plan["trials"] for arm, plan in frames.record.get("arms", {}).items()}
+    done = {str(arm): len(rows) for arm, rows in _by_arm(frames)}
+    missing = {arm: wanted[arm] - done[arm] for arm in done if arm in wanted}
+    if not missing:
+        return
+    yield _finding(
+        "trials per arm",
+        max(missing.values()) == 0,
+        "; ".join(f"{arm}: {done[arm]} of {count(wanted[arm], 'trial')}" for arm in missing),
+        "a time budget or an interruption that cuts one arm more than the other favours the other",
+        "go on with --resume, without --time-budget.",
+    )
+
+
+def _broken(frames: StudyFrames, _: Verdict) -> Iterator[Finding]:
+    trials = frames.trials
+    if trials.empty:
+        return
+    broken = trials["state"].isin(["diverged", "failed"])
+    seen = f"{broken.sum()} of {count(len(trials), 'trial')} diverged or failed"
+    region = _region(trials, broken, frames.hyperparameters) if broken.any() else ""
+    yield _finding(
+        "failures",
+        not region,
+        seen + region,
+        "where runs break, the search learns nothing: that region is not part of the comparison",
+        "look at the errors in trials.csv, and mend them or leave the region out of the space.",
+    )
+
+
+def _last_epoch(frames: StudyFrames, _: Verdict) -> Iterator[Finding]:
+    confirm = frames.confirm
+    if confirm.empty:
+        return
+    share = {
+        str(setting): float((rows["best_epoch"] == rows["epochs"]).mean())
+        for setting, rows in confirm.groupby("setting", sort=False)
+    }
+    yield _finding(
+        "number of epochs",
+        max(share.values()) < 0.5,
+        "best at the last epoch: "
+        + ", ".join(f"{100 * value:.0f} % of the runs of {name}" for name, value in share.items()),
+        "a run that is best at its last epoch might have gone on to improve: then the number of"
+        " epochs decides the comparison",
+        "give more --epochs.",
+    )
+
+
+def _winners_curse(frames: StudyFrames, _: Verdict) -> Iterator[Finding]:
+    if frames.confirm.empty or frames.trials.empty:
+        return
+    by_loss = frames.metric == "val_loss"
+    scale, unit, digits = (-1, "nats", 3) if by_loss else (100, "points", 2)
+    gaps, outside = [], False
+    for champion in compute_champions(frames).to_dict("records"):
+        arm = champion["arm"]
+        same = (frames.confirm["recipe"] == arm) & (frames.confirm["setting"] == arm)
+        again = scale * frames.confirm.loc[same, frames.metric]
+        if len(again) < 2:
+            continue
+        gap = scale * champion["score"] - again.mean()
+        outside = outside or gap > 2 * again.std()
+        gaps.append(
+            f"{arm}: {signed(gap, digits)} {unit} better than its confirmation runs"
+            f" (sd {again.std():.{digits}f})"
+        )
+    if gaps:
+        yield _finding(
+            "winner's curse",
+            not outside,
+            "; ".join(gaps),
+            "the best of many noisy scores is partly luck (winner's curse); trained anew, the same"
+            " hyperparameters score lower",
+            "quote the confirmation runs, never the champion's score.",
+        )
+
+
+def _val_and_test(frames: StudyFrames, verdict: Verdict) -> Iterator[Finding]:
+    for comparison in verdict.comparisons:
+        means = frames.confirm.groupby("setting")["val_accuracy"].mean()
+        on_val = 100 * (means[comparison.setting] - means[comparison.baseline])
+        agree = on_val * comparison.accuracy.mean >= 0
+        yield _finding(
+            f"val against test, {comparison.setting}",
+            agree or comparison.outcome not in ("helps", "hurts"),
+            f"{signed(on_val)} points on val, {signed(comparison.accuracy.mean)} on test",
+            "what is chosen on val should also be better on test; where not, the difference is"
+            " noise, or val is not like test",
+            "give more --seeds, and look at how val and test were drawn.",
+        )
+
+
+def _recipes_agree(_: StudyFrames, verdict: Verdict) -> Iterator[Finding]:
+    for comparison in verdict.comparisons:
+        effects = comparison.by_recipe
+        if len(effects) < 2:
+            continue
+        clear = [e for e in effects.values() if e.p < 0.05]
+        yield _finding(
+            f"agreement of the recipes, {comparison.setting}",
+            not (any(e.mean > 0 for e in clear) and any(e.mean < 0 for e in clear))
+            and len({e.mean > 0 for e in effects.values()}) == 1,
+            "; ".join(f"recipe {name}: {signed(e.mean)} points" for name, e in effects.items()),
+            "an effect of opposite sign in two recipes means that the answer depends on the recipe",
+            "read the effect per recipe; the mean of the two describes neither.",
+        )
+
+
+CHECKS: tuple[Callable[[StudyFrames, Verdict], Iterator[Finding]], ...] = (
+    _few_completed,
+    _starved,
+    _epochs_spent,
+    _time_budget,
+    _broken,
+    _edge,
+    _last_epoch,
+    _winners_curse,
+    _val_and_test,
+    _recipes_agree,
+)
+
+
+def _finding(check: str, passed: bool, seen: str, meaning: str, remedy: str) -> Finding:
+    return Finding(check, bool(passed), seen, meaning, "" if passed else remedy)
+
+
+def _by_arm(frames: StudyFrames) -> list[tuple[object, pd.DataFrame]]:
+    return list(frames.trials.groupby("arm", sort=False))
+
+
+def _completed(frames: StudyFrames) -> dict[str, int]:
+    return {str(arm): int((rows["state"] == "completed").sum()) for arm, rows in _by_arm(frames)}
+
+
+def _each(numbers: Mapping[str, int], word: str) -> str:
+    return "; ".join(f"{arm}: {count(number, word)}" for arm, number in numbers.items())
+
+
+def _region(trials: pd.DataFrame, broken: "pd.Series[bool]", names: tuple[str, ...]) -> str:
+    """Where broken trials gather, as the end of a sentence; empty where they do not."""
+    for name in names:
+        values = pd.to_numeric(trials[name], errors="coerce")
+        if values.notna().all() and values.min() < values.max():
+            bad, good = values[broken], values[~broken]
+            if len(good) and stats.mannwhitneyu(bad, good).pvalue < 0.01:
+                where = "high" if bad.median() > good.median() else "low"
+                return f", mostly at {where} {name} (median {bad.median():.3g})"
+    return ""

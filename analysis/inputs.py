@@ -1,0 +1,60 @@
+"""What a study used and how to run it again, from study.json."""
+
+from collections.abc import Mapping
+from typing import Any
+
+#: Packages whose version may change a figure.
+PACKAGES = ("torch", "torchvision", "ray", "optuna")
+
+MISSING = "not recorded"
+
+
+def describe_inputs(record: Mapping[str, Any]) -> str:
+    """Data, weights, image size and versions in one line that stands beside every result."""
+    versions = record.get("versions", {})
+    parts = [
+        f"data: {_recorded(record, 'data', 'source')}",
+        f"weights: {_recorded(record, 'weights', 'source')}",
+        f"images of {_recorded(record, 'config', 'image_size')} px",
+        *(f"{name} {versions[name]}" for name in PACKAGES if name in versions),
+    ]
+    return ", ".join(parts)
+
+
+def describe_provenance(record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """All that makes a result traceable: name and value."""
+    split = record.get("split", {})
+    hardware = record.get("hardware", {})
+    sizes = ", ".join(f"{part} {split[part]}" for part in ("train", "val", "test") if part in split)
+    return (
+        ("Data", f"{_recorded(record, 'data', 'source')}, sha256 {_hash(record, 'data')}"),
+        ("Weights", f"{_recorded(record, 'weights', 'source')}, sha256 {_hash(record, 'weights')}"),
+        ("Split", f"{sizes or MISSING}; sha256 {_hash(record, 'split')}"),
+        ("Preprocessing", _pairs(record.get("preprocess", {}))),
+        ("Seeds", _pairs(record.get("seeds", {}))),
+        ("Versions", _pairs(record.get("versions", {}))),
+        ("Hardware", _pairs(hardware)),
+        ("Commit", str(record.get("git_commit") or MISSING)),
+    )
+
+
+def command_again(record: Mapping[str, Any]) -> str:
+    """The command that runs the study again, from the project's folder."""
+    return f"python {record['command']}" if "command" in record else MISSING
+
+
+def _recorded(record: Mapping[str, Any], section: str, key: str) -> str:
+    return str(record.get(section, {}).get(key, MISSING))
+
+
+def _hash(record: Mapping[str, Any], section: str) -> str:
+    return _recorded(record, section, "sha256")
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    said = (f"{name} {_plain(value)}" for name, value in values.items())
+    return ", ".join(said) or MISSING
+
+
+def _plain(value: object) -> str:
+    return " ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)

@@ -1,0 +1,58 @@
+"""Looks at the test set, counted: a verdict after an extension is not the first one any more."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from analysis.codec import from_json, to_json
+from analysis.rundir import RunDir, write_whole
+from analysis.verdict import Verdict
+
+
+def record_verdict(path: Path, verdict: Verdict) -> int:
+    """Write verdict.json and return which look at the test set this verdict is.
+
+    The report may be written as often as one likes: only other confirmation runs are another look.
+    The verdicts of earlier looks stay in the file.
+
+    Args:
+        path: The run directory.
+        verdict: What its confirmation runs show.
+
+    Returns:
+        From 1; 0 where no test image has been looked at.
+
+    Raises:
+        RunDirError: The file is there and cannot be read.
+    """
+    directory = RunDir(path)
+    looks = _earlier_looks(directory.verdict)
+    if directory.confirm.is_file():
+        evidence = hashlib.sha256(directory.confirm.read_bytes()).hexdigest()
+        look = {"evidence": evidence, "outcome": verdict.outcome, "sentence": verdict.sentence}
+        known = [index for index, old in enumerate(looks) if old["evidence"] == evidence]
+        if known:
+            looks[known[0]] = look
+        else:
+            looks.append(look)
+        number = known[0] + 1 if known else len(looks)
+    else:
+        number = 0
+    record = {**_record(verdict), "look": number, "looks": looks}
+    write_whole(directory.verdict, to_json(record, indent=2))
+    return number
+
+
+def _earlier_looks(file: Path) -> list[dict[str, Any]]:
+    if not file.is_file():
+        return []
+    return list(from_json(file.read_bytes(), str(file)).get("looks", []))
+
+
+def _record(verdict: Verdict) -> Mapping[str, Any]:
+    record = asdict(verdict)
+    for comparison, row in zip(verdict.comparisons, record["comparisons"], strict=True):
+        row["outcome"] = comparison.outcome
+    return record

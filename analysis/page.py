@@ -1,0 +1,72 @@
+"""The page: one file that opens offline, in light and dark, on paper and on a phone."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from analysis.figures import Picture, render_inline
+from analysis.grid import Grid
+from analysis.health import Finding
+from analysis.inputs import command_again, describe_provenance
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page under one heading.
+
+    Attributes:
+        name: The anchor that a link may point to.
+        title: The heading.
+        texts: Paragraphs.
+        grids: Tables.
+        pictures: Figures.
+        findings: Health checks.
+    """
+
+    name: str
+    title: str
+    texts: Sequence[str] = ()
+    grids: Sequence[Grid] = ()
+    pictures: Sequence[Picture] = ()
+    findings: Sequence[Finding] = ()
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to show."""
+        return not (self.texts or self.grids or self.pictures or self.findings)
+
+
+def render_page(
+    title: str,
+    verdict: Sequence[str],
+    outcome: str,
+    sections: Sequence[Section],
+    record: Mapping[str, Any] | None,
+) -> str:
+    """The HTML of a page.
+
+    Args:
+        title: What the page is about.
+        verdict: Sentences for the top of it; the first one is the verdict.
+        outcome: What the verdict claims; it colours the top.
+        sections: In order; empty ones are left out.
+        record: study.json, for how to get the results again; None for a page of several studies.
+    """
+    environment = Environment(
+        loader=PackageLoader("analysis", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["inline"] = render_inline
+    return environment.get_template("page.html.j2").render(
+        title=title,
+        verdict=verdict,
+        outcome=outcome,
+        sections=[section for section in sections if not section.empty],
+        command=command_again(record) if record else "",
+        provenance=describe_provenance(record) if record else (),
+    )

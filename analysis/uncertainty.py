@@ -1,0 +1,75 @@
+"""Where the uncertainty of an effect comes from: the seeds, and the finite set of test images."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.frames import StudyFrames
+from analysis.pairs import Pairs
+from analysis.predictions import load_predictions
+
+RESAMPLES = 2_000
+
+
+@dataclass(frozen=True)
+class StandardErrors:
+    """Of an effect on test accuracy, in points.
+
+    Attributes:
+        seeds: Another draw of seeds, the same test images.
+        images: Another draw of test images, the same seeds; NaN without stored predictions.
+        both: Another draw of both, by a crossed bootstrap of seeds × images (Owen 2007, "The
+            pigeonhole bootstrap"); NaN without stored predictions.
+    """
+
+    seeds: float
+    images: float
+    both: float
+
+
+def compute_standard_errors(frames: StudyFrames, pairs: Pairs) -> StandardErrors:
+    """The standard errors of an effect on test accuracy, from pairs and stored predictions."""
+    by_seed = 100 * pairs.by_seed
+    seeds = float(by_seed.std() / math.sqrt(len(by_seed)))
+    gains = _gains(frames, pairs)
+    if gains is None:
+        return StandardErrors(seeds, math.nan, math.nan)
+    images = float(gains.mean(axis=0).std(ddof=1) / math.sqrt(gains.shape[1]))
+    return StandardErrors(seeds, images, crossed_bootstrap(gains))
+
+
+def crossed_bootstrap(gains: NDArray[np.floating], resamples: int = RESAMPLES) -> float:
+    """Standard deviation of the mean when rows and columns are drawn anew, each with replacement.
+
+    Args:
+        gains: [seeds, images], what each image adds to the effect at each seed.
+        resamples: How many draws.
+    """
+    random = np.random.default_rng(0)
+    rows, columns = gains.shape
+    row_weights = random.multinomial(rows, np.full(rows, 1 / rows), size=resamples) / rows
+    means = np.empty(resamples)
+    for index, weights in enumerate(row_weights):
+        drawn = random.multinomial(columns, np.full(columns, 1 / columns))
+        means[index] = (weights @ gains) @ drawn / columns
+    return float(means.std(ddof=1))
+
+
+def _gains(frames: StudyFrames, pairs: Pairs) -> NDArray[np.float64] | None:
+    """[seeds, images]: 100 where only the setting is right, -100 where only the baseline is."""
+    runs = frames.confirm.set_index(["seed", "recipe", "setting"])["run_id"]
+    rows = []
+    for seed in pairs.by_recipe.index:
+        gains = []
+        for recipe in pairs.by_recipe.columns:
+            right = []
+            for setting in (pairs.setting, pairs.baseline):
+                stored = load_predictions(frames, runs[seed, recipe, setting])
+                if stored is None:
+                    return None
+                right.append(stored.guesses == stored.labels)
+            gains.append(100.0 * (right[0].astype(np.float64) - right[1]))
+        rows.append(np.mean(gains, axis=0))
+    return np.array(rows)

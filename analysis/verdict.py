@@ -1,0 +1,242 @@
+"""The verdict: what the matched pairs say about the factor, in figures and in one sentence."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import pandas as pd
+
+from analysis.frames import StudyFrames
+from analysis.pairs import Pairs, compute_pairs
+from analysis.signflip import Effect, adjust_holm, estimate_effect
+from analysis.uncertainty import StandardErrors, compute_standard_errors
+from analysis.words import count, interval, p_value, signed
+
+#: A difference is claimed below this p-value only.
+ALPHA = 0.05
+
+#: With fewer pairs no sign-flip test reaches ALPHA: its smallest p-value is 2 / 2^n.
+FEWEST_PAIRS = 6
+
+Outcome = Literal["helps", "hurts", "no difference shown", "too few pairs", "no pairs"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A setting of the factor against the baseline, by matched pairs.
+
+    Effects are the setting's figures minus the baseline's, a mean over the recipes at each seed;
+    accuracy in points (per cent of the images), loss in nats per image.
+
+    Attributes:
+        setting: The setting.
+        baseline: The space's first setting.
+        accuracy: Test accuracy at the epoch selected on `val`; the verdict goes by it.
+        loss: Test loss there.
+        last_accuracy: Test accuracy at the last epoch, as the article measured.
+        last_loss: Test loss there.
+        by_recipe: The effect on test accuracy with each recipe.
+        recipes: How many recipes the effect is a mean of.
+        adjusted_p: `accuracy.p` after Holm's correction for all comparisons of the study.
+        correlation: Of test accuracy within pairs; near 1, pairing has paid.
+        errors: Of the effect on test accuracy, by where they come from.
+    """
+
+    setting: str
+    baseline: str
+    accuracy: Effect
+    loss: Effect
+    last_accuracy: Effect
+    last_loss: Effect
+    by_recipe: Mapping[str, Effect]
+    recipes: int
+    adjusted_p: float
+    correlation: float
+    errors: StandardErrors
+
+    @property
+    def outcome(self) -> Outcome:
+        """What may be claimed."""
+        if self.accuracy.n < FEWEST_PAIRS:
+            return "too few pairs"
+        if self.adjusted_p >= ALPHA:
+            return "no difference shown"
+        return "helps" if self.accuracy.mean > 0 else "hurts"
+
+
+@dataclass(frozen=True)
+class ChampionsDiffer:
+    """The tuned champions as they are: each arm's own recipe with its own factor value.
+
+    Attributes:
+        first: Arm of the one.
+        second: Arm of the other.
+        accuracy: Test accuracy of the second minus the first, seed by seed, in points.
+    """
+
+    first: str
+    second: str
+    accuracy: Effect
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a study has shown.
+
+    Attributes:
+        outcome: What may be claimed about the factor.
+        sentence: The verdict, for a reader who reads nothing else.
+        comparisons: Every setting against the baseline.
+        champions: The champions against each other; None with other than two arms.
+    """
+
+    outcome: Outcome
+    sentence: str
+    comparisons: tuple[Comparison, ...]
+    champions: ChampionsDiffer | None
+
+
+def compute_verdict(frames: StudyFrames) -> Verdict:
+    """Weigh the confirmation runs of a study."""
+    if not len(frames.confirm):
+        sentence = "No verdict: there are no confirmation runs yet, and trials are no evidence."
+        return Verdict("no pairs", sentence, (), None)
+    comparisons = _comparisons(frames)
+    if not comparisons:
+        sentence = "No verdict: the confirmation runs form no matched pair."
+        return Verdict("no pairs", sentence, (), _champions_differ(frames))
+    if len(comparisons) == 1:
+        outcome, sentence = comparisons[0].outcome, say_comparison(comparisons[0])
+    else:
+        outcome, sentence = _outcome_of_several(comparisons), say_several(comparisons)
+    return Verdict(outcome, sentence, comparisons, _champions_differ(frames))
+
+
+def say_comparison(comparison: Comparison) -> str:
+    """The verdict on one setting."""
+    name, effect = _name(comparison), comparison.accuracy
+    size = f"{signed(effect.mean)} points of test accuracy"
+    basis = (
+        f"(95 % CI {interval(effect)}, p = {p_value(effect.p)},"
+        f" {count(effect.n, 'seed')} × {count(comparison.recipes, 'recipe')})"
+    )
+    match comparison.outcome:
+        case "helps" | "hurts" as outcome:
+            return f"{name} {outcome}: {size} {basis}."
+        case "too few pairs":
+            return (
+                f"Too few pairs for a verdict: {count(effect.n, 'seed')}, and fewer than"
+                f" {FEWEST_PAIRS} cannot reach p < {ALPHA}. {name} with these: {size}."
+            )
+        case _:
+            return f"No difference shown: {name.lower()} {size} {basis}."
+
+
+def say_loss(comparison: Comparison) -> str:
+    """What the setting changes in test loss, at the selected epoch and at the last."""
+    shown = {
+        where: f"{signed(effect.mean, 3)} (95 % CI {interval(effect, 3)}, p = {p_value(effect.p)})"
+        for where, effect in (("selected", comparison.loss), ("last", comparison.last_loss))
+    }
+    return (
+        f"Test loss changes by {shown['selected']} at the selected epoch and by {shown['last']} at"
+        " the last; lower is better."
+    )
+
+
+def say_several(comparisons: tuple[Comparison, ...]) -> str:
+    """The verdict on several settings, after Holm's correction."""
+    baseline, seeds = comparisons[0].baseline, comparisons[0].accuracy.n
+    if seeds < FEWEST_PAIRS:
+        return (
+            f"Too few pairs for a verdict: {count(seeds, 'seed')}, and fewer than {FEWEST_PAIRS}"
+            f" cannot reach p < {ALPHA}."
+        )
+    largest = max(comparisons, key=lambda c: abs(c.accuracy.mean))
+    claimed = [c for c in comparisons if c.outcome in ("helps", "hurts")]
+    basis = f"{len(comparisons)} settings against {baseline}, {count(seeds, 'seed')}"
+    if not claimed:
+        return (
+            f"No difference shown ({basis}); the largest was {largest.setting} with"
+            f" {signed(largest.accuracy.mean)} points of test accuracy"
+            f" (p = {p_value(largest.adjusted_p)} after Holm's correction)."
+        )
+    each = ", ".join(
+        f"{c.setting} {signed(c.accuracy.mean)} (p = {p_value(c.adjusted_p)})" for c in claimed
+    )
+    return (
+        f"{len(claimed)} of {basis} differ in test accuracy: {each}; points, p-values after"
+        " Holm's correction."
+    )
+
+
+def say_champions(champions: ChampionsDiffer) -> str:
+    """The champions' difference, in words that do not blame the factor for it."""
+    effect = champions.accuracy
+    return (
+        f"These two champions differ by {signed(effect.mean)} points of test accuracy"
+        f" ({champions.second} minus {champions.first}, 95 % CI {interval(effect)}). Their recipes"
+        " differ too: this is about two models, not about the factor."
+    )
+
+
+def _comparisons(frames: StudyFrames) -> tuple[Comparison, ...]:
+    accuracy = compute_pairs(frames, "test_accuracy")
+    others = [
+        compute_pairs(frames, column)
+        for column in ("test_loss", "last_test_accuracy", "last_test_loss")
+    ]
+    effects = [_effect(pairs, 100) for pairs in accuracy]
+    adjusted = adjust_holm([effect.p for effect in effects])
+    return tuple(
+        Comparison(
+            setting=pairs.setting,
+            baseline=pairs.baseline,
+            accuracy=effect,
+            loss=_effect(loss, 1),
+            last_accuracy=_effect(last_accuracy, 100),
+            last_loss=_effect(last_loss, 1),
+            by_recipe={
+                str(recipe): estimate_effect(list(100 * pairs.by_recipe[recipe]))
+                for recipe in pairs.by_recipe
+            },
+            recipes=len(pairs.by_recipe.columns),
+            adjusted_p=p,
+            correlation=pairs.correlation,
+            errors=compute_standard_errors(frames, pairs),
+        )
+        for pairs, effect, p, loss, last_accuracy, last_loss in zip(
+            accuracy, effects, adjusted, *others, strict=True
+        )
+    )
+
+
+def _effect(pairs: Pairs, scale: float) -> Effect:
+    return estimate_effect(list(scale * pairs.by_seed))
+
+
+def _champions_differ(frames: StudyFrames) -> ChampionsDiffer | None:
+    own = frames.confirm[frames.confirm["recipe"] == frames.confirm["setting"]]
+    arms = list(own["setting"].unique())
+    if len(arms) != 2:
+        return None
+    by_seed = own.pivot_table(index="seed", columns="setting", values="test_accuracy").dropna()
+    if by_seed.empty:
+        return None
+    differences: pd.Series = 100 * (by_seed[arms[1]] - by_seed[arms[0]])
+    return ChampionsDiffer(arms[0], arms[1], estimate_effect(list(differences)))
+
+
+def _outcome_of_several(comparisons: tuple[Comparison, ...]) -> Outcome:
+    outcomes = [comparison.outcome for comparison in comparisons]
+    for outcome in ("too few pairs", "helps", "hurts"):
+        if outcome in outcomes:
+            return outcome
+    return "no difference shown"
+
+
+def _name(comparison: Comparison) -> str:
+    """The setting as the subject of a sentence: dropout against no-dropout is "Dropout"."""
+    if comparison.baseline == f"no-{comparison.setting}":
+        return comparison.setting.capitalize()
+    return f"{comparison.setting} (against {comparison.baseline})"

@@ -1,0 +1,35 @@
+"""Figures in words, the same everywhere."""
+
+import math
+
+from analysis.signflip import Effect
+
+MINUS = "\N{MINUS SIGN}"
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """A difference, its sign always written, with a typographer's minus."""
+    if math.isnan(value):
+        return "unknown"
+    if math.isinf(value):
+        return "+∞" if value > 0 else f"{MINUS}∞"
+    text = f"{value:+.{digits}f}"
+    return text.replace("-", MINUS)
+
+
+def interval(effect: Effect, digits: int = 2) -> str:
+    """The ends of its confidence interval: +0.20 to +1.00."""
+    return f"{signed(effect.low, digits)} to {signed(effect.high, digits)}"
+
+
+def p_value(p: float) -> str:
+    """Two significant digits; never rounded across 0.05."""
+    if p < 0.001:
+        return "< 0.001"
+    text = f"{p:.2g}"
+    return f"{p:.3f}" if (float(text) < 0.05) != (p < 0.05) else text
+
+
+def count(number: int, word: str) -> str:
+    """A number with its noun: 1 seed, 8 seeds."""
+    return f"{number} {word}{'' if number == 1 else 's'}"

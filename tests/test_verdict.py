@@ -1,0 +1,191 @@
+"""The verdict: effects from matched pairs, and the sentences that they support."""
+
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from analysis import load
+from analysis.agreement import compute_agreement, say_agreement
+from analysis.frames import StudyFrames
+from analysis.looks import record_verdict
+from analysis.pairs import compute_pairs
+from analysis.rundir import RunDir
+from analysis.uncertainty import crossed_bootstrap
+from analysis.verdict import compute_verdict, say_champions
+from tests.made_up import confirmed, frames
+
+STUDY = Path(__file__).parent / "fixtures" / "study"
+
+NOISE = np.array([0.0, 0.002, -0.001, 0.001, -0.002, 0.003, 0.001, -0.001])
+
+
+def two_arms(first: float, second: float, seeds: int = 8, spread: float = 1.0) -> StudyFrames:
+    """Dropout adds `first` with its opponent's recipe and `second` with its own, give or take."""
+    base = 0.7 + NOISE[:seeds]
+    wobble = spread * NOISE[::-1][:seeds]
+    return confirmed(
+        {
+            ("no-dropout", "no-dropout"): base,
+            ("no-dropout", "dropout"): base + first + wobble,
+            ("dropout", "no-dropout"): base + 0.05,
+            ("dropout", "dropout"): base + 0.05 + second + wobble,
+        }
+    )
+
+
+def test_the_effect_is_the_mean_over_the_recipes_seed_by_seed() -> None:
+    (comparison,) = compute_verdict(two_arms(0.01, 0.02)).comparisons
+    assert comparison.accuracy.mean == pytest.approx(1.5 + 100 * NOISE.mean())
+    assert comparison.loss.mean == pytest.approx(-0.015 - NOISE.mean())
+    assert comparison.accuracy.n == 8
+    assert comparison.recipes == 2
+    # All eight differences are above zero: 2 of 256 sign patterns are as far out.
+    assert comparison.accuracy.p == 2 / 256
+    effects = comparison.by_recipe
+    assert effects["dropout"].mean - effects["no-dropout"].mean == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("effect", "seeds", "outcome", "start"),
+    [
+        (0.006, 8, "helps", "Dropout helps: +0.64 points of test accuracy (95 % CI +"),
+        (-0.006, 8, "hurts", "Dropout hurts: \N{MINUS SIGN}0.56 points of test accuracy (95 % CI"),
+        (0.0, 8, "no difference shown", "No difference shown: dropout +0.04 points"),
+        (0.006, 5, "too few pairs", "Too few pairs for a verdict: 5 seeds, and fewer than 6"),
+    ],
+)
+def test_the_sentence_claims_what_the_pairs_support(
+    effect: float, seeds: int, outcome: str, start: str
+) -> None:
+    verdict = compute_verdict(two_arms(effect, effect, seeds))
+    assert verdict.outcome == outcome
+    assert verdict.sentence.startswith(start)
+    if seeds == 8:
+        assert "8 seeds × 2 recipes" in verdict.sentence
+
+
+def test_a_seed_with_a_missing_run_is_left_out() -> None:
+    study = two_arms(0.006, 0.006)
+    lost = study.confirm["run_id"] != "dropout-recipe-no-dropout-3"
+    (comparison,) = compute_verdict(replace(study, confirm=study.confirm[lost])).comparisons
+    assert comparison.accuracy.n == 7
+
+
+def test_arms_with_the_same_recipe_are_compared_with_that_one() -> None:
+    base = 0.7 + NOISE
+    study = confirmed({("a", "no-dropout"): base, ("a", "dropout"): base + 0.01})
+    (comparison,) = compute_verdict(study).comparisons
+    assert comparison.recipes == 1
+    assert compute_verdict(study).champions is None
+
+
+def test_several_settings_are_corrected_after_holm() -> None:
+    base = 0.7 + NOISE
+    rates = {f"dropout-0.{k}": base + shift for k, shift in enumerate((0, 0.01, 0.0002))}
+    # The last one goes up and down: 0.02 points by turns, and no effect in the mean.
+    rates["dropout-0.2"] = base + 0.0002 * np.array([1, -1] * 4)
+    verdict = compute_verdict(confirmed({("any", name): row for name, row in rates.items()}))
+    assert [c.setting for c in verdict.comparisons] == ["dropout-0.1", "dropout-0.2"]
+    assert [c.accuracy.p for c in verdict.comparisons] == [2 / 256, 1.0]
+    assert [c.adjusted_p for c in verdict.comparisons] == [4 / 256, 1.0]
+    assert verdict.sentence.startswith("1 of 2 settings against dropout-0.0, 8 seeds differ")
+    assert "dropout-0.1 +1.00 (p = 0.016)" in verdict.sentence
+
+
+def test_champions_differ_without_a_word_about_the_factor() -> None:
+    champions = compute_verdict(two_arms(0.0, 0.0)).champions
+    assert champions is not None
+    # Dropout's own champion has a recipe that is 5 points better: not dropout's merit.
+    assert champions.accuracy.mean == pytest.approx(5 + 100 * NOISE.mean())
+    said = say_champions(champions)
+    assert said.startswith("These two champions differ by +5.04 points")
+    assert "not about the factor" in said
+
+
+def test_without_confirmation_runs_there_is_no_verdict() -> None:
+    verdict = compute_verdict(frames())
+    assert (verdict.outcome, verdict.comparisons) == ("no pairs", ())
+    assert verdict.sentence.startswith("No verdict")
+
+
+def test_the_correlation_within_pairs_takes_the_recipes_means_out() -> None:
+    (pairs,) = compute_pairs(two_arms(0.01, 0.02, spread=0.0), "test_accuracy")
+    assert pairs.correlation == pytest.approx(1.0)
+    (pairs,) = compute_pairs(two_arms(0.01, 0.02), "test_accuracy")
+    with_ = NOISE + NOISE[::-1]
+    assert pairs.correlation == pytest.approx(np.corrcoef(NOISE, with_)[0, 1])
+
+
+def test_the_crossed_bootstrap_adds_seeds_and_images() -> None:
+    random = np.random.default_rng(1)
+    seeds, images = random.normal(0, 1, (30, 1)), random.normal(0, 5, (1, 400))
+    by_rows, by_columns = seeds.std() / math.sqrt(30), images.std() / math.sqrt(400)
+    assert crossed_bootstrap(seeds + 0 * images) == pytest.approx(by_rows, rel=0.1)
+    assert crossed_bootstrap(0 * seeds + images) == pytest.approx(by_columns, rel=0.1)
+    both = math.hypot(by_rows, by_columns)
+    assert crossed_bootstrap(seeds + images) == pytest.approx(both, rel=0.1)
+
+
+def test_a_real_study_has_all_its_figures() -> None:
+    (comparison,) = compute_verdict(load(STUDY)).comparisons
+    errors = comparison.errors
+    assert 0 < errors.seeds < errors.both
+    # Some 500 images say less than 6 seeds.
+    assert errors.seeds < errors.images < errors.both
+
+
+def test_where_the_study_agrees_with_the_article() -> None:
+    study = two_arms(0.006, 0.006)
+    agreement = {row.name: row for row in compute_agreement(study)}
+    accuracy = agreement["Testing accuracy"]
+    assert accuracy.article == pytest.approx(79.87 - 78.76)
+    assert accuracy.effect.mean == pytest.approx(0.6375)
+    said = say_agreement(tuple(agreement.values()))
+    agrees, opposite = said.split("It finds the opposite of the article for")
+    assert agrees.startswith("This study agrees with the article on training accuracy")
+    assert "testing accuracy (article +1.11 points, here +0.64 points" in agrees
+    assert "validation loss (article +0.15, here \N{MINUS SIGN}0.006" in opposite
+    still = say_agreement(compute_agreement(two_arms(0, 0)))
+    assert still.startswith(
+        "This study shows no change, where the article reports one, in training"
+    )
+
+
+def test_looks_at_the_test_set_are_counted(tmp_path: Path) -> None:
+    path = Path(shutil.copytree(STUDY, tmp_path / "study"))
+    first = compute_verdict(load(path))
+    assert [record_verdict(path, first) for _ in range(2)] == [1, 1]
+    # More seeds: the confirmation runs are not the same any more.
+    directory = RunDir(path)
+    directory.write_confirm(directory.read_confirm()[:-4])
+    assert record_verdict(path, compute_verdict(load(path))) == 2
+    content = directory.verdict.read_text()
+    assert first.sentence.split("points")[0].encode("unicode_escape").decode() in content
+    assert content.count('"evidence"') == 2
+
+
+def test_a_study_without_confirmation_runs_has_not_looked(tmp_path: Path) -> None:
+    path = Path(shutil.copytree(STUDY, tmp_path / "study"))
+    (path / "confirm.csv").unlink()
+    assert record_verdict(path, compute_verdict(load(path))) == 0
+
+
+def test_a_recipe_that_one_setting_never_finished_with_is_left_out() -> None:
+    study = two_arms(0.006, 0.006)
+    lost = (study.confirm["recipe"] == "dropout") & (study.confirm["setting"] == "no-dropout")
+    (comparison,) = compute_verdict(replace(study, confirm=study.confirm[~lost])).comparisons
+    assert list(comparison.by_recipe) == ["no-dropout"]
+    assert (comparison.recipes, comparison.accuracy.n) == (1, 8)
+
+
+def test_a_failed_first_run_does_not_turn_the_comparison_round() -> None:
+    study = two_arms(0.006, 0.006)
+    lost = study.confirm["run_id"] == "no-dropout-recipe-no-dropout-0"
+    ordered = study.confirm[~lost].sort_values("seed", kind="stable")
+    (comparison,) = compute_verdict(replace(study, confirm=ordered)).comparisons
+    assert (comparison.baseline, comparison.setting) == ("no-dropout", "dropout")
+    assert comparison.outcome == "helps"
