@@ -1,5 +1,6 @@
 """Matched pairs: what setting the factor changes, seed by seed, all else the same."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pandas as pd
@@ -49,6 +50,8 @@ def compute_pairs(frames: StudyFrames, column: str) -> tuple[Pairs, ...]:
     table = frames.confirm.pivot_table(
         index="seed", columns=["setting", "recipe"], values=column, sort=False
     ).dropna()
+    if table.empty:
+        return ()
     there = set(table.columns.get_level_values("setting"))
     first, *others = [name for name in settings_in_order(frames.confirm) if name in there]
     pairs = []
@@ -60,6 +63,24 @@ def compute_pairs(frames: StudyFrames, column: str) -> tuple[Pairs, ...]:
             with_ = pd.DataFrame(table[setting], columns=recipes)
             pairs.append(Pairs(setting, first, with_ - without, without, with_))
     return tuple(pairs)
+
+
+def compute_changed(frames: StudyFrames) -> Mapping[str, frozenset[str]]:
+    """By setting, the hyperparameters that it changes against the first one, in any recipe."""
+    confirm = frames.confirm
+    if confirm.empty:
+        return {}
+    names = [name for name in frames.hyperparameters if name in confirm]
+    cells = confirm.drop_duplicates(["setting", "recipe"]).set_index(["setting", "recipe"])[names]
+    first, *others = settings_in_order(confirm)
+    changed = {}
+    for setting in others:
+        pair = [pd.DataFrame(cells.xs(name, level="setting")) for name in (first, setting)]
+        before, after = pair[0].align(pair[1], join="inner", axis=0)
+        # A hyperparameter that neither has is the same in both.
+        differs = before.ne(after) & ~(before.isna() & after.isna())
+        changed[setting] = frozenset(differs.columns[differs.any()])
+    return changed
 
 
 def _centred(figures: pd.DataFrame) -> pd.Series:

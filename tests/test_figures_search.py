@@ -23,6 +23,7 @@ from analysis.figures.rungs import compute_rungs, make_rungs
 from analysis.figures.style import Picture, render_file, render_inline
 from analysis.frames import StudyFrames, load_frames
 from analysis.rundir import RunDir
+from tests.made_up import article_arms
 
 STUDY = Path(__file__).parent / "fixtures" / "study"
 
@@ -284,6 +285,48 @@ def test_no_rates_where_dropout_belongs_to_the_recipe(rates: dict[str, list[floa
     ]
     assert compute_rates(study(confirm=runs)).doses == ()
     assert make_rates(study(confirm=runs)) is None
+
+
+def test_a_setting_that_differs_in_more_than_dropout_is_no_dose() -> None:
+    arms = [{**row, "backbone_warmup_epochs": 0} for row in doses(seeds=7)]
+    others = [
+        confirmation("both", seed, 0.9, dropout=0.5, backbone_warmup_epochs=15) for seed in range(7)
+    ]
+    names = ("dropout", "backbone_warmup_epochs")
+    frames = replace(study(confirm=[*arms, *others]), hyperparameters=names)
+    alone = replace(study(confirm=arms), hyperparameters=names)
+    assert compute_rates(frames) == replace(compute_rates(alone), left_out=("both",))
+    assert compute_gap(frames)[0].name == "dropout-0.0"
+    assert "both" not in [group.name for group in compute_gap(frames)]
+    picture, gap = make_rates(frames), make_gap(frames)
+    assert picture is not None
+    assert gap is not None
+    for caption in (picture.caption, gap.caption):
+        assert caption.endswith(" Left out, since it differs in more than dropout: both.")
+
+
+def test_the_articles_arms_have_two_rates() -> None:
+    frames = article_arms(-0.003, 0.0105)
+    rates = compute_rates(frames)
+    assert [(dose.setting, dose.rate) for dose in rates.doses] == [("without", 0), ("with", 0.3)]
+    assert [group.name for group in compute_gap(frames)] == ["without", "with"]
+
+
+def test_an_arm_that_is_no_dose_has_no_gap_by_rate_either() -> None:
+    trials = [trial("without", 1, 0.7), trial("as-printed", 2, 0.9, dropout=0.0)]
+    frames = article_arms(-0.003, 0.0105)
+    gaps = compute_gap(replace(frames, trials=pd.DataFrame(trials)))
+    assert [(group.kind, group.name) for group in gaps] == [
+        ("trials", "without"),
+        ("confirmation", "without"),
+        ("confirmation", "with"),
+    ]
+
+
+def test_where_the_factor_is_not_dropout_every_setting_keeps_its_gap() -> None:
+    runs = [confirmation(name, 1, 0.8, dropout=0.3, optimizer=name) for name in ("adam", "adamw")]
+    frames = replace(study(confirm=runs), hyperparameters=("dropout", "optimizer"))
+    assert [group.name for group in compute_gap(frames)] == ["adam", "adamw"]
 
 
 @pytest.mark.parametrize("make", [make_gap, make_rates, make_heatmap])

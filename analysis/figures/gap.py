@@ -11,7 +11,15 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from analysis.figures.rates import ASIDE, MEAN, name_rate, read_rates
+from analysis.figures.rates import (
+    ASIDE,
+    MEAN,
+    find_other_settings,
+    leave_out,
+    name_rate,
+    read_rates,
+    say_left_out,
+)
 from analysis.figures.style import INK, STYLE, Picture, colours, new_figure
 from analysis.frames import StudyFrames
 from analysis.words import count, signed
@@ -63,13 +71,18 @@ def make_gap(frames: StudyFrames) -> Picture | None:
     return Picture(
         "gap",
         "Generalisation gap by dropout rate, one point per run at its best epoch",
-        _caption(gaps),
+        _caption(gaps) + say_left_out(find_other_settings(frames)),
         figure,
     )
 
 
 def compute_gap(frames: StudyFrames) -> tuple[Gaps, ...]:
-    """The gaps of the completed trials by arm, then of the confirmation runs by setting."""
+    """The gaps of the completed trials by arm, then of the confirmation runs by setting.
+
+    Settings that differ from the first one in more than dropout are left out, and so are the arms
+    of their names: their gap is not the rate's.
+    """
+    frames = leave_out(frames, find_other_settings(frames))
     completed = frames.trials[frames.trials["state"] == "completed"]
     return (
         *_gaps(completed, "trials", "arm", "val_accuracy"),

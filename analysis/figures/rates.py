@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 from typing import Any
 
@@ -15,7 +15,7 @@ from analysis.figures.lines import name_ends
 from analysis.figures.pairs import MARKERS
 from analysis.figures.style import INK, MUTED, STYLE, Picture, colours, new_figure
 from analysis.frames import StudyFrames
-from analysis.pairs import compute_pairs
+from analysis.pairs import compute_changed, compute_pairs
 from analysis.signflip import Effect, estimate_effect
 from analysis.words import interval, signed
 
@@ -31,7 +31,7 @@ FEWEST_SETTINGS = 3
 
 def read_rates(runs: pd.DataFrame) -> "pd.Series[float]":
     """The dropout rate of every run, the mean where each layer has its own; NaN without a rate."""
-    columns = [name for name in runs if _is_layers(name)] or [n for n in runs if n == "dropout"]
+    columns = [n for n in runs if _is_layers(n)] or [n for n in runs if n == "dropout"]
     return runs[columns].astype(float).mean(axis=1)
 
 
@@ -43,6 +43,36 @@ def name_rate(frames: StudyFrames) -> str:
 
 def _is_layers(name: object) -> bool:
     return re.fullmatch(r"dropout_\d+", str(name)) is not None
+
+
+def find_other_settings(frames: StudyFrames) -> tuple[str, ...]:
+    """The settings between which and the first one lies more than a dropout rate.
+
+    None in a study whose factor holds no dropout: there the rate belongs to the recipe.
+    """
+    changed = compute_changed(frames)
+    rates = {n for names in changed.values() for n in names if n == "dropout" or _is_layers(n)}
+    return tuple(setting for setting, names in changed.items() if rates and names - rates)
+
+
+def leave_out(frames: StudyFrames, settings: tuple[str, ...]) -> StudyFrames:
+    """The study without some settings, and without the trials of the arms of these names."""
+    confirm, trials = frames.confirm, frames.trials
+    if not settings:
+        return frames
+    return replace(
+        frames,
+        confirm=confirm[~confirm["setting"].isin(settings)],
+        trials=trials[~trials["arm"].isin(settings)],
+    )
+
+
+def say_left_out(settings: tuple[str, ...]) -> str:
+    """The end of a caption; empty where nothing is left out."""
+    if not settings:
+        return ""
+    differ = "it differs" if len(settings) == 1 else "they differ"
+    return f" Left out, since {differ} in more than dropout: {', '.join(settings)}."
 
 
 @dataclass(frozen=True)
@@ -92,12 +122,14 @@ class Rates:
         effects: Every setting against the baseline, by rate; empty with fewer than two to compare.
         baseline: The first setting.
         baseline_rate: Its dropout rate.
+        left_out: Settings that differ from the first one in more than dropout.
     """
 
     doses: tuple[Dose, ...]
     effects: tuple[DoseEffect, ...]
     baseline: str
     baseline_rate: float
+    left_out: tuple[str, ...] = ()
 
 
 #: Where there is nothing to show.
@@ -122,7 +154,7 @@ def make_rates(frames: StudyFrames) -> Picture | None:
     return Picture(
         "rates",
         "Test accuracy by dropout rate, one point per confirmation run",
-        _caption_rates(rates),
+        _caption_rates(rates) + say_left_out(rates.left_out),
         figure,
     )
 
@@ -133,6 +165,8 @@ def compute_rates(frames: StudyFrames) -> Rates:
     Nothing where rate and setting are not the same thing: there dropout belongs to the recipe, and
     a difference between two rates may be one between recipes.
     """
+    left_out = find_other_settings(frames)
+    frames = leave_out(frames, left_out)
     runs = frames.confirm.assign(rate=read_rates(frames.confirm))
     runs = runs.dropna(subset=["rate", "test_accuracy"])
     pairings = runs[["setting", "rate"]].drop_duplicates()
@@ -147,7 +181,7 @@ def compute_rates(frames: StudyFrames) -> Rates:
     doses.sort(key=lambda dose: (recipes.index(dose.recipe), dose.rate))
     baseline = next(iter(rate_of))
     effects = _effects(frames, rate_of) if len(rate_of) >= FEWEST_SETTINGS else ()
-    return Rates(tuple(doses), effects, baseline, rate_of[baseline])
+    return Rates(tuple(doses), effects, baseline, rate_of[baseline], left_out)
 
 
 def _effects(frames: StudyFrames, rate_of: Mapping[str, float]) -> tuple[DoseEffect, ...]:
