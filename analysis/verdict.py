@@ -18,6 +18,15 @@ ALPHA = 0.05
 #: With fewer pairs no sign-flip test reaches ALPHA: its smallest p-value is 2 / 2^n.
 FEWEST_PAIRS = 6
 
+
+def fewest_pairs(comparisons: int) -> int:
+    """Pairs with which a p-value can be below ALPHA after Holm's correction for so many of them."""
+    pairs = FEWEST_PAIRS
+    while comparisons * 2 / 2**pairs >= ALPHA:
+        pairs += 1
+    return pairs
+
+
 Outcome = Literal["helps", "hurts", "no difference shown", "too few pairs", "no pairs"]
 
 
@@ -37,6 +46,7 @@ class Comparison:
         last_loss: Test loss there.
         by_recipe: The effect on test accuracy with each recipe.
         recipes: How many recipes the effect is a mean of.
+        comparisons: How many the study makes, this one included.
         adjusted_p: `accuracy.p` after Holm's correction for all comparisons of the study.
         correlation: Of test accuracy within pairs; near 1, pairing has paid.
         errors: Of the effect on test accuracy, by where they come from.
@@ -50,6 +60,7 @@ class Comparison:
     last_loss: Effect
     by_recipe: Mapping[str, Effect]
     recipes: int
+    comparisons: int
     adjusted_p: float
     correlation: float
     errors: StandardErrors
@@ -57,7 +68,7 @@ class Comparison:
     @property
     def outcome(self) -> Outcome:
         """What may be claimed."""
-        if self.accuracy.n < FEWEST_PAIRS:
+        if self.accuracy.n < fewest_pairs(self.comparisons):
             return "too few pairs"
         if self.adjusted_p >= ALPHA:
             return "no difference shown"
@@ -122,14 +133,14 @@ def say_comparison(comparison: Comparison) -> str:
     )
     match comparison.outcome:
         case "helps" | "hurts" as outcome:
-            return f"{name} {outcome}: {size} {basis}."
+            return f"{_start(name)} {outcome}: {size} {basis}."
         case "too few pairs":
             return (
                 f"Too few pairs for a verdict: {count(effect.n, 'seed')}, and fewer than"
-                f" {FEWEST_PAIRS} cannot reach p < {ALPHA}. {name} with these: {size}."
+                f" {FEWEST_PAIRS} cannot reach p < {ALPHA}. {_start(name)} with these: {size}."
             )
         case _:
-            return f"No difference shown: {name.lower()} {size} {basis}."
+            return f"No difference shown: {name} {size} {basis}."
 
 
 def say_loss(comparison: Comparison) -> str:
@@ -147,19 +158,20 @@ def say_loss(comparison: Comparison) -> str:
 def say_several(comparisons: tuple[Comparison, ...]) -> str:
     """The verdict on several settings, after Holm's correction."""
     baseline, seeds = comparisons[0].baseline, comparisons[0].accuracy.n
-    if seeds < FEWEST_PAIRS:
+    fewest = fewest_pairs(len(comparisons))
+    if seeds < fewest:
         return (
-            f"Too few pairs for a verdict: {count(seeds, 'seed')}, and fewer than {FEWEST_PAIRS}"
-            f" cannot reach p < {ALPHA}."
+            f"Too few pairs for a verdict: {count(seeds, 'seed')}, and fewer than {fewest}"
+            f" cannot reach p < {ALPHA} in {len(comparisons)} comparisons."
         )
     largest = max(comparisons, key=lambda c: abs(c.accuracy.mean))
     claimed = [c for c in comparisons if c.outcome in ("helps", "hurts")]
     basis = f"{len(comparisons)} settings against {baseline}, {count(seeds, 'seed')}"
     if not claimed:
         return (
-            f"No difference shown ({basis}); the largest was {largest.setting} with"
-            f" {signed(largest.accuracy.mean)} points of test accuracy"
-            f" (p = {p_value(largest.adjusted_p)} after Holm's correction)."
+            f"No difference shown ({basis}); the largest was"
+            f" {signed(largest.accuracy.mean)} points of test accuracy, of setting"
+            f" {largest.setting} (p = {p_value(largest.adjusted_p)} after Holm's correction)."
         )
     each = ", ".join(
         f"{c.setting} {signed(c.accuracy.mean)} (p = {p_value(c.adjusted_p)})" for c in claimed
@@ -201,6 +213,7 @@ def _comparisons(frames: StudyFrames) -> tuple[Comparison, ...]:
                 for recipe in pairs.by_recipe
             },
             recipes=len(pairs.by_recipe.columns),
+            comparisons=len(accuracy),
             adjusted_p=p,
             correlation=pairs.correlation,
             errors=compute_standard_errors(frames, pairs),
@@ -236,7 +249,12 @@ def _outcome_of_several(comparisons: tuple[Comparison, ...]) -> Outcome:
 
 
 def _name(comparison: Comparison) -> str:
-    """The setting as the subject of a sentence: dropout against no-dropout is "Dropout"."""
+    """The setting within a sentence: that of dropout against no-dropout is "dropout"."""
     if comparison.baseline == f"no-{comparison.setting}":
-        return comparison.setting.capitalize()
-    return f"{comparison.setting} (against {comparison.baseline})"
+        return comparison.setting
+    return f"setting {comparison.setting} (against {comparison.baseline})"
+
+
+def _start(name: str) -> str:
+    """The name where the sentence starts with it."""
+    return name[:1].upper() + name[1:]

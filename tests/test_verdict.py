@@ -15,8 +15,8 @@ from analysis.looks import record_verdict
 from analysis.pairs import compute_pairs
 from analysis.rundir import RunDir
 from analysis.uncertainty import crossed_bootstrap
-from analysis.verdict import compute_verdict, say_champions
-from tests.made_up import confirmed, frames
+from analysis.verdict import FEWEST_PAIRS, compute_verdict, fewest_pairs, say_champions
+from tests.made_up import article_arms, confirmed, frames
 
 STUDY = Path(__file__).parent / "fixtures" / "study"
 
@@ -153,6 +153,48 @@ def test_where_the_study_agrees_with_the_article() -> None:
     assert still.startswith(
         "This study shows no change, where the article reports one, in training"
     )
+
+
+def test_several_settings_need_more_pairs() -> None:
+    # 2 of 64 sign patterns, twice for two comparisons, is above 0.05; 2 of 128 is not.
+    few, enough = (compute_verdict(article_arms(0.02, 0.02, seeds)) for seeds in (6, 7))
+    assert few.outcome == "too few pairs"
+    assert few.sentence == (
+        "Too few pairs for a verdict: 6 seeds, and fewer than 7 cannot reach p < 0.05 in 2"
+        " comparisons."
+    )
+    assert [c.adjusted_p for c in enough.comparisons] == [4 / 128, 4 / 128]
+    assert enough.outcome == "helps"
+    assert [fewest_pairs(comparisons) for comparisons in (1, 2, 3, 6)] == [FEWEST_PAIRS, 7, 7, 8]
+
+
+def test_settings_called_with_and_without_make_sentences() -> None:
+    study = article_arms(0.0, 0.0)
+    two = replace(study, confirm=study.confirm[study.confirm["setting"] != "as-printed"])
+    assert compute_verdict(two).sentence.startswith(
+        "No difference shown: setting with (against without) +0.01 points"
+    )
+    clear = replace(two, confirm=article_arms(0.01, 0.0).confirm.query("setting != 'as-printed'"))
+    assert compute_verdict(clear).sentence.startswith("Setting with (against without) helps: +1.01")
+    assert compute_verdict(study).sentence == (
+        "No difference shown (2 settings against without, 8 seeds); the largest was +0.01 points of"
+        " test accuracy, of setting with (p = 1 after Holm's correction)."
+    )
+
+
+def test_a_settings_name_keeps_its_capitals() -> None:
+    base = 0.7 + NOISE
+    study = confirmed({("any", "Adam"): base, ("any", "AdamW"): base})
+    sentence = compute_verdict(study).sentence
+    assert sentence.startswith("No difference shown: setting AdamW (against Adam) +0.00")
+
+
+def test_where_every_seed_lacks_a_run_there_is_no_pair() -> None:
+    study = article_arms(0.0, 0.0)
+    setting, odd = study.confirm["setting"], study.confirm["seed"] % 2 == 1
+    lost = ((setting == "with") & odd) | ((setting == "as-printed") & ~odd)
+    left = replace(study, confirm=study.confirm[~lost])
+    assert compute_verdict(left).outcome == "no pairs"
 
 
 def test_looks_at_the_test_set_are_counted(tmp_path: Path) -> None:
