@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import fill
 
 from rich import box
 from rich.table import Table
@@ -40,21 +41,24 @@ class Grid:
         """The table for a rich console, which leaves it plain in a pipe."""
         table = Table(
             title=self.title,
-            caption=self.note,
+            caption=f"{self.note}\n",
             title_justify="left",
             caption_justify="left",
             box=box.SIMPLE_HEAD,
             pad_edge=False,
+            show_edge=False,
+            collapse_padding=True,
         )
-        for name in self.header:
-            table.add_column(name)
+        for name, *cells in zip(self.header, *self.rows, strict=True):
+            # A long name is broken rather than the cells below it.
+            table.add_column(fill(name, max(map(len, (*cells, *name.split(), " ")))))
         for row in self.rows:
             table.add_row(*row)
         return table
 
 
 #: More settings than this stand in rows: as columns they would not fit a terminal.
-MOST_COLUMNS = 3
+MOST_COLUMNS = 2
 
 
 def show_article_table(table: ArticleTable) -> Grid:

@@ -27,6 +27,7 @@ from analysis.report import write_report
 from analysis.rundir import RunDir
 from analysis.tables import compute_article_table, compute_search_table
 from analysis.verdict import compute_verdict
+from tests.made_up import article_arms
 
 FIXTURE = Path(__file__).parent / "fixtures" / "run"
 STUDY = Path(__file__).parent / "fixtures" / "study"
@@ -141,6 +142,15 @@ def test_many_settings_stand_in_rows_and_fit_a_terminal(frames: StudyFrames) -> 
         console.print(grid.to_rich())
     assert "…" not in captured.get()
     assert all(f"dropout-0.{dose} (n = 3) " in captured.get() for dose in range(4))
+
+
+def test_three_settings_with_intervals_fit_a_terminal() -> None:
+    grid = show_article_table(compute_article_table(article_arms(-0.003, 0.0105)))
+    console = Console(width=120)
+    with console.capture() as captured:
+        console.print(grid.to_rich())
+    # Four intervals for each setting, none broken over two lines.
+    assert len(re.findall(r"\(\d+\.\d+ to \d+\.\d+\)", captured.get())) == 12
 
 
 def test_search_table_counts_states_and_names_champions(frames: StudyFrames) -> None:

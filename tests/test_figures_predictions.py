@@ -146,8 +146,7 @@ def test_accuracy_by_class_by_hand(tmp_path: Path) -> None:
     assert "2 of 3 classes" in picture.title
     # Of two equal differences, 0.75 to 0.25 and 0.5 to 1, the first is named.
     assert picture.caption == (
-        "The settings differ most on class 0: 75.0 % with without, 25.0 % with with,"
-        f" {MINUS}50.0 points."
+        f"The settings differ most on class 0: without 75.0 %, with 25.0 %, {MINUS}50.0 points."
     )
 
 

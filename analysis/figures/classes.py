@@ -182,7 +182,7 @@ def _caption(classes: Classes) -> str:
         low, high = 0, 1
     first, second = classes.settings[low].setting, classes.settings[high].setting
     return (
-        f"The settings differ most on {classes.names[at]}: {means[low, at]:.1f} % with {first},"
-        f" {means[high, at]:.1f} % with {second},"
+        f"The settings differ most on {classes.names[at]}: {first} {means[low, at]:.1f} %,"
+        f" {second} {means[high, at]:.1f} %,"
         f" {signed(means[high, at] - means[low, at], 1)} points."
     )
