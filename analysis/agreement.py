@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from analysis.frames import StudyFrames
+from analysis.article import find_as_printed
+from analysis.frames import StudyFrames, settings_in_order
 from analysis.pairs import compute_pairs
 from analysis.signflip import Effect, estimate_effect
 from analysis.tables import ARTICLE_ROWS
@@ -12,18 +13,22 @@ from analysis.words import interval, p_value, signed
 
 @dataclass(frozen=True)
 class RowAgreement:
-    """One of the article's four rows: what dropout changes there, and here.
+    """One of the article's four rows: what its second model changes there, and a setting here.
 
     Attributes:
         name: Of the row.
         percent: Whether the figures are points; else nats per image.
         article: The article's figure with dropout minus without, one run each.
-        effect: The same from this study's matched pairs.
+        setting: This study's counterpart of the article's second model.
+        baseline: Of its first.
+        effect: The setting's figure minus the baseline's, from this study's matched pairs.
     """
 
     name: str
     percent: bool
     article: float
+    setting: str
+    baseline: str
     effect: Effect
 
     @property
@@ -33,12 +38,14 @@ class RowAgreement:
 
 
 def compute_agreement(frames: StudyFrames) -> tuple[RowAgreement, ...]:
-    """The four rows; nothing unless the study has two settings in matched pairs."""
-    if frames.confirm.empty or frames.confirm["setting"].nunique() != 2:
-        return ()
+    """The four rows; nothing unless the study has the article's two models in matched pairs."""
+    setting = _second_model(frames)
     rows = []
     for row in ARTICLE_ROWS:
-        (pairs,) = compute_pairs(frames, row.column)
+        matched = {pairs.setting: pairs for pairs in compute_pairs(frames, row.column)}
+        if setting not in matched:
+            return ()
+        pairs = matched[setting]
         scale = 100 if row.percent else 1
         without, with_dropout = row.article
         rows.append(
@@ -46,6 +53,8 @@ def compute_agreement(frames: StudyFrames) -> tuple[RowAgreement, ...]:
                 name=row.name,
                 percent=row.percent,
                 article=with_dropout - without,
+                setting=pairs.setting,
+                baseline=pairs.baseline,
                 effect=estimate_effect(list(scale * pairs.by_seed)),
             )
         )
@@ -72,8 +81,19 @@ def say_agreement(rows: tuple[RowAgreement, ...]) -> str:
         f"{subject} {verb} {'; '.join(map(_say, rows))}."
         for subject, (verb, rows) in zip(("This study", "It", "It"), found.items(), strict=False)
     ]
-    said.append("The article's changes are differences between two single runs on test images.")
+    said.append(
+        "The article's changes are differences between two single runs on test images; here"
+        f" {rows[0].setting} minus {rows[0].baseline}."
+    )
     return " ".join(said)
+
+
+def _second_model(frames: StudyFrames) -> str | None:
+    settings = settings_in_order(frames.confirm)
+    if len(settings) == 2:
+        return settings[1]
+    # By its code the article's model "with dropout" holds none, and was trained for twice as long.
+    return find_as_printed(frames)
 
 
 def _say(row: RowAgreement) -> str:

@@ -6,12 +6,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from analysis.article import ArticleGain, say_article_gain
 from analysis.codec import from_json, to_json
 from analysis.rundir import RunDir, write_whole
 from analysis.verdict import Verdict
 
 
-def record_verdict(path: Path, verdict: Verdict) -> int:
+def record_verdict(path: Path, verdict: Verdict, gain: ArticleGain | None = None) -> int:
     """Write verdict.json and return which look at the test set this verdict is.
 
     The report may be written as often as one likes: only other confirmation runs are another look.
@@ -20,6 +21,7 @@ def record_verdict(path: Path, verdict: Verdict) -> int:
     Args:
         path: The run directory.
         verdict: What its confirmation runs show.
+        gain: What they show of the article's gain; None where the study does not ask that.
 
     Returns:
         From 1; 0 where no test image has been looked at.
@@ -40,9 +42,18 @@ def record_verdict(path: Path, verdict: Verdict) -> int:
         number = known[0] + 1 if known else len(looks)
     else:
         number = 0
-    record = {**_record(verdict), "look": number, "looks": looks}
+    record = {
+        **_record(verdict),
+        "article_gain": _record_gain(gain),
+        "look": number,
+        "looks": looks,
+    }
     write_whole(directory.verdict, to_json(record, indent=2))
     return number
+
+
+def _record_gain(gain: ArticleGain | None) -> Mapping[str, Any] | None:
+    return {"sentence": say_article_gain(gain), **asdict(gain)} if gain else None
 
 
 def _earlier_looks(file: Path) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from analysis.agreement import compute_agreement, say_agreement
+from analysis.article import compute_article_gain, say_article_gain
 from analysis.damage import find_damage
 from analysis.figures import Picture, make_pictures, render_file
 from analysis.frames import StudyFrames, load_what_is_there
@@ -76,7 +77,9 @@ def write_report(run_dir: Path) -> Report:
     verdict = compute_verdict(frames)
     article, search = compute_article_table(frames), compute_search_table(frames)
     findings = check_health(frames, verdict)
-    sentences = _sentences(verdict, record_verdict(run_dir, verdict), findings)
+    gain = compute_article_gain(frames, verdict)
+    look = record_verdict(run_dir, verdict, gain)
+    sentences = _sentences(verdict, look, say_article_gain(gain), findings)
     pictures = make_pictures(frames)
     folder = RunDir(run_dir).report
     path = folder / "index.html"
@@ -98,11 +101,15 @@ def write_report(run_dir: Path) -> Report:
     )
 
 
-def _sentences(verdict: Verdict, look: int, findings: Sequence[Finding]) -> tuple[str, ...]:
+def _sentences(
+    verdict: Verdict, look: int, gain: str, findings: Sequence[Finding]
+) -> tuple[str, ...]:
     again = f" Look {look} at the test set; the earlier verdicts stay in verdict.json."
     said = [verdict.sentence + (again if look > 1 else "")]
     if len(verdict.comparisons) == 1:
         said.append(say_loss(verdict.comparisons[0]))
+    if gain:
+        said.append(gain)
     warnings = [finding.check for finding in findings if not finding.passed]
     if warnings and verdict.comparisons:
         said.append(f"Be careful about: {'; '.join(warnings)}.")

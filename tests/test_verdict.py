@@ -195,6 +195,27 @@ def test_where_every_seed_lacks_a_run_there_is_no_pair() -> None:
     lost = ((setting == "with") & odd) | ((setting == "as-printed") & ~odd)
     left = replace(study, confirm=study.confirm[~lost])
     assert compute_verdict(left).outcome == "no pairs"
+    assert compute_agreement(left) == ()
+
+
+def test_settings_without_a_common_recipe_agree_with_nothing() -> None:
+    study = confirmed({("a", "a"): 0.7 + NOISE, ("b", "b"): 0.8 + NOISE})
+    assert compute_agreement(study) == ()
+
+
+def test_the_article_is_compared_with_what_its_code_does() -> None:
+    rows = {row.name: row for row in compute_agreement(article_arms(-0.003, 0.0105))}
+    accuracy = rows["Testing accuracy"]
+    assert (accuracy.setting, accuracy.baseline) == ("as-printed", "without")
+    assert accuracy.effect.mean == pytest.approx(1.05625)
+    said = say_agreement(tuple(rows.values()))
+    assert said.endswith("test images; here as-printed minus without.")
+
+
+@pytest.mark.parametrize("epochs", [5, 30])
+def test_another_warm_up_is_not_the_articles(epochs: int) -> None:
+    study = article_arms(-0.003, 0.0105)
+    assert compute_agreement(replace(study, confirm=study.confirm.assign(epochs=epochs))) == ()
 
 
 def test_looks_at_the_test_set_are_counted(tmp_path: Path) -> None:
