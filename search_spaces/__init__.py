@@ -6,6 +6,8 @@ from search_spaces.parameters import (
     dropout_rates,
     hidden_widths,
     typical,
+    value_of,
+    without_dropout,
 )
 from search_spaces.ranges import Choice, Fixed, Float, Range, SpaceError, Value
 from search_spaces.registry import SPACES, find_space
@@ -27,4 +29,6 @@ __all__ = [
     "find_space",
     "hidden_widths",
     "typical",
+    "value_of",
+    "without_dropout",
 ]

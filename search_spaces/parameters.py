@@ -29,8 +29,10 @@ class Parameter:
         name: Its name in spaces, tables and files.
         meaning: What it is; a phrase.
         default: Its value where a space does not mention it.
-        range: Where to search it when the backbone is frozen.
+        range: Where to search it; for what concerns the head, when the backbone is frozen.
         rule: What every value of it must be.
+        backbone: Whether it concerns the training of the backbone, and so means nothing where the
+            backbone is frozen.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Parameter:
     default: Value
     range: Range
     rule: Rule
+    backbone: bool = False
 
     def __post_init__(self) -> None:
         self.check(Fixed(self.default))
@@ -65,6 +68,15 @@ def _is_count(value: Value) -> bool:
     return isinstance(value, int) and _number(value) >= 1
 
 
+def _is_whole(value: Value) -> bool:
+    return isinstance(value, int) and _number(value) >= 0
+
+
+def _one_of(*options: str) -> "Rule":
+    words = f"{', '.join(map(repr, options[:-1]))} or {options[-1]!r}"
+    return Rule(words, lambda value: value in options)
+
+
 def _is_widths(value: Value) -> bool:
     return isinstance(value, str) and re.fullmatch(r"[1-9]\d*(-[1-9]\d*)*", value) is not None
 
@@ -73,8 +85,8 @@ RATE = Rule("a number from 0 up to, but not including, 1", lambda value: 0 <= _n
 POSITIVE = Rule("a number above 0", lambda value: _number(value) > 0)
 NOT_NEGATIVE = Rule("a number of 0 or more", lambda value: _number(value) >= 0)
 COUNT = Rule("a whole number of 1 or more", _is_count)
+WHOLE = Rule("a whole number of 0 or more", _is_whole)
 WIDTHS = Rule("text such as '512' or '512-256'", _is_widths)
-OPTIMIZER = Rule("'adam' or 'adamw'", lambda value: value in ("adam", "adamw"))
 
 #: The dropout rates of single hidden layers, the first layer's first.
 LAYER_RATES = ("dropout_1", "dropout_2", "dropout_3", "dropout_4")
@@ -117,7 +129,7 @@ PARAMETERS: Mapping[str, Parameter] = {
             "adam or adamw",
             default="adamw",
             range=Fixed("adamw"),
-            rule=OPTIMIZER,
+            rule=_one_of("adam", "adamw"),
         ),
         Parameter(
             "dropout",
@@ -135,6 +147,62 @@ PARAMETERS: Mapping[str, Parameter] = {
                 rule=RATE,
             )
             for layer, name in enumerate(LAYER_RATES, start=1)
+        ),
+        Parameter(
+            "label_smoothing",
+            "share of the target that training spreads over all classes; losses are measured"
+            " without it",
+            default=0.0,
+            range=Choice((0.0, 0.1)),
+            rule=RATE,
+        ),
+        Parameter(
+            "lr_warmup_epochs",
+            "epochs over which the learning rates rise from 0, step by step",
+            default=0,
+            range=Choice((0, 1)),
+            rule=WHOLE,
+        ),
+        Parameter(
+            "lr_schedule",
+            "the learning rates after that: constant, or falling to 0 along half a cosine",
+            default="constant",
+            range=Choice(("constant", "cosine")),
+            rule=_one_of("constant", "cosine"),
+        ),
+        Parameter(
+            "backbone_lr_ratio",
+            "learning rate of the backbone as a multiple of the head's",
+            default=0.1,
+            range=Float(0.03, 1.0, log=True),
+            rule=POSITIVE,
+            backbone=True,
+        ),
+        Parameter(
+            "frozen_layers",
+            "what of the backbone stays as it was pretrained: none, the stem, or all to stage 3",
+            default="none",
+            range=Choice(("none", "stem", "stage-3")),
+            rule=_one_of("none", "stem", "stage-3"),
+            backbone=True,
+        ),
+        Parameter(
+            "batch_norm",
+            "what BatchNorm normalises by in training: the batch's statistics (batch), which also"
+            " update the running ones, or the pretrained ones, unchanged (pretrained)",
+            default="batch",
+            range=Choice(("batch", "pretrained")),
+            rule=_one_of("batch", "pretrained"),
+            backbone=True,
+        ),
+        Parameter(
+            "backbone_warmup_epochs",
+            "epochs for which the backbone first trains under another head, without dropout, which"
+            " is then thrown away",
+            default=0,
+            range=Choice((0, 5)),
+            rule=WHOLE,
+            backbone=True,
         ),
         Parameter(
             "mask_stream",
@@ -167,6 +235,16 @@ def typical(*names: str) -> dict[str, Range]:
     return {name: parameter(name).range for name in names}
 
 
+def value_of(hyperparameters: Mapping[str, Value], name: str) -> Value:
+    """The value of a hyperparameter in one run: its own, else the default.
+
+    Args:
+        hyperparameters: The values of one run.
+        name: Of a hyperparameter in `PARAMETERS`.
+    """
+    return hyperparameters.get(name, PARAMETERS[name].default)
+
+
 def hidden_widths(hyperparameters: Mapping[str, Value]) -> tuple[int, ...]:
     """The widths of the head's hidden layers: `{"head": "512-256"}` gives (512, 256)."""
     return tuple(int(width) for width in str(hyperparameters["head"]).split("-"))
@@ -188,10 +266,15 @@ def dropout_rates(hyperparameters: Mapping[str, Value]) -> tuple[float, ...]:
     depth = len(hidden_widths(hyperparameters))
     given = [name for name in LAYER_RATES if name in hyperparameters]
     if not given:
-        rate = hyperparameters.get("dropout", PARAMETERS["dropout"].default)
-        return (float(rate),) * depth
+        return (float(value_of(hyperparameters, "dropout")),) * depth
     if given != list(LAYER_RATES[:depth]):
         raise SpaceError(
             f"head {hyperparameters['head']} needs {depth} rates, got {', '.join(given)}"
         )
     return tuple(float(hyperparameters[name]) for name in given)
+
+
+def without_dropout(hyperparameters: Mapping[str, Value]) -> dict[str, Value]:
+    """The same hyperparameters with every dropout rate at 0."""
+    rates = {"dropout", *LAYER_RATES} & hyperparameters.keys()
+    return {**hyperparameters, **dict.fromkeys(rates, 0.0)}

@@ -4,13 +4,20 @@ import difflib
 import importlib
 from collections.abc import Mapping
 
-from search_spaces import article, dose, dropout, layerwise, placebo
+from search_spaces import article, dose, dropout, finetune, layerwise, placebo
 from search_spaces.ranges import SpaceError
 from search_spaces.space import Space
 
 SPACES: Mapping[str, Space] = {
     space.name: space
-    for space in (dropout.SPACE, article.SPACE, dose.SPACE, layerwise.SPACE, placebo.SPACE)
+    for space in (
+        dropout.SPACE,
+        finetune.SPACE,
+        article.SPACE,
+        dose.SPACE,
+        layerwise.SPACE,
+        placebo.SPACE,
+    )
 }
 
 

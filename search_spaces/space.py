@@ -2,13 +2,13 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from search_spaces.parameters import LAYER_RATES, PARAMETERS, hidden_widths, parameter
 from search_spaces.ranges import Fixed, Range, SpaceError, Value
 
 #: The study's options for which a space may have a better default than the study.
-OPTIONS = ("image_size", "preprocess", "weights")
+OPTIONS = ("transfer", "image_size", "preprocess", "weights", "augment")
 
 #: What every run needs; the default stands in where a space leaves one out.
 NEEDED = ("head", "learning_rate", "weight_decay", "batch_size", "optimizer")
@@ -55,8 +55,8 @@ class Space:
             its default.
         settings: Values of the factor at which the confirmation runs try the champions' recipes;
             where empty, they are the champions' own.
-        options: The study's options that this space sets unless the user does: `image_size`
-            (pixels), `preprocess`, `weights`.
+        options: The study's options that this space sets unless the user does: `transfer`,
+            `image_size` (pixels), `preprocess`, `weights`, `augment`.
 
     Raises:
         SpaceError: The parts do not fit together.
@@ -98,6 +98,29 @@ class Space:
         """Whether the arm has anything to search; where not, it goes straight to confirmation."""
         return not all(isinstance(values, Fixed) for values in self.ranges(arm).values())
 
+    def with_frozen_backbone(self) -> "Space":
+        """What is left of the space where the backbone is frozen.
+
+        The hyperparameters of the backbone's training fall away, and with them the arms and
+        settings that differ from an earlier one in nothing else.
+
+        Raises:
+            SpaceError: The arms differ in nothing else, so that there is no question left.
+        """
+        if not any(PARAMETERS[name].backbone for name in self.ranges(self.arms[0])):
+            return self
+        if all(PARAMETERS[name].backbone for name in self.factor_names):
+            raise SpaceError(
+                f"space {self.name}: its arms differ in {', '.join(self.factor_names)} only, which"
+                " means nothing with a frozen backbone"
+            )
+        return replace(
+            self,
+            arms=_without_backbone(self.arms),
+            settings=_without_backbone(self.settings),
+            recipe=_of_the_head(self.recipe),
+        )
+
     def _check_arms(self) -> None:
         if not self.arms:
             raise SpaceError("it has no arms")
@@ -136,6 +159,20 @@ class Space:
         for name in self.options:
             if name not in OPTIONS:
                 raise SpaceError(f"unknown option {name!r}; a space may set {', '.join(OPTIONS)}")
+
+
+def _without_backbone(arms: Iterable[Arm]) -> tuple[Arm, ...]:
+    """The arms without what concerns the backbone's training; of equal ones the first."""
+    kept: list[Arm] = []
+    for arm in arms:
+        factor = _of_the_head(arm.factor)
+        if factor not in [other.factor for other in kept]:
+            kept.append(Arm(arm.name, factor))
+    return tuple(kept)
+
+
+def _of_the_head(ranges: Mapping[str, Range]) -> dict[str, Range]:
+    return {name: values for name, values in ranges.items() if not PARAMETERS[name].backbone}
 
 
 def _refuse_twins(what: str, arms: Iterable[Arm]) -> None:

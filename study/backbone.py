@@ -9,9 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import ResNet, resnet50
 
-FEATURES = 2048
-"""Length of the backbone's output."""
-
 
 @dataclass(frozen=True)
 class Architecture:
@@ -22,11 +19,14 @@ class Architecture:
     et al. 2015 and Keras do), or else on its 3x3 convolution (torchvision, "v1.5")."""
     bn_eps: float
     """What BatchNorm adds to the variance."""
+    bn_momentum: float = 0.1
+    """How far a training step moves BatchNorm's running statistics towards those of the batch."""
 
 
-#: torchvision's ResNet50, and Keras' (keras.applications.ResNet50).
+#: torchvision's ResNet50, and Keras' (keras.applications.ResNet50; its momentum of 0.99 is ours of
+#: 0.01).
 TORCHVISION = Architecture(stride_on_1x1=False, bn_eps=1e-5)
-KERAS = Architecture(stride_on_1x1=True, bn_eps=1e-3)
+KERAS = Architecture(stride_on_1x1=True, bn_eps=1e-3, bn_momentum=0.01)
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def empty_resnet50(architecture: Architecture) -> ResNet:
         model = resnet50()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.eps = architecture.bn_eps
+            module.eps, module.momentum = architecture.bn_eps, architecture.bn_momentum
     if architecture.stride_on_1x1:
         for stage in (model.layer2, model.layer3, model.layer4):
             stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)

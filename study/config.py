@@ -8,15 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import tyro
 
 import search_spaces
-from analysis.rundir import RunDir
+from analysis.rundir import RunDir, RunDirError
 from study.errors import UserError
 
 Metric = Literal["val_accuracy", "val_loss"]
+Transfer = Literal["auto", "frozen", "finetune"]
 
 #: ASHA's first rung and the factor between rungs (DESIGN: grace period 3 or more, factor 3).
 GRACE_PERIOD = 3
@@ -46,9 +47,10 @@ class StudyConfig:
 
     trials: int = 40
     """Search trials in all, shared equally by the arms of the space."""
-    space: str = "dropout"
-    """What is compared and searched: dropout, article, dose, layerwise, or your own as
-    package.module:NAME. `python -m search_spaces` lists them."""
+    space: str | None = None
+    """What is compared and searched: dropout, finetune, article, dose, layerwise, placebo, or your
+    own as package.module:NAME; `python -m search_spaces` lists them. Default: dropout where the
+    backbone is frozen, else finetune."""
     data: str = "cifar10"
     """Images: cifar10 (downloaded once, verified), or a folder or archive that holds CIFAR-10."""
     images: int | None = None
@@ -62,8 +64,14 @@ class StudyConfig:
     preprocess: Literal["own", "raw"] | None = None
     """own: as the weights were trained; raw: RGB 0 to 255, as in the article. Default: the
     space's (article: raw), else own."""
-    transfer: Literal["frozen"] = "frozen"
-    """frozen: the backbone is fixed, its features are computed once, and only the head trains."""
+    transfer: Transfer = "auto"
+    """frozen: the backbone is fixed, its features are computed once, and only the head trains.
+    finetune: all layers train. auto: the space's, else finetune where there is a GPU, else
+    frozen."""
+    augment: Literal["none", "flip", "crop-flip"] | None = None
+    """With finetune, what is done to training images at random: flip mirrors half of them;
+    crop-flip also shifts each by up to an eighth of its side. Default: the space's (article:
+    none), else flip."""
     epochs: int = 15
     """Epochs of a full training run."""
     metric: Metric = "val_accuracy"
@@ -75,8 +83,9 @@ class StudyConfig:
     """The study's seed, from which all randomness is derived."""
     cpus_per_trial: float = 1
     """CPU cores of one trial."""
-    gpus_per_trial: float = 0
-    """GPUs of one trial; a fraction lets trials share a GPU."""
+    gpus_per_trial: float | Literal["auto"] = "auto"
+    """GPUs of one trial; a fraction lets trials share a GPU. auto: what a trial needs is measured
+    before the search; without a GPU, 0."""
     max_concurrent: int | None = None
     """Trials that run at once, at most. Default: as many as fit."""
     time_budget: float | None = None
@@ -102,6 +111,19 @@ class Study:
     """With no option left open."""
     space: search_spaces.Space
     rundir: RunDir
+    left_out: tuple[str, ...] = ()
+    """Arms of the space that mean nothing with a frozen backbone."""
+
+    @property
+    def finetunes(self) -> bool:
+        """Whether all layers train, not the head alone."""
+        return self.config.transfer == "finetune"
+
+    @property
+    def augment(self) -> Literal["none", "flip", "crop-flip"]:
+        """What is done to training images at random."""
+        assert self.config.augment is not None
+        return self.config.augment
 
     @property
     def image_size(self) -> int:
@@ -166,12 +188,21 @@ def check(config: StudyConfig) -> Study:
     Raises:
         UserError: A value is out of range, a path is missing, or the run name is not to be had.
     """
-    try:
-        space = search_spaces.find_space(config.space)
-    except ValueError as error:
-        raise UserError(f"--space: {error}") from None
-    config = _with_space_options(config, space)
+    if config.resume:
+        config = _with_recorded_options(replace(config, name=_run_name(config)))
     _check_ranges(config)
+    config, space = _choose_space(config)
+    config = _with_space_options(config, space)
+    left_out: tuple[str, ...] = ()
+    if config.transfer == "frozen":
+        whole, space = space, _frozen(space)
+        kept = {arm.name for arm in space.arms}
+        left_out = tuple(arm.name for arm in whole.arms if arm.name not in kept)
+    if config.transfer == "frozen" and config.augment != "none":
+        raise UserError(
+            f"--augment {config.augment}: with a frozen backbone each image's features are computed"
+            " once, so images cannot vary; add --transfer finetune, or leave --augment out."
+        )
     if not config.data.startswith("cifar10") and not Path(config.data).exists():
         raise UserError(f"--data: there is no {config.data}; give 'cifar10' or an existing path.")
     named_weights = ("auto", "imagenet-v1", "imagenet-v2", "keras")
@@ -180,8 +211,9 @@ def check(config: StudyConfig) -> Study:
             f"--weights: there is no {config.weights}; give one of {', '.join(named_weights)}, "
             "or an existing file."
         )
-    config = replace(config, name=_run_name(config))
-    study = Study(config, space, RunDir(config.storage / str(config.name)))
+    if not config.resume:
+        config = replace(config, name=_run_name(config))
+    study = Study(config, space, RunDir(config.storage / str(config.name)), left_out)
     searched = [arm for arm in space.arms if space.searches(arm)]
     if config.trials < len(searched):
         raise UserError(
@@ -196,23 +228,70 @@ def check(config: StudyConfig) -> Study:
     return study
 
 
+def _choose_space(config: StudyConfig) -> tuple[StudyConfig, search_spaces.Space]:
+    """Settle transfer and space, each of which may decide the other."""
+    space = None if config.space is None else _find_space(config.space)
+    transfer = config.transfer
+    if transfer == "auto" and space is not None:
+        transfer = cast(Transfer, space.options.get("transfer", "auto"))
+    if transfer == "auto":
+        # torch takes seconds to import, so it is asked only where nothing else decides.
+        from study.hardware import gpu_count
+
+        transfer = "finetune" if gpu_count() else "frozen"
+    if space is None:
+        space = _find_space("finetune" if transfer == "finetune" else "dropout")
+    return replace(config, transfer=transfer, space=config.space or space.name), space
+
+
+def _find_space(spec: str) -> search_spaces.Space:
+    try:
+        return search_spaces.find_space(spec)
+    except ValueError as error:
+        raise UserError(f"--space: {error}") from None
+
+
+def _frozen(space: search_spaces.Space) -> search_spaces.Space:
+    try:
+        return space.with_frozen_backbone()
+    except ValueError as error:
+        raise UserError(f"--transfer frozen: {error}; give --transfer finetune.") from None
+
+
+def _with_recorded_options(config: StudyConfig) -> StudyConfig:
+    """Options that the user left open take what the study had at its start."""
+    try:
+        recorded = RunDir(config.storage / str(config.name)).read_study()["config"]
+    except (RunDirError, KeyError):  # said when the study is read for good
+        return config
+    open_values = (None, "auto")
+    names = ("space", "transfer", "augment", "image_size", "preprocess", "weights")
+    return replace(
+        config,
+        **{n: recorded[n] for n in names if getattr(config, n) in open_values and n in recorded},
+    )
+
+
 def _with_space_options(config: StudyConfig, space: search_spaces.Space) -> StudyConfig:
     """Options that the user left open take the space's values, else the study's defaults."""
+    frozen = config.transfer == "frozen"
     defaults: dict[str, Any] = {"image_size": 96, "preprocess": "own", "weights": "auto"}
-    defaults |= space.options
+    defaults |= {"augment": "flip", **space.options}
+    if frozen:
+        defaults["augment"] = "none"
     left_open = {name: v for name, v in defaults.items() if getattr(config, name) is None}
     return replace(config, **left_open)
 
 
 def _check_ranges(config: StudyConfig) -> None:
-    assert config.image_size is not None
+    gpus = config.gpus_per_trial
     at_least = (
         ("trials", config.trials, 1),
         ("image-size", config.image_size, 32),
         ("epochs", config.epochs, 1),
         ("seeds", config.seeds, 0),
         ("seed", config.seed, 0),
-        ("gpus-per-trial", config.gpus_per_trial, 0),
+        ("gpus-per-trial", None if gpus == "auto" else gpus, 0),
         ("max-concurrent", config.max_concurrent, 1),
         ("images", config.images, 200),
     )
@@ -225,10 +304,10 @@ def _check_ranges(config: StudyConfig) -> None:
     ):
         if number is not None and not number > 0:
             raise UserError(f"--{option} {number:g}: must be more than 0.")
-    if config.gpus_per_trial > 1:
+    if gpus != "auto" and gpus > 1:
         raise UserError(
-            f"--gpus-per-trial {config.gpus_per_trial:g}: a trial uses one GPU or a part of one; "
-            "give a number between 0 and 1."
+            f"--gpus-per-trial {gpus:g}: a trial uses one GPU or a part of one; "
+            "give a number between 0 and 1, or auto."
         )
 
 
@@ -243,7 +322,7 @@ def _run_name(config: StudyConfig) -> str:
         )
     if config.resume:
         return config.name or _latest_run(storage)
-    name = config.name or f"{config.space.split(':')[-1]}-{datetime.now():%Y-%m-%d-%H%M%S}"
+    name = config.name or f"{str(config.space).split(':')[-1]}-{datetime.now():%Y-%m-%d-%H%M%S}"
     if (storage / name).exists():
         raise UserError(
             f"--name {name}: {storage / name} exists; choose another name, or add --resume to go "

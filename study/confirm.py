@@ -18,6 +18,7 @@ from study.arrays import PartArrays, TrainingArrays
 from study.champions import Champion
 from study.config import Study
 from study.errors import UserError
+from study.packing import Resources
 from study.screen import EndedRun, Screen
 from study.streams import derive_seed
 from study.training import NonFiniteLossError, is_better
@@ -91,8 +92,8 @@ def confirm(
     training: "ray.ObjectRef[TrainingArrays]",
     test: "ray.ObjectRef[PartArrays]",
     settings: RunSettings,
+    resources: Resources,
     screen: Screen,
-    concurrent: int,
 ) -> None:
     """Train the confirmation runs that are missing, then write confirm.csv.
 
@@ -104,8 +105,8 @@ def confirm(
         training: The data without `test`, in Ray's object store.
         test: The test part; this is the only phase that reads it.
         settings: What all runs have in common.
+        resources: Of one run, and how many run at once.
         screen: Shows the progress.
-        concurrent: Runs at once.
 
     Raises:
         UserError: No run succeeded.
@@ -116,9 +117,7 @@ def confirm(
     crossed = cells(study.space, champions)
     planned = planned_runs(crossed, config.seed, config.seeds)
     done = {row.run_id: row for row in study.rundir.read_confirmations()}
-    task = ray.remote(run_confirmation).options(
-        num_cpus=config.cpus_per_trial, num_gpus=config.gpus_per_trial
-    )
+    task = ray.remote(run_confirmation).options(num_cpus=resources.cpus, num_gpus=resources.gpus)
 
     groups = {cell.name: config.seeds for cell in crossed}
     with screen.phase("Confirmation", config.metric, config.epochs, groups) as view:
@@ -129,10 +128,11 @@ def confirm(
         waiting = [run for run in planned if run.run_id not in done]
         running: dict[ray.ObjectRef[Confirmation], PlannedRun] = {}
         while waiting or running:
-            while waiting and len(running) < concurrent:
+            while waiting and len(running) < resources.at_once:
                 run = waiting.pop(0)
+                # In a list Ray hands on the references, not what they refer to.
                 reference = task.remote(
-                    run.cell.hyperparameters, run.seed, training, test, settings
+                    run.cell.hyperparameters, run.seed, [training, test], settings
                 )
                 running[reference] = run
                 screen.run_goes_on(run.run_id, 0, None)

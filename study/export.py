@@ -1,5 +1,6 @@
 """The last phase: choose the best model on val alone, write it, and measure it from the images."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +17,8 @@ from study.bundle import Bundle
 from study.champions import Champion
 from study.config import Study
 from study.data import Dataset, Split
-from study.prepare import Standardisation
-from study.search import find_head
+from study.prepare import Standardisation, no_standardisation
+from study.search import find_weights
 from study.training import is_better, loss_and_accuracy
 from study.weights import Weights
 
@@ -33,17 +34,19 @@ class Exported:
     """From the test images, in fp32 throughout."""
     test_accuracy: float
     recorded_test_accuracy: float | None
-    """What the confirmation run measured on the cached features; None without confirmation."""
+    """What the confirmation run measured, in bf16 where the device has it; None without
+    confirmation."""
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The run whose head is exported."""
+    """The run whose model is exported."""
 
     run_id: str
     hyperparameters: dict[str, Value]
     score: float
-    head: dict[str, Tensor]
+    trained: dict[str, Tensor]
+    """Its weights: the head's, or the whole network's."""
     row: ConfirmRow | None
 
 
@@ -54,7 +57,7 @@ def export(
     split: Split,
     weights: Weights,
     preprocess: Preprocess,
-    standardisation: Standardisation,
+    standardisation: Standardisation | None,
 ) -> Exported:
     """Write best_model/ and evaluate it as it will be used: loaded from its files, from images.
 
@@ -74,9 +77,9 @@ def export(
         preprocess=preprocess,
         architecture=weights.architecture,
         hyperparameters=chosen.hyperparameters,
-        backbone=weights.state,
-        standardisation=standardisation,
-        head=chosen.head,
+        backbone=_backbone(chosen.trained) or weights.state,
+        standardisation=standardisation or no_standardisation(),
+        head=_head(chosen.trained),
     )
     path = study.rundir.best_model
     bundle.save(path, content, described)
@@ -90,7 +93,7 @@ def export(
             "loss": test_loss,
             "accuracy": test_accuracy,
             "how": "from the images, in fp32",
-            "accuracy_on_cached_features": recorded,
+            "accuracy_when_confirmed": recorded,
         }
     }
     bundle.save(path, content, {**described, **measured})
@@ -112,5 +115,23 @@ def choose(study: Study, champions: tuple[Champion, ...]) -> Chosen:
     for champion in trials[1:]:
         if is_better(champion.score, best.score, study.config.metric):
             best = champion
-    head = load_file(find_head(study, str(best.run_id)))
-    return Chosen(str(best.run_id), dict(best.hyperparameters), best.score, head, None)
+    trained = load_file(find_weights(study.rundir.search, str(best.run_id)))
+    return Chosen(str(best.run_id), dict(best.hyperparameters), best.score, trained, None)
+
+
+def _backbone(trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The backbone of a network under torchvision's names; nothing where a head alone trained."""
+    return {
+        name.removeprefix("backbone."): value
+        for name, value in trained.items()
+        if name.startswith("backbone.") and not name.endswith("num_batches_tracked")
+    }
+
+
+def _head(trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The head, of a network or alone."""
+    return {
+        name.removeprefix("head."): value
+        for name, value in trained.items()
+        if not name.startswith("backbone.")
+    }

@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.resnet import Bottleneck
 
-from study.backbone import FEATURES, Preprocess, build_backbone
+from study.backbone import Preprocess, build_backbone
 from study.cache import cache_dir, cached, sha256_of, whole_file
 from study.data import Dataset
 from study.hardware import has_native_bf16
+from study.head import FEATURES
 from study.progress import console, progress
 from study.weights import Weights
 
@@ -155,7 +156,11 @@ def cache_key(
         "version": VERSION,
         "data": dataset.sha256,
         "weights": weights.sha256,
-        "architecture": asdict(weights.architecture),
+        # The momentum of BatchNorm matters in training only.
+        "architecture": {
+            "stride_on_1x1": weights.architecture.stride_on_1x1,
+            "bn_eps": weights.architecture.bn_eps,
+        },
         "preprocess": asdict(preprocess),
         "precision": precision,
     }

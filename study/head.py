@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from search_spaces import Value, dropout_rates, hidden_widths
 from study.streams import derive_seed
 
+FEATURES = 2048
+"""Length of the backbone's output, which is the head's input."""
+
 
 class Dropout(nn.Dropout):
     """PyTorch's dropout, with masks that a CPU draws several times as fast.

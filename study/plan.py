@@ -1,32 +1,99 @@
 """What a study will do, said before it does it."""
 
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 from rich.table import Table
 
+from search_spaces import Range
 from study.config import Study
 from study.errors import UserError
 from study.hardware import cpu_count, gpu_count
+from study.packing import Resources, head_parameters
+from study.recorder import KEPT_PER_ARM
+
+#: Parameters of a ResNet50 without its classifier, running statistics included.
+BACKBONE_PARAMETERS = 23_561_152
 
 
-def concurrency(study: Study) -> int:
-    """Runs that this machine runs at once.
+@dataclass(frozen=True)
+class DiskUse:
+    """The most that a study's weights take on the disk, in bytes."""
+
+    running: int
+    """While runs go on."""
+    kept: int
+    """When the study has ended."""
+
+
+def plan_resources(study: Study, runs_per_gpu: int | None = None) -> Resources:
+    """What each run gets of this machine, and how many run at once.
+
+    Args:
+        study: Says what the user asks for.
+        runs_per_gpu: As measured, where the user leaves it open; None: one.
 
     Raises:
-        UserError: Not even one fits.
+        UserError: Not even one run fits.
     """
     config = study.config
+    gpus = config.gpus_per_trial
+    if gpus == "auto":
+        gpus = 1 / (runs_per_gpu or 1) if gpu_count() else 0.0
     for option, wanted, have, kind in (
         ("cpus-per-trial", config.cpus_per_trial, cpu_count(), "CPU cores"),
-        ("gpus-per-trial", config.gpus_per_trial, gpu_count(), "GPUs"),
+        ("gpus-per-trial", gpus, gpu_count(), "GPUs"),
     ):
         if wanted > have:
             raise UserError(
                 f"--{option} {wanted:g}: this machine has {have} {kind}; give {have} or less."
             )
     fit = int(cpu_count() / config.cpus_per_trial)
-    if config.gpus_per_trial:
+    if gpus:
         # A run cannot span two GPUs, so runs are counted per GPU.
-        fit = min(fit, gpu_count() * int(1 / config.gpus_per_trial))
-    return fit if config.max_concurrent is None else min(fit, config.max_concurrent)
+        fit = min(fit, gpu_count() * int(1 / gpus))
+    at_once = fit if config.max_concurrent is None else min(fit, config.max_concurrent)
+    return Resources(config.cpus_per_trial, gpus, at_once)
+
+
+def plan_disk(study: Study, at_once: int) -> DiskUse:
+    """How much disk the weights of a study need at most.
+
+    A running trial keeps its weights, two moments of each for the optimizer, and its best weights;
+    for a moment twice, since the new ones are written before the old ones are deleted.
+
+    Args:
+        study: Its space says how wide heads get.
+        at_once: Runs at once.
+    """
+    heads = study.space.ranges(study.space.arms[0])["head"].ends
+    parameters = max(head_parameters(str(head), classes=1000) for head in heads)
+    if study.finetunes:
+        parameters += BACKBONE_PARAMETERS
+    weights = 4 * parameters
+    searched = sum(1 for trials in study.trials_per_arm.values() if trials)
+    bundle = 4 * (parameters if study.finetunes else parameters + BACKBONE_PARAMETERS)
+    kept = searched * KEPT_PER_ARM * weights + weights + bundle
+    return DiskUse(running=2 * 4 * weights * at_once * (searched > 0), kept=kept)
+
+
+def check_disk(study: Study, use: DiskUse) -> None:
+    """Make sure that the weights will fit, before anything is trained.
+
+    Raises:
+        UserError: They will not.
+    """
+    place = study.config.storage
+    while not place.exists():
+        place = place.absolute().parent
+    free, most = shutil.disk_usage(place).free, use.running + use.kept
+    if free < most:
+        raise UserError(
+            f"--storage {study.config.storage}: the weights may take {most / 1e9:.1f} GB, and"
+            f" {free / 1e9:.1f} GB are free there; free some space, give another folder, or let"
+            " fewer trials run at once with --max-concurrent."
+        )
 
 
 def plan_table(study: Study) -> Table:
@@ -36,7 +103,7 @@ def plan_table(study: Study) -> Table:
         UserError: This machine cannot run a single trial.
     """
     config, space = study.config, study.space
-    at_once = concurrency(study)
+    resources = plan_resources(study)
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
@@ -44,8 +111,13 @@ def plan_table(study: Study) -> Table:
     for arm in space.arms:
         count = study.trials_per_arm[arm.name]
         work = f"{count} trials" if count else "nothing to search"
-        factor = ", ".join(f"{name} {values}" for name, values in arm.factor.items())
-        table.add_row(f"arm {arm.name}", f"{work}, {factor}")
+        table.add_row(f"arm {arm.name}", f"{work}, {_factor(arm.factor)}")
+    if study.left_out:
+        table.add_row(
+            "left out",
+            f"{', '.join(study.left_out)}: differs in the training of the backbone only, which is"
+            " frozen",
+        )
     recipe = (
         f"{name} {values}"
         for name, values in space.ranges(space.arms[0]).items()
@@ -55,10 +127,8 @@ def plan_table(study: Study) -> Table:
     table.add_row(
         "data", f"{config.data}, {config.images or 'all'} images, resized to {config.image_size} px"
     )
-    table.add_row(
-        "backbone",
-        f"ResNet50, weights {config.weights}, preprocess {config.preprocess}, {config.transfer}",
-    )
+    table.add_row("backbone", f"ResNet50, weights {config.weights}, preprocess {config.preprocess}")
+    table.add_row("transfer", _transfer(study))
     if any(study.trials_per_arm.values()):
         rungs = ", ".join(map(str, study.rungs)) or "none"
         table.add_row(
@@ -66,11 +136,12 @@ def plan_table(study: Study) -> Table:
             f"{config.epochs} epochs; ASHA decides after epochs {rungs}; by {config.metric}",
         )
     table.add_row("confirmation", _confirmation(study))
-    gpus = f", {config.gpus_per_trial:g} GPU" if config.gpus_per_trial else ""
+    table.add_row("resources", _resources(study, resources))
+    use = plan_disk(study, cpu_count() if _is_measured(study) else resources.at_once)
     table.add_row(
-        "resources",
-        f"{config.cpus_per_trial:g} CPU{gpus} per run, {at_once} at once "
-        f"({cpu_count()} CPUs, {gpu_count()} GPUs here)",
+        "disk",
+        f"weights take at most {use.running / 1e9:.1f} GB while the search runs, and"
+        f" {use.kept / 1e9:.1f} GB stay",
     )
     if config.time_budget:
         table.add_row(
@@ -78,6 +149,32 @@ def plan_table(study: Study) -> Table:
         )
     table.add_row("run directory", str(study.rundir.path))
     return table
+
+
+def _factor(factor: Mapping[str, Range]) -> str:
+    return ", ".join(f"{name} {values}" for name, values in factor.items())
+
+
+def _transfer(study: Study) -> str:
+    config = study.config
+    if not study.finetunes:
+        return "frozen: the backbone's features are computed once, and only the head trains"
+    augment = "no augmentation" if config.augment == "none" else f"augmentation {config.augment}"
+    return f"finetune: all layers train, {augment}"
+
+
+def _is_measured(study: Study) -> bool:
+    """Whether it is measured before the search how many runs share a GPU."""
+    return study.config.gpus_per_trial == "auto" and gpu_count() > 0
+
+
+def _resources(study: Study, resources: Resources) -> str:
+    here = f"({cpu_count()} CPUs, {gpu_count()} GPUs here)"
+    cpus = f"{resources.cpus:g} CPU"
+    if _is_measured(study):
+        return f"{cpus} per run; how many share a GPU is measured before the search {here}"
+    gpus = f", {resources.gpus:g} GPU" if resources.gpus else ""
+    return f"{cpus}{gpus} per run, {resources.at_once} at once {here}"
 
 
 def _confirmation(study: Study) -> str:

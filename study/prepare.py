@@ -1,4 +1,4 @@
-"""From cached features to what runs train on: split, and standardised by train."""
+"""From images or cached features to what runs train on: split, and features standardised."""
 
 from dataclasses import dataclass
 
@@ -7,8 +7,11 @@ import torch
 from torch import Tensor
 
 from study.arrays import PartArrays, TrainingArrays
+from study.augment import Augment
 from study.data import Dataset, Split
 from study.features import Features
+from study.head import FEATURES
+from study.network import Pretrained
 from study.streams import derive_seed
 
 
@@ -33,10 +36,11 @@ class Prepared:
 
     training: TrainingArrays
     test: PartArrays
-    standardisation: Standardisation
+    standardisation: Standardisation | None
+    """What stands between backbone and head; None where they train together."""
 
 
-def prepare(dataset: Dataset, split: Split, features: Features) -> Prepared:
+def prepare_features(dataset: Dataset, split: Split, features: Features) -> Prepared:
     """Standardise the features by train, and cut them into the parts of the split."""
     standardisation = fit_standardisation(features.values[torch.from_numpy(split.train)])
 
@@ -44,11 +48,43 @@ def prepare(dataset: Dataset, split: Split, features: Features) -> Prepared:
         values = standardisation(features.values[torch.from_numpy(rows)])
         return PartArrays(values.view(torch.uint16).numpy(), dataset.labels[rows])
 
-    monitor = split.train[stratified_rows(dataset.labels[split.train], len(split.val))]
     training = TrainingArrays(
-        part(split.train), part(monitor), part(split.val), len(dataset.classes)
+        part(split.train),
+        part(monitor_rows(dataset, split)),
+        part(split.val),
+        len(dataset.classes),
     )
     return Prepared(training, part(split.test), standardisation)
+
+
+def prepare_images(
+    dataset: Dataset, split: Split, pretrained: Pretrained, augment: Augment
+) -> Prepared:
+    """Cut the images into the parts of the split, for runs that train the backbone too."""
+
+    def part(rows: np.ndarray) -> PartArrays:
+        return PartArrays(dataset.pixels[rows], dataset.labels[rows])
+
+    training = TrainingArrays(
+        part(split.train),
+        part(monitor_rows(dataset, split)),
+        part(split.val),
+        len(dataset.classes),
+        pretrained,
+        augment,
+    )
+    return Prepared(training, part(split.test), None)
+
+
+def monitor_rows(dataset: Dataset, split: Split) -> np.ndarray:
+    """A fixed stratified part of train, as large as val; indices into the dataset, sorted."""
+    rows: np.ndarray = split.train[stratified_rows(dataset.labels[split.train], len(split.val))]
+    return rows
+
+
+def no_standardisation() -> Standardisation:
+    """One that leaves features as they are."""
+    return Standardisation(torch.zeros(FEATURES), torch.ones(FEATURES))
 
 
 def fit_standardisation(features: Tensor) -> Standardisation:

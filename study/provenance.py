@@ -29,9 +29,9 @@ def describe(
     split: Split,
     weights: Weights,
     preprocess: Preprocess,
-    features: Features,
+    features: Features | None,
 ) -> dict[str, Any]:
-    """The record that stands in study.json."""
+    """The record that stands in study.json; `features` is None where all layers train."""
     config = {**asdict(study.config), "storage": str(study.config.storage)}
     return {
         "config": config,
@@ -55,7 +55,7 @@ def describe(
         },
         "weights": {"name": weights.name, "source": weights.source, "sha256": weights.sha256},
         "preprocess": asdict(preprocess),
-        "features": {"key": features.key, "precision": features.precision},
+        "features": features and {"key": features.key, "precision": features.precision},
         "seeds": {
             "study": study.config.seed,
             "confirmation": [

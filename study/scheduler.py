@@ -82,8 +82,15 @@ class ArmScheduler(FIFOScheduler):
     def on_trial_result(
         self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]
     ) -> str:
-        """Let the arm's bracket decide whether the trial goes on."""
-        return self._of(trial).on_trial_result(tune_controller, trial, result)
+        """Let the arm's bracket decide whether the trial goes on.
+
+        Epochs that a trial taken up again reports once more enter the rungs, but were decided on
+        when it first reached them.
+        """
+        decision = self._of(trial).on_trial_result(tune_controller, trial, result)
+        if result[EPOCH] <= trial.config.get("resumed_epochs", 0):
+            return FIFOScheduler.CONTINUE
+        return decision
 
     def on_trial_complete(
         self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]

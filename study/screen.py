@@ -194,6 +194,12 @@ class Screen:
             took = describe_time(time.monotonic() - view.started)
             self.say(f"{title}: {view.ended - view.already} runs in {took}")
 
+    def run_set_aside(self, run_id: str, why: str) -> None:
+        """Show that a run of the phase has stopped, and will be tried again."""
+        assert self._view is not None
+        self._view.running.pop(run_id, None)
+        self.say(f"{run_id}  {why}")
+
     def run_ended(self, run: EndedRun) -> None:
         """Show that a run of the phase has ended."""
         assert self._view is not None

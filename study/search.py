@@ -6,6 +6,9 @@ optuna.db and epochs.jsonl, that runs the trials which are missing.
 
 import math
 import time
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import optuna
@@ -14,14 +17,17 @@ from optuna.trial import FrozenTrial
 from ray import tune
 
 from analysis.rundir import EpochRow, TrialRow
-from search_spaces import Value
+from search_spaces import Arm, Value
 from study.arrays import TrainingArrays
+from study.checkpoint import read_epochs
 from study.config import Study
+from study.packing import Resources
 from study.recorder import SearchRecorder
 from study.scheduler import SCORE, ArmScheduler
 from study.screen import EndedRun, Screen
 from study.searcher import (
     ArmSearch,
+    SavedState,
     State,
     StudySearch,
     open_storage,
@@ -30,21 +36,26 @@ from study.searcher import (
     state_of,
     trial_seed,
 )
-from study.worker import HEAD_FILE, RunSettings, run_trial
+from study.worker import STATE_FILE, WEIGHTS_FILE, RunSettings, run_trial
 
 
 def search(
     study: Study,
     training: "ray.ObjectRef[TrainingArrays]",
     settings: RunSettings,
+    resources: Resources,
     screen: Screen,
 ) -> None:
     """Run the trials that are missing, then write trials.csv.
+
+    A trial that ran out of GPU memory among others is set aside; these run last, each with a GPU
+    of its own.
 
     Args:
         study: Its run directory holds what earlier starts left.
         training: The data without `test`, in Ray's object store.
         settings: What all runs have in common.
+        resources: Of one trial.
         screen: Shows the progress.
     """
     searched = [arm for arm in study.space.arms if study.space.searches(arm)]
@@ -52,32 +63,26 @@ def search(
         return
     config = study.config
     storage = open_storage(study.rundir.optuna_db)
-    arms = {
-        arm.name: ArmSearch(
-            study.space,
-            arm,
-            storage=storage,
-            mode=study.mode,
-            epochs=config.epochs,
-            trials=study.trials_per_arm[arm.name],
-            seed=config.seed,
-        )
-        for arm in searched
-    }
     deadline = None if config.time_budget is None else time.time() + 60 * config.time_budget
-    searcher = StudySearch(arms, study.mode, deadline)
-    earlier = trial_rows(study, storage)
-    ended = {row.run_id for row in earlier}
-    history = [row for row in study.rundir.read_epochs() if row.run_id in ended]
-    scheduler = ArmScheduler(arms, study.mode, config.epochs, history)
-
-    groups = {name: study.trials_per_arm[name] for name in arms}
+    groups = {arm.name: study.trials_per_arm[arm.name] for arm in searched}
     with screen.phase("Search", config.metric, config.epochs, groups) as view:
-        for row in earlier:
+        for row in trial_rows(study, storage):
             view.count(_ended_run(row))
         view.already = view.ended
-        if any(not arm.exhausted for arm in arms.values()):
-            _tuner(study, training, settings, searcher, scheduler, screen).fit()
+        for alone in (False, True):
+            arms = _arm_searches(study, searched, storage, alone=alone)
+            if all(arm.exhausted for arm in arms.values()):
+                continue
+            if alone:
+                resources = replace(resources, gpus=1.0)
+                settings = replace(settings, gpu_share=1.0)
+            searcher = StudySearch(arms, study.mode, deadline)
+            ended = trial_rows(study, storage)
+            recorder = SearchRecorder(
+                study, searcher, screen, ended, shared_gpu=0 < resources.gpus < 1
+            )
+            scheduler = _scheduler(study, ended)
+            _tuner(study, training, settings, resources, searcher, scheduler, recorder).fit()
     study.rundir.write_trials(trial_rows(study, storage))
 
 
@@ -103,33 +108,78 @@ def trial_rows(study: Study, storage: optuna.storages.RDBStorage) -> list[TrialR
     return rows
 
 
-def find_head(study: Study, run: str) -> Path:
+def find_weights(search: Path, run: str) -> Path:
     """The file that holds the best weights of a trial; the latest attempt's.
+
+    Args:
+        search: The folder search/ of a run directory.
+        run: The trial's run id.
 
     Raises:
         FileNotFoundError: They were not among the arm's best and are not kept.
     """
-    found = sorted(study.rundir.search.glob(f"part-*/{run}/checkpoint_*/{HEAD_FILE}"))
+    found = list(search.glob(f"part-*/{run}/checkpoint_*/{WEIGHTS_FILE}"))
     if not found:
-        raise FileNotFoundError(f"{study.rundir.search} holds no weights of {run}")
-    return found[-1]
+        raise FileNotFoundError(f"{search} holds no weights of {run}")
+    return max(found, key=lambda path: path.stat().st_mtime)
+
+
+def find_state(search: Path, run: str) -> SavedState | None:
+    """The state from which an interrupted trial can go on: the one with the most epochs.
+
+    Args:
+        search: The folder search/ of a run directory.
+        run: The trial's run id.
+    """
+    found = [
+        SavedState(path.resolve(), read_epochs(path))
+        for path in search.glob(f"part-*/{run}/checkpoint_*/{STATE_FILE}")
+    ]
+    best = max(found, key=lambda state: state.epochs, default=None)
+    return best if best and best.epochs else None
+
+
+def _arm_searches(
+    study: Study, arms: Iterable[Arm], storage: optuna.storages.RDBStorage, *, alone: bool
+) -> dict[str, ArmSearch]:
+    return {
+        arm.name: ArmSearch(
+            study.space,
+            arm,
+            storage=storage,
+            mode=study.mode,
+            epochs=study.config.epochs,
+            trials=study.trials_per_arm[arm.name],
+            seed=study.config.seed,
+            find_state=partial(find_state, study.rundir.search),
+            alone=alone,
+        )
+        for arm in arms
+    }
+
+
+def _scheduler(study: Study, ended: Iterable[TrialRow]) -> ArmScheduler:
+    """ASHA with what the trials that have ended left in its rungs."""
+    names = {row.run_id for row in ended}
+    history = [row for row in study.rundir.read_epochs() if row.run_id in names]
+    arms = [arm.name for arm in study.space.arms]
+    return ArmScheduler(arms, study.mode, study.config.epochs, history)
 
 
 def _tuner(
     study: Study,
     training: "ray.ObjectRef[TrainingArrays]",
     settings: RunSettings,
+    resources: Resources,
     searcher: StudySearch,
     scheduler: ArmScheduler,
-    screen: Screen,
+    recorder: SearchRecorder,
 ) -> tune.Tuner:
     config = study.config
     # The reference travels in a list so that Ray hands on the reference, not the arrays.
     trainable = tune.with_parameters(run_trial, shared=[training], settings=settings)
     return tune.Tuner(
-        tune.with_resources(
-            trainable, {"cpu": config.cpus_per_trial, "gpu": config.gpus_per_trial}
-        ),
+        tune.with_resources(trainable, {"cpu": resources.cpus, "gpu": resources.gpus}),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=scheduler,
@@ -144,7 +194,8 @@ def _tuner(
         run_config=tune.RunConfig(
             name=_next_part(study.rundir.search),
             storage_path=str(study.rundir.search.resolve()),
-            callbacks=[SearchRecorder(study, searcher, screen)],
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
+            callbacks=[recorder],
             verbose=2 if config.verbose else 0,
         ),
     )

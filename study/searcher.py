@@ -11,7 +11,8 @@ Ray's `OptunaSearch` is the engine. Three things are added to it, each because i
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +31,15 @@ from study.scheduler import EPOCH, SCORE
 from study.streams import derive_seed
 
 State = Literal["completed", "pruned", "diverged", "failed"]
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """What an interrupted trial has left."""
+
+    path: Path
+    epochs: int
+    """That are done in it, 1 or more."""
 
 
 def run_id(arm: str, number: int) -> str:
@@ -78,6 +88,8 @@ class ArmSearch(OptunaSearch):
         epochs: int,
         trials: int,
         seed: int,
+        find_state: Callable[[str], SavedState | None] = lambda _: None,
+        alone: bool = False,
     ) -> None:
         """Take up the arm's Optuna study where it stands.
 
@@ -89,6 +101,8 @@ class ArmSearch(OptunaSearch):
             epochs: Epochs of a full run: a trial that ends before them was stopped by ASHA.
             trials: Trials wanted in all, those of earlier starts included.
             seed: The study's seed.
+            find_state: Finds what an interrupted trial has left, by its run id.
+            alone: Run the trials that were set aside, and no others; else all but these.
         """
         self._study = open_study(storage, arm.name, mode)
         earlier = self._study.get_trials(deepcopy=False)
@@ -110,8 +124,14 @@ class ArmSearch(OptunaSearch):
             study_name=arm.name,
         )
         self._epochs = epochs
-        self._left = trials - sum(trial.state.is_finished() for trial in earlier)
-        self._interrupted = deque(t for t in earlier if t.state == TrialState.RUNNING)
+        unfinished = [trial for trial in earlier if not trial.state.is_finished()]
+        set_aside = [trial for trial in unfinished if trial.user_attrs.get("alone")]
+        self._interrupted = deque(
+            set_aside if alone else (trial for trial in unfinished if trial not in set_aside)
+        )
+        ended = len(earlier) - len(unfinished)
+        self._left = len(set_aside) if alone else trials - ended - len(set_aside)
+        self._find_state = find_state
         self.arm = arm.name
         self.started = len(earlier) - len(self._interrupted)
 
@@ -135,12 +155,16 @@ class ArmSearch(OptunaSearch):
         ot_trial = self._ot_trials[trial_id]
         attempt = ot_trial.user_attrs.get("attempts", 0) + 1
         ot_trial.set_user_attr("attempts", attempt)
+        name = run_id(self.arm, ot_trial.number)
+        saved = self._find_state(name) if attempt > 1 else None
         return {
             "arm": self.arm,
-            "run_id": run_id(self.arm, ot_trial.number),
+            "run_id": name,
             "attempt": attempt,
             "seed": trial_seed(self._study_seed, self.arm, ot_trial.number),
             "hyperparameters": {**self._fixed, **(drawn or {})},
+            "resume_from": str(saved.path) if saved else "",
+            "resumed_epochs": saved.epochs if saved else 0,
         }
 
     def on_trial_complete(
@@ -162,6 +186,10 @@ class ArmSearch(OptunaSearch):
         """Tell Optuna that a trial raised."""
         self._ot_trials[trial_id].set_user_attr("error", error)
         self._tell(trial_id, state, value=None)
+
+    def set_aside(self, trial_id: str) -> None:
+        """Leave a trial to be run again later, without others beside it."""
+        self._ot_trials[trial_id].set_user_attr("alone", True)
 
     def _report(self, trial_id: str, result: dict[str, Any]) -> None:
         ot_trial = self._ot_trials[trial_id]
@@ -225,6 +253,10 @@ class StudySearch(Searcher):
     def fail(self, trial_id: str, state: Literal["diverged", "failed"], error: str) -> None:
         """Pass on to the arm that a trial raised, and why."""
         self._of[trial_id].fail(trial_id, state, error)
+
+    def set_aside(self, trial_id: str) -> None:
+        """Pass on to the arm that a trial is to be run again later, alone."""
+        self._of[trial_id].set_aside(trial_id)
 
     def set_search_properties(
         self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: object

@@ -1,34 +1,44 @@
-"""One training run of the head on features: the same loop for trials and confirmation runs.
+"""One training run, of a head on features or of a whole network on images.
 
-The loop knows nothing of Ray: it is given data, hyperparameters and a seed, and calls `report`
-after each epoch.
+The same loop serves trials and confirmation runs. It knows nothing of Ray: it is given data,
+hyperparameters and a seed, and calls `report` after each epoch.
 """
 
 import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from search_spaces import PARAMETERS, Value
+from search_spaces import Value, value_of, without_dropout
+from study.augment import Augment, draw_views
 from study.config import Metric
-from study.hardware import has_native_bf16
 from study.head import build_head
+from study.optimizer import build_optimizer, learning_rate_factor, set_learning_rates
+from study.step import TrainingStep, forward, own_stream
 from study.streams import derive_seed, generator
 
-#: Rows that are evaluated at once; bounds the memory of the widest hidden layer.
+if TYPE_CHECKING:  # it imports torchvision, which takes seconds and a frozen study does without
+    from study.network import Pretrained
+
+#: Rows of features that are evaluated at once; bounds the memory of the widest hidden layer.
 EVALUATION_BATCH = 2_500
+
+#: Images that are evaluated at once, by type of device.
+IMAGE_BATCH = {"cpu": 128, "cuda": 512}
 
 
 @dataclass(frozen=True)
 class Part:
-    """Features and labels of one part of the data, on the device that trains."""
+    """Inputs and labels of one part of the data, on the device that trains."""
 
     inputs: Tensor
-    """[n, features], bfloat16, standardised."""
+    """Standardised features, bfloat16 [n, features]; or images, uint8 [n, height, width, 3]."""
     labels: Tensor
     """[n], int64, 0 to classes - 1."""
 
@@ -42,6 +52,15 @@ class TrainingData:
     """A fixed stratified part of train, as large as val: its metrics show the fit by epoch."""
     val: Part
     classes: int
+    pretrained: "Pretrained | None" = None
+    """The backbone that trains with the head; None where the inputs are features."""
+    augment: Augment = "none"
+    """What is done to training images at random."""
+
+    @property
+    def device(self) -> torch.device:
+        """The device that trains."""
+        return self.train.inputs.device
 
 
 @dataclass(frozen=True)
@@ -67,7 +86,7 @@ class EpochMetrics:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The head's weights after an epoch, on the CPU, fp32."""
+    """The model's weights after an epoch, on the CPU, fp32: the head's, or the whole network's."""
 
     epoch: int
     weights: dict[str, Tensor]
@@ -83,6 +102,25 @@ class Run:
     last: Snapshot
 
 
+@dataclass(frozen=True)
+class TrainingState:
+    """All that a run needs to go on after an epoch as if it had never stopped.
+
+    There is no state of random generators in it: each epoch makes its streams anew from the seed.
+    """
+
+    model: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor]
+    """The optimizer's tensors, named "<number of the parameter>.<name>"."""
+    history: tuple[EpochMetrics, ...]
+    """The epochs that are done, at least one."""
+    best: Snapshot
+
+
+#: What a run calls after each epoch: the metrics, and what takes its state, valid until the next.
+Report = Callable[[EpochMetrics, Callable[[], TrainingState]], None]
+
+
 class NonFiniteLossError(Exception):
     """The loss became infinite or NaN: the run has diverged."""
 
@@ -94,19 +132,23 @@ def train(
     seed: int,
     epochs: int,
     metric: Metric,
-    report: Callable[[EpochMetrics, Snapshot], None] = lambda *_: None,
+    report: Report = lambda *_: None,
+    resume: TrainingState | None = None,
 ) -> Run:
-    """Train a new head.
+    """Train a new head, and the backbone under it where `data` has one.
 
     Args:
         hyperparameters: The recipe and the factor, named as in `search_spaces`.
         data: On the device that is to train.
-        seed: Initial weights, data order and dropout masks each have a stream derived from it.
-            The same seed gives the same result on the same machine and number of threads.
+        seed: Initial weights, data order, augmentation and dropout masks each have a stream
+            derived from it. The same seed gives the same result on the same machine and number of
+            threads; on a GPU, up to the rounding of sums whose order it does not keep.
         epochs: Epochs to train, 1 or more.
         metric: What "best" means: the largest `val_accuracy` or the smallest `val_loss`.
-        report: Called after each epoch with its metrics and the best weights so far; may end
-            the run by raising.
+        report: Called after each epoch with its metrics and a function that takes the run's state;
+            may end the run by raising.
+        resume: Go on from this state, which a run of the same arguments has left; it ends with the
+            result that that run would have had. Epochs that are done are not reported again.
 
     Returns:
         Every epoch's metrics, and the weights of the best epoch and of the last.
@@ -115,49 +157,117 @@ def train(
         NonFiniteLossError: The loss on monitor or val is not finite.
     """
     device = data.train.inputs.device
-    rows, features = data.train.inputs.shape
+    rows = len(data.train.labels)
     batch_size = int(hyperparameters["batch_size"])
-    mask_stream = int(hyperparameters.get("mask_stream", PARAMETERS["mask_stream"].default))
-    head = build_head(hyperparameters, features, data.classes, seed).to(device)
-    optimizer = _build_optimizer(head, hyperparameters)
+    mask_stream = int(value_of(hyperparameters, "mask_stream"))
+    with own_stream(device):
+        model, seed = _start(hyperparameters, data, seed, metric, fresh=resume is None)
+        optimizer = build_optimizer(model, hyperparameters)
+        history: list[EpochMetrics] = []
+        if resume is not None:
+            restore(resume, model, optimizer)
+            history, best = list(resume.history), resume.best
+        step = TrainingStep(model, optimizer, data.train.inputs, data.train.labels, hyperparameters)
+        steps = len(batches(torch.arange(rows), batch_size))
+        for epoch in range(len(history) + 1, epochs + 1):
+            start = time.time()
+            order = epoch_order(rows, seed, epoch).to(device)
+            views = _epoch_views(data, seed, epoch)
+            torch.manual_seed(derive_seed(seed, "masks", mask_stream, epoch))
+            model.train()
+            for number, batch in enumerate(batches(order, batch_size), start=(epoch - 1) * steps):
+                factor = learning_rate_factor(hyperparameters, number, steps, epochs)
+                set_learning_rates(optimizer, factor)
+                step(batch, None if views is None else views[batch])
 
-    history: list[EpochMetrics] = []
-    for epoch in range(1, epochs + 1):
-        start = time.time()
-        order = epoch_order(rows, seed, epoch).to(device)
-        torch.manual_seed(derive_seed(seed, "masks", mask_stream, epoch))
-        head.train()
-        for batch in order.split(batch_size):
-            logits = forward(head, data.train.inputs[batch])
-            loss = F.cross_entropy(logits, data.train.labels[batch])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            train_loss, train_accuracy = evaluate(model, data.monitor)
+            val_loss, val_accuracy = evaluate(model, data.val)
+            if not (math.isfinite(train_loss) and math.isfinite(val_loss)):
+                raise NonFiniteLossError(f"the loss is not finite after epoch {epoch}")
 
-        train_loss, train_accuracy = evaluate(head, data.monitor)
-        val_loss, val_accuracy = evaluate(head, data.val)
-        if not (math.isfinite(train_loss) and math.isfinite(val_loss)):
-            raise NonFiniteLossError(f"the loss is not finite after epoch {epoch}")
-
-        now = val_accuracy if metric == "val_accuracy" else val_loss
-        improved = not history or is_better(now, history[-1].score, metric)
-        history.append(
-            EpochMetrics(
-                epoch=epoch,
-                train_loss=train_loss,
-                train_accuracy=train_accuracy,
-                val_loss=val_loss,
-                val_accuracy=val_accuracy,
-                score=now if improved else history[-1].score,
-                best_epoch=epoch if improved else history[-1].best_epoch,
-                start=start,
-                end=time.time(),
+            now = val_accuracy if metric == "val_accuracy" else val_loss
+            improved = not history or is_better(now, history[-1].score, metric)
+            history.append(
+                EpochMetrics(
+                    epoch=epoch,
+                    train_loss=train_loss,
+                    train_accuracy=train_accuracy,
+                    val_loss=val_loss,
+                    val_accuracy=val_accuracy,
+                    score=now if improved else history[-1].score,
+                    best_epoch=epoch if improved else history[-1].best_epoch,
+                    start=start,
+                    end=time.time(),
+                )
             )
+            if improved:
+                best = _snapshot(model, epoch)
+            # The best so far is bound now: the function may be called only before the next epoch.
+            report(history[-1], partial(take_state, model, optimizer, tuple(history), best))
+        return Run(tuple(history), best, _snapshot(model, epochs))
+
+
+def build_model(hyperparameters: Mapping[str, Value], data: TrainingData, seed: int) -> nn.Module:
+    """What trains on the data: a head on features, or a whole network on images, on their device.
+
+    Args:
+        hyperparameters: Of the run.
+        data: Says which of the two, and with how many classes.
+        seed: The head's initial weights come from its stream "weights".
+    """
+    if data.pretrained is None:
+        features = data.train.inputs.shape[1]
+        return build_head(hyperparameters, features, data.classes, seed).to(data.device)
+    return data.pretrained.build(hyperparameters, data.classes, seed)
+
+
+def _start(
+    hyperparameters: Mapping[str, Value],
+    data: TrainingData,
+    seed: int,
+    metric: Metric,
+    *,
+    fresh: bool,
+) -> tuple[nn.Module, int]:
+    """The model as the run's first epoch finds it, and the seed of the run's streams.
+
+    A warm-up of the backbone is a run of its own, the very run that the same seed gives without
+    dropout; what follows has other streams, since a new head that began with the old one's initial
+    weights would find the backbone made to its measure.
+    """
+    warmup = int(value_of(hyperparameters, "backbone_warmup_epochs"))
+    if data.pretrained is None or warmup == 0:
+        return build_model(hyperparameters, data, seed), seed
+    later_seed = derive_seed(seed, "after the warm-up")
+    model = build_model(hyperparameters, data, later_seed)
+    if fresh:
+        plain = {**without_dropout(hyperparameters), "backbone_warmup_epochs": 0}
+        first = train(plain, data, seed=seed, epochs=warmup, metric=metric)
+        model.load_state_dict(
+            {k: v for k, v in first.last.weights.items() if k.startswith("backbone.")},
+            strict=False,
         )
-        if improved:
-            best = _snapshot(head, epoch)
-        report(history[-1], best)
-    return Run(tuple(history), best, _snapshot(head, epochs))
+    return model, later_seed
+
+
+def _epoch_views(data: TrainingData, seed: int, epoch: int) -> Tensor | None:
+    """How each training image is seen in an epoch; None where images are not augmented."""
+    if data.augment == "none":
+        return None
+    rows, height, width, _ = data.train.inputs.shape
+    random = generator(seed, "augmentation", epoch)
+    return draw_views(data.augment, rows, height, width, random).to(data.device)
+
+
+def batches(order: Tensor, batch_size: int) -> list[Tensor]:
+    """Cut an epoch's order into batches.
+
+    A last batch of a single image joins the one before it: BatchNorm cannot normalise one image.
+    """
+    parts = list(order.split(batch_size))
+    if len(parts) > 1 and len(parts[-1]) == 1:
+        parts[-2:] = [torch.cat(parts[-2:])]
+    return parts
 
 
 def is_better(value: float, than: float, metric: Metric) -> bool:
@@ -170,27 +280,17 @@ def epoch_order(rows: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(rows, generator=generator(seed, "order", epoch))
 
 
-def forward(head: nn.Module, inputs: Tensor) -> Tensor:
-    """Logits [batch, classes] in fp32; matrices in bf16 where the device is faster with it.
-
-    The weights and the optimiser's state stay fp32.
-    """
-    if not has_native_bf16(inputs.device):
-        return head(inputs.float())  # type: ignore[no-any-return]
-    with torch.autocast(inputs.device.type, torch.bfloat16):
-        return head(inputs).float()  # type: ignore[no-any-return]
-
-
-def predict(head: nn.Module, inputs: Tensor) -> Tensor:
-    """Logits in evaluation mode: [n, features] -> [n, classes], fp32."""
-    head.eval()
+def predict(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Logits in evaluation mode: [n, features] or images -> [n, classes], fp32."""
+    size = EVALUATION_BATCH if inputs.ndim == 2 else IMAGE_BATCH[inputs.device.type]
+    model.eval()
     with torch.inference_mode():
-        return torch.cat([forward(head, part) for part in inputs.split(EVALUATION_BATCH)])
+        return torch.cat([forward(model, part) for part in inputs.split(size)])
 
 
-def evaluate(head: nn.Module, part: Part) -> tuple[float, float]:
+def evaluate(model: nn.Module, part: Part) -> tuple[float, float]:
     """Loss (mean cross-entropy, nats) and accuracy (fraction) in evaluation mode."""
-    return loss_and_accuracy(predict(head, part.inputs), part.labels)
+    return loss_and_accuracy(predict(model, part.inputs), part.labels)
 
 
 def loss_and_accuracy(logits: Tensor, labels: Tensor) -> tuple[float, float]:
@@ -200,18 +300,41 @@ def loss_and_accuracy(logits: Tensor, labels: Tensor) -> tuple[float, float]:
     return loss, correct / len(labels)
 
 
-def _build_optimizer(
-    head: nn.Module, hyperparameters: Mapping[str, Value]
-) -> torch.optim.Optimizer:
-    adamw = hyperparameters["optimizer"] == "adamw"
-    return (torch.optim.AdamW if adamw else torch.optim.Adam)(
-        head.parameters(),
-        lr=float(hyperparameters["learning_rate"]),
-        weight_decay=float(hyperparameters["weight_decay"]),
-        fused=True,
-    )
+def _snapshot(model: nn.Module, epoch: int) -> Snapshot:
+    return Snapshot(epoch, on_cpu(model.state_dict()))
 
 
-def _snapshot(head: nn.Module, epoch: int) -> Snapshot:
-    weights = {name: value.detach().cpu().clone() for name, value in head.state_dict().items()}
-    return Snapshot(epoch, weights)
+def take_state(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    history: tuple[EpochMetrics, ...],
+    best: Snapshot,
+) -> TrainingState:
+    """Copy the state of a run."""
+    tensors = {
+        f"{number}.{name}": value
+        for number, values in optimizer.state_dict()["state"].items()
+        for name, value in values.items()
+    }
+    return TrainingState(on_cpu(model.state_dict()), on_cpu(tensors), history, best)
+
+
+def restore(state: TrainingState, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put a model and its new optimizer into a state that was taken from their like."""
+    model.load_state_dict(state.model)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    values: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in state.optimizer.items():
+        number, _, kind = name.partition(".")
+        parameter = parameters[int(number)]
+        if tensor.shape == parameter.shape:
+            # The fused optimizer goes through memory: its moments must lie as the weights do.
+            tensor = torch.empty_like(parameter).copy_(tensor)
+        values.setdefault(int(number), {})[kind] = tensor
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": values})
+
+
+def on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the CPU, which later steps leave alone; in the layout that files have."""
+    layout = torch.contiguous_format
+    return {k: value.detach().cpu().clone(memory_format=layout) for k, value in tensors.items()}

@@ -1,10 +1,13 @@
 """What runs in Ray's worker processes: one search trial, or one confirmation run."""
 
+import gc
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +19,24 @@ from safetensors.torch import save_file
 
 from search_spaces import Value
 from study.arrays import PartArrays, TrainingArrays
+from study.checkpoint import load_state, save_state
 from study.config import Metric
-from study.head import restore_head
+from study.packing import Load, measure, memory_share
 from study.training import (
     EpochMetrics,
     Part,
     Snapshot,
     TrainingData,
+    TrainingState,
+    build_model,
     loss_and_accuracy,
     predict,
     train,
 )
 
-#: The file in a trial's checkpoint: the weights of its best epoch.
-HEAD_FILE = "head.safetensors"
+#: The files in a trial's checkpoint: its state after its latest epoch, and, once it has reached the
+#: last one, the weights of its best epoch.
+STATE_FILE, WEIGHTS_FILE = "state.safetensors", "best.safetensors"
 
 
 @dataclass(frozen=True)
@@ -40,11 +47,13 @@ class RunSettings:
     metric: Metric
     threads: int
     """CPU threads of one run."""
+    gpu_share: float = 0.0
+    """The part of a GPU that one run may use; 0 for the CPU."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Loss (nats) and accuracy (fraction) of a head on each part, in evaluation mode."""
+    """Loss (nats) and accuracy (fraction) of a model on each part, in evaluation mode."""
 
     train_loss: float
     train_accuracy: float
@@ -80,60 +89,86 @@ def run_trial(
 ) -> None:
     """Train one search trial, reporting to Ray Tune after each epoch.
 
-    The weights of the best epoch travel with the last epoch's report: only a trial that reaches
-    it can become a champion.
+    Each report carries the trial's state, of which Ray keeps the latest. The weights of the best
+    epoch travel with the last epoch's: only a trial that reaches it can become a champion.
 
     Args:
         config: What `ArmSearch.suggest` made, and the trial's seed.
         shared: The data's one reference in Ray's object store.
         settings: Of the study.
     """
-    device = _set_up(settings)
 
-    def report(metrics: EpochMetrics, best: Snapshot) -> None:
-        if metrics.epoch < settings.epochs:
-            tune.report(asdict(metrics))
-            return
+    def report(metrics: EpochMetrics, take_state: Callable[[], TrainingState]) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            save_file(best.weights, Path(folder) / HEAD_FILE)
+            state = take_state()
+            save_state(Path(folder) / STATE_FILE, state)
+            if metrics.epoch == settings.epochs:
+                save_file(state.best.weights, Path(folder) / WEIGHTS_FILE)
             tune.report(asdict(metrics), checkpoint=tune.Checkpoint.from_directory(folder))
 
-    train(
-        config["hyperparameters"],
-        ray.get(shared[0]).to(device),
-        seed=config["seed"],
-        epochs=settings.epochs,
-        metric=settings.metric,
-        report=report,
-    )
+    with _device(settings) as device:
+        resume = load_state(Path(config["resume_from"])) if config["resume_from"] else None
+        # Tune counts epochs by reports, so those of the interrupted attempt are reported again.
+        for metrics in resume.history if resume else ():
+            if metrics.epoch < settings.epochs:
+                tune.report(asdict(metrics))
+            else:
+                report(metrics, lambda: resume)  # type: ignore[arg-type, return-value]
+        train(
+            config["hyperparameters"],
+            _training_data(shared[0], device),
+            seed=config["seed"],
+            epochs=settings.epochs,
+            metric=settings.metric,
+            report=report,
+            resume=resume,
+        )
 
 
 def run_confirmation(
     hyperparameters: Mapping[str, Value],
     seed: int,
-    training: TrainingArrays,
-    test: PartArrays,
+    shared: "list[ray.ObjectRef[Any]]",
     settings: RunSettings,
 ) -> Confirmation:
-    """Train one confirmation run in full, then measure it on every part, test among them."""
+    """Train one confirmation run in full, then measure it on every part, test among them.
+
+    Args:
+        hyperparameters: Of the run.
+        seed: Of the run.
+        shared: References to the training data and to the test part.
+        settings: Of the study.
+    """
     start = time.monotonic()
-    device = _set_up(settings)
-    data, test_part = training.to(device), test.to(device)
-    run = train(hyperparameters, data, seed=seed, epochs=settings.epochs, metric=settings.metric)
-    selected, val_logits, test_logits = _measure(run.best, hyperparameters, data, test_part)
-    last, _, _ = _measure(run.last, hyperparameters, data, test_part)
-    return Confirmation(
-        epochs=run.epochs,
-        best=run.best,
-        selected=selected,
-        last=last,
-        val_logits=val_logits,
-        test_logits=test_logits,
-        val_labels=training.val.labels,
-        test_labels=test.labels,
-        seconds=time.monotonic() - start,
-        worker=worker_name(ray.util.get_node_ip_address(), os.getpid()),
-    )
+    with _device(settings) as device:
+        data, test = _training_data(shared[0], device), _test_part(shared[1], device)
+        run = train(
+            hyperparameters, data, seed=seed, epochs=settings.epochs, metric=settings.metric
+        )
+        selected, val_logits, test_logits = _measure(run.best, hyperparameters, data, test)
+        last, _, _ = _measure(run.last, hyperparameters, data, test)
+        return Confirmation(
+            epochs=run.epochs,
+            best=run.best,
+            selected=selected,
+            last=last,
+            val_logits=val_logits,
+            test_logits=test_logits,
+            val_labels=data.val.labels.cpu().numpy(),
+            test_labels=test.labels.cpu().numpy(),
+            seconds=time.monotonic() - start,
+            worker=worker_name(ray.util.get_node_ip_address(), os.getpid()),
+        )
+
+
+def measure_load(
+    hyperparameters: Mapping[str, Value],
+    shared: "list[ray.ObjectRef[TrainingArrays]]",
+    settings: RunSettings,
+) -> Load:
+    """What one run asks of a GPU; see `packing.measure`."""
+    with _device(settings) as device:
+        return measure(hyperparameters, _training_data(shared[0], device))
 
 
 def worker_name(node: str, pid: int) -> str:
@@ -144,8 +179,9 @@ def worker_name(node: str, pid: int) -> str:
 def _measure(
     snapshot: Snapshot, hyperparameters: Mapping[str, Value], data: TrainingData, test: Part
 ) -> tuple[Measured, np.ndarray, np.ndarray]:
-    head = restore_head(snapshot.weights, hyperparameters).to(test.inputs.device)
-    logits = [predict(head, part.inputs) for part in (data.train, data.val, test)]
+    model = build_model(hyperparameters, data, seed=0)
+    model.load_state_dict(snapshot.weights)
+    logits = [predict(model, part.inputs) for part in (data.train, data.val, test)]
     (train_loss, train_accuracy), (val_loss, val_accuracy), (test_loss, test_accuracy) = (
         loss_and_accuracy(values, part.labels)
         for values, part in zip(logits, (data.train, data.val, test), strict=True)
@@ -157,6 +193,31 @@ def _measure(
     return measured, val_logits, test_logits
 
 
-def _set_up(settings: RunSettings) -> torch.device:
+@contextmanager
+def _device(settings: RunSettings) -> Iterator[torch.device]:
+    """The device that Ray has given this process, set up; its memory is free again afterwards."""
     torch.set_num_threads(settings.threads)
-    return torch.device("cuda" if ray.get_gpu_ids() else "cpu")
+    if not ray.get_gpu_ids():
+        yield torch.device("cpu")
+        return
+    torch.backends.cudnn.benchmark = True
+    # A run that wants more than its share fails alone, and leaves its neighbours theirs.
+    torch.cuda.set_per_process_memory_fraction(memory_share(settings.gpu_share))
+    try:
+        yield torch.device("cuda", torch.cuda.current_device())
+    finally:
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+@lru_cache(maxsize=1)
+def _training_data(
+    reference: "ray.ObjectRef[TrainingArrays]", device: torch.device
+) -> TrainingData:
+    """The data, put on the device once per process."""
+    return ray.get(reference).to(device)
+
+
+@lru_cache(maxsize=1)
+def _test_part(reference: "ray.ObjectRef[PartArrays]", device: torch.device) -> Part:
+    return ray.get(reference).to(device)

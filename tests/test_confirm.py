@@ -36,7 +36,11 @@ def test_equal_cells_run_once() -> None:
     found = tuple(
         Champion(arm.name, article.fixed_values(arm), None, math.nan) for arm in article.arms
     )
-    assert [cell.setting for cell in cells(article, found)] == ["no-dropout", "dropout"]
+    assert [cell.setting for cell in cells(article, found)] == [
+        "no-dropout",
+        "dropout",
+        "as-printed",
+    ]
 
 
 def test_the_dose_space_confirms_seven_rates_of_one_recipe() -> None:

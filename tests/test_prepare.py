@@ -9,7 +9,11 @@ import torch
 from study.arrays import PartArrays
 from study.data import Dataset, make_split
 from study.features import Features
-from study.prepare import Prepared, prepare, stratified_rows
+from study.prepare import (
+    Prepared,
+    prepare_features,
+    stratified_rows,
+)
 
 
 @pytest.fixture
@@ -24,7 +28,7 @@ def features(small_dataset: Dataset) -> Features:
 
 @pytest.fixture
 def prepared(small_dataset: Dataset, features: Features) -> Prepared:
-    return prepare(small_dataset, make_split(small_dataset), features)
+    return prepare_features(small_dataset, make_split(small_dataset), features)
 
 
 def test_train_is_standardised_and_the_rest_by_train(prepared: Prepared) -> None:
@@ -41,9 +45,9 @@ def test_test_images_do_not_touch_what_is_fitted(
     spoilt = features.values.clone()
     spoilt[split.test] = 1e4
     spoilt[split.val] = -1e4
-    again = prepare(small_dataset, split, replace(features, values=spoilt))
+    again = prepare_features(small_dataset, split, replace(features, values=spoilt))
     assert torch.equal(again.standardisation.mean, prepared.standardisation.mean)
-    assert np.array_equal(again.training.train.bits, prepared.training.train.bits)
+    assert np.array_equal(again.training.train.inputs, prepared.training.train.inputs)
 
 
 def test_rows_and_labels_stay_together(
@@ -58,9 +62,9 @@ def test_rows_and_labels_stay_together(
 
 def test_monitor_is_a_stratified_part_of_train_as_large_as_val(prepared: Prepared) -> None:
     data = prepared.training
-    train = {row.tobytes() for row in data.train.bits}
-    assert len(data.monitor.bits) == len(data.val.bits)
-    assert all(row.tobytes() in train for row in data.monitor.bits)
+    train = {row.tobytes() for row in data.train.inputs}
+    assert len(data.monitor.inputs) == len(data.val.inputs)
+    assert all(row.tobytes() in train for row in data.monitor.inputs)
     counts = np.bincount(data.monitor.labels, minlength=10)
     assert counts.max() - counts.min() <= 1
 
@@ -68,7 +72,7 @@ def test_monitor_is_a_stratified_part_of_train_as_large_as_val(prepared: Prepare
 def test_workers_read_the_arrays_without_a_copy() -> None:
     arrays = PartArrays(np.zeros((4, 3), np.uint16), np.zeros(4, np.int64))
     part = arrays.to(torch.device("cpu"))
-    assert part.inputs.data_ptr() == arrays.bits.ctypes.data
+    assert part.inputs.data_ptr() == arrays.inputs.ctypes.data
     assert part.inputs.dtype == torch.bfloat16
 
 

@@ -51,7 +51,12 @@ def test_article_space_has_nothing_to_search() -> None:
     assert not any(space.searches(arm) for arm in space.arms)
     assert all(arm.fixed for arm in space.arms)
     assert space.recipe["head"] == Fixed("512-256-512-128")
-    assert space.options == {"image_size": 32, "preprocess": "raw", "weights": "keras"}
+    assert space.options == {
+        "image_size": 32,
+        "preprocess": "raw",
+        "weights": "keras",
+        "augment": "none",
+    }
 
 
 def test_dose_space_searches_one_arm_and_confirms_at_seven_rates() -> None:

@@ -1,14 +1,17 @@
 """The training loop, on small synthetic features (two Gaussian clouds per class)."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from study import training
+from study import step, training
+from study.checkpoint import load_state, read_epochs, save_state
 from study.config import Metric
 from study.head import Dropout, build_head, restore_head
 from study.streams import derive_seed
@@ -16,8 +19,9 @@ from study.training import (
     EpochMetrics,
     NonFiniteLossError,
     Part,
-    Snapshot,
     TrainingData,
+    TrainingState,
+    batches,
     epoch_order,
     evaluate,
     is_better,
@@ -52,7 +56,7 @@ def data() -> TrainingData:
 
 @pytest.fixture(params=[True, False], ids=["bf16", "fp32"])
 def precision(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "has_native_bf16", lambda _: request.param)
+    monkeypatch.setattr(step, "has_native_bf16", lambda _: request.param)
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
@@ -94,7 +98,7 @@ def test_a_matched_pair_starts_from_the_same_weights_and_sees_the_same_batches(
     """Two runs of a recipe and a seed that differ in dropout: all else is the same."""
     initial: list[dict[str, Tensor]] = []
     batches: list[list[Tensor]] = []
-    real_forward = training.forward
+    real_forward = step.forward
 
     def recorded_head(*arguments: Any) -> torch.nn.Sequential:
         head = build_head(*arguments)
@@ -108,7 +112,7 @@ def test_a_matched_pair_starts_from_the_same_weights_and_sees_the_same_batches(
         return real_forward(head, inputs)
 
     monkeypatch.setattr(training, "build_head", recorded_head)
-    monkeypatch.setattr(training, "forward", recorded_forward)
+    monkeypatch.setattr(step, "forward", recorded_forward)
     without, with_ = (
         train({**RECIPE, "dropout": rate}, data, seed=7, epochs=2, metric="val_accuracy")
         for rate in (0.0, 0.5)
@@ -140,7 +144,7 @@ def test_the_best_epoch_goes_by_the_metric(data: TrainingData) -> None:
     for metric in metrics:
         reported: list[EpochMetrics] = []
 
-        def report(metrics: EpochMetrics, _: Snapshot, to: list[EpochMetrics] = reported) -> None:
+        def report(metrics: EpochMetrics, _: object, to: list[EpochMetrics] = reported) -> None:
             to.append(metrics)
 
         values = {**RECIPE, "learning_rate": 3e-2, "dropout": 0.0}
@@ -169,6 +173,54 @@ def test_metrics_are_measured_with_dropout_off(data: TrainingData) -> None:
 def test_a_loss_that_is_not_finite_ends_the_run(data: TrainingData) -> None:
     with pytest.raises(NonFiniteLossError, match="after epoch 1"):
         train({**RECIPE, "learning_rate": 1e30}, data, seed=1, epochs=3, metric="val_loss")
+
+
+@pytest.mark.parametrize("stopped_after", [1, 3])
+def test_a_run_taken_up_again_ends_like_one_that_was_not_stopped(
+    data: TrainingData, stopped_after: int, tmp_path: Path
+) -> None:
+    """Through the file of its state, with all that changes from step to step."""
+    values = {**RECIPE, "lr_schedule": "cosine", "lr_warmup_epochs": 2, "learning_rate": 1e-2}
+    states: list[TrainingState] = []
+
+    def report(_: EpochMetrics, take_state: Callable[[], TrainingState]) -> None:
+        states.append(take_state())
+
+    whole = train(values, data, seed=5, epochs=5, metric="val_accuracy", report=report)
+    save_state(tmp_path / "state", states[stopped_after - 1])
+    assert read_epochs(tmp_path / "state") == stopped_after
+    again: list[EpochMetrics] = []
+    resumed = train(
+        values,
+        data,
+        seed=5,
+        epochs=5,
+        metric="val_accuracy",
+        report=lambda metrics, _: again.append(metrics),
+        resume=load_state(tmp_path / "state"),
+    )
+    assert [epoch.epoch for epoch in again] == list(range(stopped_after + 1, 6))
+    assert [*map(outcome, resumed.epochs)] == [*map(outcome, whole.epochs)]
+    assert same(resumed.last.weights, whole.last.weights)
+    assert resumed.best.epoch == whole.best.epoch
+    assert same(resumed.best.weights, whole.best.weights)
+
+
+def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    assert read_epochs(path) == 0
+    for content in (b"", b"garbage", b"\x08\0\0\0\0\0\0\0{}      "):
+        path.write_bytes(content)
+        assert read_epochs(path) == 0
+        with pytest.raises(ValueError, match="is no state of a training run"):
+            load_state(path)
+
+
+def test_a_last_batch_of_one_joins_the_one_before() -> None:
+    assert [len(batch) for batch in batches(torch.arange(9), 4)] == [4, 5]
+    assert [len(batch) for batch in batches(torch.arange(10), 4)] == [4, 4, 2]
+    assert [len(batch) for batch in batches(torch.arange(1), 4)] == [1]
+    assert torch.equal(torch.cat(batches(torch.arange(9), 4)), torch.arange(9))
 
 
 def test_loss_and_accuracy_by_hand() -> None:

@@ -31,7 +31,8 @@ from study.data import load_dataset, make_split
 from study.features import load_features
 from study.hardware import cpu_count
 from study.phases import choose_preprocess
-from study.prepare import prepare
+from study.plan import plan_resources
+from study.prepare import prepare_features
 from study.ray_session import local_ray
 from study.screen import Screen
 from study.search import search
@@ -65,6 +66,7 @@ def main() -> None:
             trials=options.trials,
             images=options.images,
             image_size=options.image_size,
+            transfer="frozen",
             storage=Path(folder),
             name="warm-up",
         )
@@ -72,7 +74,7 @@ def main() -> None:
         dataset = load_dataset("cifar10", options.images)
         weights = load_weights(study.weights)
         features = load_features(dataset, weights, choose_preprocess(study, weights))
-        arrays = prepare(dataset, make_split(dataset), features).training
+        arrays = prepare_features(dataset, make_split(dataset), features).training
         repeats = []
         for number in range(options.repeats):
             config = StudyConfig(
@@ -88,7 +90,8 @@ def measure(config: StudyConfig, arrays: TrainingArrays) -> Repeat:
     study = check(config)
     with local_ray(config):
         start = time.monotonic()
-        search(study, ray.put(arrays), RunSettings(config.epochs, config.metric, 1), Screen())
+        settings = RunSettings(config.epochs, config.metric, 1)
+        search(study, ray.put(arrays), settings, plan_resources(study), Screen())
         whole = time.monotonic() - start
     rows = study.rundir.read_epochs()
     searching = max(row.end for row in rows) - min(row.start for row in rows)

@@ -1,0 +1,70 @@
+"""Random flips and shifts of training images, whole batches at a time, on the device that trains.
+
+What happens to each image in an epoch is drawn before the epoch, on the CPU, from a stream of its
+own: it is the same on every device, and the same for both runs of a matched pair.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Augment = Literal["none", "flip", "crop-flip"]
+
+#: An image is shifted by at most this part of its side, as is usual for CIFAR-10: 4 of 32 pixels.
+LARGEST_SHIFT = 1 / 8
+
+
+def draw_views(
+    augment: Augment, rows: int, height: int, width: int, random: torch.Generator
+) -> Tensor:
+    """Draw how each image is seen in one epoch.
+
+    Args:
+        augment: "flip" mirrors half of the images; "crop-flip" also shifts each by up to an eighth
+            of its side in both directions, which is a random crop from the padded image; "none"
+            leaves all as they are.
+        rows: Number of images.
+        height: Of the images, in pixels.
+        width: Likewise.
+        random: A CPU generator.
+
+    Returns:
+        int64 [rows, 3] on the CPU: pixels that the view lies below the image's top, pixels that it
+        lies right of its left edge, both possibly negative, and 1 where it is mirrored, else 0.
+    """
+    views = torch.zeros(rows, 3, dtype=torch.int64)
+    if augment == "crop-flip":
+        for axis, side in enumerate((height, width)):
+            most = int(LARGEST_SHIFT * side)
+            views[:, axis] = torch.randint(-most, most + 1, (rows,), generator=random)
+    if augment != "none":
+        views[:, 2] = torch.randint(0, 2, (rows,), generator=random)
+    return views
+
+
+def take_views(images: Tensor, rows: Tensor, views: Tensor) -> Tensor:
+    """Look up images of a dataset as their views show them, in one indexing operation.
+
+    What lies outside an image is its mirror image at the edge (the edge itself not repeated).
+
+    Args:
+        images: [n, height, width, channels], any type.
+        rows: int64 [batch], which images; on the device of `images`.
+        views: int64 [batch, 3], as `draw_views` makes them; on the same device.
+
+    Returns:
+        [batch, height, width, channels].
+    """
+    _, height, width, _ = images.shape
+    down, right, mirrored = views[:, 0:1], views[:, 1:2], views[:, 2:3]
+    x = torch.arange(width, device=images.device)
+    x = torch.where(mirrored == 1, width - 1 - x, x)
+    y = torch.arange(height, device=images.device)
+    ys, xs = _reflect(y + down, height), _reflect(x + right, width)
+    return images[rows[:, None, None], ys[:, :, None], xs[:, None, :]]
+
+
+def _reflect(positions: Tensor, size: int) -> Tensor:
+    """Positions beyond the ends of 0 to size - 1, mirrored at them."""
+    return size - 1 - (size - 1 - positions.abs()).abs()

@@ -1,0 +1,89 @@
+"""The optimizer of a run, and how its learning rates change from step to step."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from search_spaces import Value, value_of
+
+
+def build_optimizer(
+    model: nn.Module, hyperparameters: Mapping[str, Value]
+) -> torch.optim.Optimizer:
+    """Adam or AdamW over the parameters that train.
+
+    The backbone's have a learning rate of their own; the scales and shifts of its BatchNorms, which
+    are few and hold no pattern, are not decayed.
+
+    Args:
+        model: Parameters whose names begin with "backbone." are the backbone's; all others are the
+            head's. Those that do not require gradients are left out.
+        hyperparameters: Of the run.
+    """
+    head: list[nn.Parameter] = []
+    kernels: list[nn.Parameter] = []
+    norms: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if not name.startswith("backbone."):
+            head.append(parameter)
+        else:
+            (kernels if parameter.ndim > 1 else norms).append(parameter)
+
+    rate = float(value_of(hyperparameters, "learning_rate"))
+    slow = rate * float(value_of(hyperparameters, "backbone_lr_ratio"))
+    decay = float(value_of(hyperparameters, "weight_decay"))
+    groups: list[dict[str, Any]] = [
+        {"params": parameters, "base_lr": lr, "lr": lr, "weight_decay": weight_decay}
+        for parameters, lr, weight_decay in (
+            (head, rate, decay),
+            (kernels, slow, decay),
+            (norms, slow, 0.0),
+        )
+        if parameters
+    ]
+    device = head[0].device
+    if device.type == "cuda":
+        # A CUDA graph reads the rate from where it read it when it was captured.
+        for group in groups:
+            group["lr"] = torch.tensor(group["lr"], dtype=torch.float32, device=device)
+    adamw = hyperparameters["optimizer"] == "adamw"
+    return (torch.optim.AdamW if adamw else torch.optim.Adam)(
+        groups, fused=True, capturable=device.type == "cuda"
+    )
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set every learning rate to its full value times `factor`."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(group["base_lr"] * factor)
+        else:
+            group["lr"] = group["base_lr"] * factor
+
+
+def learning_rate_factor(
+    hyperparameters: Mapping[str, Value], step: int, steps_per_epoch: int, epochs: int
+) -> float:
+    """The learning rate of a step, as a fraction of the full one.
+
+    Args:
+        hyperparameters: `lr_warmup_epochs` and `lr_schedule` are read.
+        step: Of the whole run, from 0.
+        steps_per_epoch: 1 or more.
+        epochs: Of a full run.
+
+    Returns:
+        Above 0 and at most 1.
+    """
+    warmup = int(value_of(hyperparameters, "lr_warmup_epochs")) * steps_per_epoch
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if value_of(hyperparameters, "lr_schedule") == "constant":
+        return 1.0
+    gone = (step - warmup) / max(epochs * steps_per_epoch - warmup, 1)
+    return 0.5 * (1 + math.cos(math.pi * min(gone, 1.0)))

@@ -1,0 +1,156 @@
+"""How many runs share a GPU: measured on one run before the search, then decided.
+
+A run that leaves the GPU idle between its kernels leaves room for others; a run that fills it does
+not. Memory and CPU cores bound how many fit.
+"""
+
+import itertools
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from search_spaces import Space, Value, hidden_widths
+from study.augment import draw_views
+from study.head import FEATURES
+from study.optimizer import build_optimizer
+from study.step import TrainingStep, own_stream
+from study.training import TrainingData, batches, build_model, epoch_order, evaluate
+
+#: Steps that are timed, after as many that are not.
+STEPS = 20
+
+#: Part of a GPU's memory that is not given out: what the driver and fragmentation take.
+RESERVE = 0.08
+
+#: A process on a GPU takes this much beside its tensors (its CUDA context and loaded kernels).
+CONTEXT_BYTES = 600 * 2**20
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one run gets, and how many run at once."""
+
+    cpus: float
+    gpus: float
+    """A fraction where runs share a GPU."""
+    at_once: int
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one run asks of a GPU."""
+
+    device: str
+    """Name of the device."""
+    memory: int
+    """Bytes of the device in all; 0 on a CPU."""
+    peak: int
+    """Bytes that the run's tensors held at most, evaluation included; 0 on a CPU."""
+    step_seconds: float
+    """Of one training step, in a row of many."""
+    busy: float
+    """Fraction of that time in which the device computes; 1 where that cannot be told."""
+    images_per_second: float
+    """In training."""
+
+
+def runs_per_gpu(load: Load, cpus_per_gpu: float) -> int:
+    """How many runs to pack on one GPU: as many as fit, but no more than fill it.
+
+    Args:
+        load: Of the run that asks for most.
+        cpus_per_gpu: Runs for which there are CPU cores.
+    """
+    if load.memory == 0:
+        return 1
+    fit = int(load.memory * (1 - RESERVE) / (load.peak + CONTEXT_BYTES))
+    return max(1, min(fit, round(1 / load.busy), int(cpus_per_gpu)))
+
+
+def memory_share(gpu_share: float) -> float:
+    """The part of a GPU's memory that the tensors of a run with this share of it may take."""
+    if gpu_share == 1:
+        return 1.0
+    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    return max(gpu_share * (1 - RESERVE) - CONTEXT_BYTES / total, 0.01)
+
+
+def hungriest(space: Space) -> dict[str, Value]:
+    """The hyperparameters of a space's run that asks for most: widest head, largest batch."""
+    arm = space.arms[-1]
+    values: dict[str, Value] = {}
+    for name, ends in ((name, r.ends) for name, r in space.ranges(arm).items()):
+        match name:
+            case "head":
+                values[name] = max(ends, key=lambda head: head_parameters(str(head), classes=10))
+            case "batch_size":
+                values[name] = max(int(end) for end in ends)
+            case "frozen_layers":
+                values[name] = "none" if "none" in ends else ends[0]
+            case "backbone_warmup_epochs":
+                values[name] = 0
+            case _:
+                values[name] = ends[-1]
+    return values
+
+
+def head_parameters(head: str, classes: int) -> int:
+    """How many parameters a head has."""
+    widths = (FEATURES, *hidden_widths({"head": head}), classes)
+    return sum((a + 1) * b for a, b in itertools.pairwise(widths))
+
+
+def measure(hyperparameters: Mapping[str, Value], data: TrainingData) -> Load:
+    """Train a few steps and evaluate once, as a run does, and measure what that takes.
+
+    Args:
+        hyperparameters: Of the run.
+        data: On the device to measure.
+    """
+    device = data.device
+    cuda = device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(device)
+    with own_stream(device):
+        model = build_model(hyperparameters, data, seed=0)
+        optimizer = build_optimizer(model, hyperparameters)
+        step = TrainingStep(model, optimizer, data.train.inputs, data.train.labels, hyperparameters)
+        size = min(int(hyperparameters["batch_size"]), len(data.train.labels))
+        batch = batches(epoch_order(len(data.train.labels), 0, 1).to(device), size)[0]
+        views = None
+        if data.augment != "none":
+            _, height, width, _ = data.train.inputs.shape
+            random = torch.Generator().manual_seed(0)
+            views = draw_views(data.augment, len(batch), height, width, random).to(device)
+
+        def steps() -> float:
+            start = time.perf_counter()
+            for _ in range(STEPS if cuda else 2):
+                step(batch, views)
+            if cuda:
+                torch.cuda.synchronize(device)
+            return (time.perf_counter() - start) / (STEPS if cuda else 2)
+
+        model.train()
+        steps()
+        seconds = steps()
+        busy = min(_kernel_seconds(steps) / seconds, 1.0) if cuda else 1.0
+        evaluate(model, data.val)
+    return Load(
+        device=torch.cuda.get_device_name(device) if cuda else "CPU",
+        memory=torch.cuda.get_device_properties(device).total_memory if cuda else 0,
+        peak=torch.cuda.max_memory_reserved(device) if cuda else 0,
+        step_seconds=seconds,
+        busy=busy or 1.0,
+        images_per_second=len(batch) / seconds,
+    )
+
+
+def _kernel_seconds(steps: Callable[[], float]) -> float:
+    """Seconds per step in which kernels run; 0 where the profiler sees none."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        steps()
+    micros = sum(event.self_device_time_total for event in profile.key_averages())
+    return float(micros) / 1e6 / STEPS

@@ -1,0 +1,121 @@
+"""One training step; on a GPU, replayed from a CUDA graph.
+
+At 32 pixels the kernels of a ResNet50 are so short that launching them one by one takes the CPU
+longer than they take to run. A CUDA graph launches the whole step at once: the same kernels on the
+same numbers. The plain step is the reference; tests hold the two together.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from search_spaces import Value, value_of
+from study.augment import take_views
+from study.hardware import has_native_bf16
+
+#: Steps that run plainly before the capture: cuDNN chooses its kernels and the optimizer makes its
+#: state in the first ones, which no graph may hold.
+PLAIN_STEPS = 3
+
+
+class TrainingStep:
+    """Forward, backward and update on one batch, as often as it is called."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        inputs: Tensor,
+        labels: Tensor,
+        hyperparameters: Mapping[str, Value],
+        *,
+        capture: Callable[[Callable[[], None]], Callable[[], None]] | None = None,
+    ) -> None:
+        """Prepare the step.
+
+        Args:
+            model: From inputs to logits.
+            optimizer: Over its parameters.
+            inputs: All training inputs, on the device that trains: features, or images, which
+                have four dimensions.
+            labels: int64 [n].
+            hyperparameters: `batch_size` and `label_smoothing` are read.
+            capture: Records work and returns what replays it; None: a CUDA graph on a GPU, and
+                plain steps elsewhere.
+        """
+        self._model, self._optimizer = model, optimizer
+        self._inputs, self._labels = inputs, labels
+        self._smoothing = float(value_of(hyperparameters, "label_smoothing"))
+        self._batch_size = int(hyperparameters["batch_size"])
+        self._capture = capture or (capture_graph if inputs.is_cuda else None)
+        self._replay: Callable[[], None] | None = None
+        self._steps = 0
+
+    def __call__(self, rows: Tensor, views: Tensor | None) -> None:
+        """Take a step.
+
+        Args:
+            rows: int64 [batch], which training inputs; on their device.
+            views: int64 [batch, 3], how images are seen; None: as they are.
+        """
+        self._steps += 1
+        full = len(rows) == self._batch_size
+        if self._capture is None or not full or self._steps <= PLAIN_STEPS:
+            self._work(rows, views)
+            return
+        if self._replay is None:
+            # The graph reads its batch from here.
+            self._rows, self._views = rows.clone(), None if views is None else views.clone()
+            self._replay = self._capture(lambda: self._work(self._rows, self._views))
+        self._rows.copy_(rows)
+        if views is not None and self._views is not None:
+            self._views.copy_(views)
+        self._replay()
+
+    def _work(self, rows: Tensor, views: Tensor | None) -> None:
+        inputs = self._inputs[rows] if views is None else take_views(self._inputs, rows, views)
+        logits = forward(self._model, inputs)
+        loss = F.cross_entropy(logits, self._labels[rows], label_smoothing=self._smoothing)
+        self._optimizer.zero_grad()
+        loss.backward()
+        self._optimizer.step()
+
+
+def capture_graph(work: Callable[[], None]) -> Callable[[], None]:
+    """Record work in a CUDA graph, without doing it; returns what does it."""
+    graph = torch.cuda.CUDAGraph()
+    # Other threads of the process (Ray's) may go on using the device.
+    with torch.cuda.graph(
+        graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"
+    ):
+        work()
+    return graph.replay
+
+
+@contextmanager
+def own_stream(device: torch.device) -> Iterator[None]:
+    """Run a block on a CUDA stream of its own, which a graph can be captured from."""
+    if device.type != "cuda":
+        yield
+        return
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    try:
+        with torch.cuda.stream(stream):
+            yield
+    finally:
+        torch.cuda.current_stream(device).wait_stream(stream)
+
+
+def forward(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Logits [batch, classes] in fp32; matrices in bf16 where the device is faster with it.
+
+    The weights and the optimiser's state stay fp32.
+    """
+    if not has_native_bf16(inputs.device):
+        return model(inputs.float())  # type: ignore[no-any-return]
+    with torch.autocast(inputs.device.type, torch.bfloat16):
+        return model(inputs).float()  # type: ignore[no-any-return]

@@ -1,0 +1,269 @@
+"""Runs that train the whole network: on 400 real images, with weights that have learnt nothing.
+
+Without a GPU a ResNet50 trains slowly, so there are few images and epochs; tests/test_end_to_end.py
+has pretrained weights.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from search_spaces import find_space
+from study.arrays import TrainingArrays
+from study.augment import Augment
+from study.backbone import KERAS, build_backbone
+from study.checkpoint import load_state, save_state
+from study.data import Dataset, Split, make_split
+from study.network import Network, Pretrained
+from study.packing import hungriest, measure
+from study.prepare import prepare_images
+from study.step import TrainingStep
+from study.training import (
+    EpochMetrics,
+    Run,
+    Snapshot,
+    TrainingData,
+    TrainingState,
+    build_model,
+    evaluate,
+    train,
+)
+from study.weights import Weights
+
+RECIPE: dict[str, Any] = {
+    "head": "32",
+    "learning_rate": 1e-3,
+    "backbone_lr_ratio": 1.0,
+    "weight_decay": 1e-4,
+    "batch_size": 20,
+    "optimizer": "adamw",
+    "dropout": 0.3,
+}
+CPU = torch.device("cpu")
+
+
+def arrays(
+    dataset: Dataset, weights: Weights, images: int = 60, augment: Augment = "none"
+) -> TrainingArrays:
+    """The first training images of the small dataset, at 32 px."""
+    whole = make_split(dataset)
+    split = Split(whole.train[:images], whole.val[:20], whole.test[:20], "")
+    preprocess = replace(weights.preprocess, image_size=32)
+    pretrained = Pretrained(weights.state, weights.architecture, preprocess)
+    return prepare_images(dataset, split, pretrained, augment).training
+
+
+@pytest.fixture
+def data(small_dataset: Dataset, random_weights: Weights) -> TrainingData:
+    return arrays(small_dataset, random_weights).to(CPU)
+
+
+def short(data: TrainingData, *, seed: int = 1, epochs: int = 1, **values: Any) -> Run:
+    return train({**RECIPE, **values}, data, seed=seed, epochs=epochs, metric="val_loss")
+
+
+def same(a: Snapshot, b: Snapshot) -> bool:
+    return a.weights.keys() == b.weights.keys() and all(
+        torch.equal(a.weights[name], b.weights[name]) for name in a.weights
+    )
+
+
+def changed(before: Pretrained, after: Snapshot) -> set[str]:
+    """Names of the backbone's tensors that training has changed."""
+    return {
+        name
+        for name, value in before.state.items()
+        if not torch.equal(value, after.weights[f"backbone.{name}"])
+    }
+
+
+def pretrained_of(data: TrainingData) -> Pretrained:
+    assert data.pretrained is not None
+    return data.pretrained
+
+
+def test_it_learns(small_dataset: Dataset, keras_weights: Weights) -> None:
+    """From pretrained weights, on 267 images: loss falls, and accuracy is far above chance."""
+    data = arrays(small_dataset, keras_weights, images=267).to(CPU)
+    run = train(
+        {**RECIPE, "learning_rate": 3e-4, "dropout": 0.1},
+        data,
+        seed=1,
+        epochs=4,
+        metric="val_loss",
+    )
+    losses = [epoch.train_loss for epoch in run.epochs]
+    assert losses[-1] < 0.7 * losses[0]
+    assert run.epochs[-1].train_accuracy > 0.5
+    loss, accuracy = evaluate(build_model_from(run.last, data), data.monitor)
+    assert (loss, accuracy) == (run.epochs[-1].train_loss, run.epochs[-1].train_accuracy)
+
+
+def build_model_from(snapshot: Snapshot, data: TrainingData) -> nn.Module:
+    model = build_model(RECIPE, data, seed=99)
+    model.load_state_dict(snapshot.weights)
+    return model
+
+
+def test_a_run_leaves_no_trace_for_the_next(data: TrainingData) -> None:
+    """The same seed gives the same result, first in a process or after runs of another kind."""
+    before = {name: value.clone() for name, value in pretrained_of(data).state.items()}
+    first = short(data)
+    short(data, seed=2, head="16", dropout=0.6, batch_norm="pretrained")
+    short(data, seed=3, frozen_layers="stage-3", batch_size=30)
+    assert same(first.last, short(data).last)
+    assert not same(first.last, short(data, seed=2).last)
+    assert all(torch.equal(before[name], pretrained_of(data).state[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    ("frozen_layers", "trains"),
+    [
+        ("none", ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")),
+        ("stem", ("layer1", "layer2", "layer3", "layer4")),
+        ("stage-3", ("layer4",)),
+    ],
+)
+def test_frozen_layers_stay_as_they_were(
+    data: TrainingData, frozen_layers: str, trains: tuple[str, ...]
+) -> None:
+    """Weights and BatchNorm statistics alike; all others change."""
+    state = pretrained_of(data).state
+    run = short(data, frozen_layers=frozen_layers)
+    expected = {name for name in state if name.split(".")[0] in trains}
+    assert changed(pretrained_of(data), run.last) == expected
+
+
+def test_pretrained_statistics_stay_and_all_else_trains(data: TrainingData) -> None:
+    state = pretrained_of(data).state
+    run = short(data, batch_norm="pretrained")
+    expected = {name for name in state if "running" not in name}
+    assert changed(pretrained_of(data), run.last) == expected
+
+
+def test_statistics_move_by_the_momentum_of_the_weights(random_weights: Weights) -> None:
+    """Keras' 0.99 is PyTorch's 0.01."""
+    for architecture, momentum in ((random_weights.architecture, 0.1), (KERAS, 0.01)):
+        backbone = build_backbone(random_weights.state, architecture).train()
+        image = torch.randn(8, 3, 32, 32)
+        before = random_weights.state["bn1.running_mean"]
+        batch = backbone.conv1(image).mean(dim=(0, 2, 3))  # type: ignore[operator]
+        backbone(image)
+        after = backbone.bn1.running_mean  # type: ignore[union-attr]
+        assert torch.allclose(after, before + momentum * (batch - before), atol=1e-5)  # type: ignore[arg-type]
+
+
+def test_augmentation_is_the_same_for_a_matched_pair_and_changes_by_epoch(
+    small_dataset: Dataset, random_weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = arrays(small_dataset, random_weights, augment="crop-flip").to(CPU)
+    seen: list[Tensor] = []
+    real = Network.forward
+
+    def recorded(self: Network, pixels: Tensor) -> Tensor:
+        if self.training:
+            seen.append(pixels.clone())
+        return real(self, pixels)
+
+    monkeypatch.setattr(Network, "forward", recorded)
+    for rate in (0.0, 0.5):
+        short(data, dropout=rate, epochs=2, frozen_layers="stage-3")
+    assert len(seen) == 12
+    assert all(torch.equal(a, b) for a, b in zip(seen[:6], seen[6:], strict=True))
+    epochs = [{image.numpy().tobytes() for image in torch.cat(seen[i : i + 3])} for i in (0, 3)]
+    assert len(epochs[0] & epochs[1]) < 30
+
+
+def test_steps_that_are_replayed_equal_plain_ones(data: TrainingData) -> None:
+    """The buffers that a CUDA graph reads from, with a replay that does the work anew.
+
+    A stand-in for the graph, which needs a GPU: tests/benchmarks/finetune.py has the real one.
+    """
+    batches = [torch.arange(start, start + 20) for start in (0, 20, 40, 10, 30)]
+    batches.append(torch.arange(7))
+    views = [torch.randint(0, 2, (len(batch), 3)) for batch in batches]
+    captured = []
+
+    def record(work: Callable[[], None]) -> Callable[[], None]:
+        captured.append(work)
+        return work
+
+    weights = []
+    for capture in (None, record):
+        torch.manual_seed(0)
+        model = build_model(RECIPE, data, seed=1).train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        step = TrainingStep(
+            model, optimizer, data.train.inputs, data.train.labels, RECIPE, capture=capture
+        )
+        for batch, view in zip(batches, views, strict=True):
+            step(batch, view)
+        weights.append(model.state_dict())
+    assert len(captured) == 1
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_run_taken_up_again_ends_like_one_that_was_not_stopped(
+    small_dataset: Dataset, random_weights: Weights, tmp_path: Path
+) -> None:
+    data = arrays(small_dataset, random_weights, augment="flip").to(CPU)
+    values = {**RECIPE, "backbone_warmup_epochs": 1, "frozen_layers": "stage-3"}
+    states: list[TrainingState] = []
+
+    def report(_: EpochMetrics, take_state: Callable[[], TrainingState]) -> None:
+        states.append(take_state())
+
+    whole = train(values, data, seed=5, epochs=3, metric="val_loss", report=report)
+    save_state(tmp_path / "state", states[0])
+    resume = load_state(tmp_path / "state")
+    resumed = train(values, data, seed=5, epochs=3, metric="val_loss", resume=resume)
+    assert same(resumed.last, whole.last)
+    assert same(resumed.best, whole.best)
+
+
+def test_a_warm_up_goes_on_from_the_backbone_of_the_run_without_dropout(
+    data: TrainingData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the same seed, after its last epoch; the head is a new one."""
+    built: list[nn.Module] = []
+    real = Pretrained.build
+
+    def recorded(self: Pretrained, *arguments: Any) -> Network:
+        built.append(real(self, *arguments))
+        return built[-1]  # type: ignore[return-value]
+
+    first = short(data, dropout=0.0, epochs=2)
+    monkeypatch.setattr(Pretrained, "build", recorded)
+    starts: list[dict[str, Tensor]] = []
+    real_train = Network.train
+
+    def at_start(self: Network, mode: bool = True) -> Network:
+        if mode and self is built[0] and not starts:
+            starts.append({name: value.clone() for name, value in self.state_dict().items()})
+        return real_train(self, mode)
+
+    monkeypatch.setattr(Network, "train", at_start)
+    short(data, dropout=0.4, backbone_warmup_epochs=2)
+    (start,) = starts
+    for name, value in first.last.weights.items():
+        assert torch.equal(value, start[name]) == (
+            name.startswith("backbone.") or name.endswith("bias")
+        ) or name.startswith("head."), name
+    fresh = build_model(RECIPE, data, seed=1).state_dict()
+    assert not torch.equal(start["head.0.weight"], fresh["head.0.weight"])
+    assert not torch.equal(start["head.0.weight"], first.last.weights["head.0.weight"])
+
+
+def test_a_load_is_measured_on_the_run_that_asks_for_most(data: TrainingData) -> None:
+    values = hungriest(find_space("finetune"))
+    assert values["head"] == "1024"  # the one with most parameters
+    assert values["batch_size"] == 256
+    assert values["frozen_layers"] == "none"
+    load = measure({**values, "batch_size": 20}, data)
+    assert load.device == "CPU"
+    assert load.images_per_second == pytest.approx(20 / load.step_seconds)
