@@ -138,11 +138,8 @@ def plan_table(study: Study) -> Table:
     table.add_row("confirmation", _confirmation(study))
     table.add_row("resources", _resources(study, resources))
     use = plan_disk(study, cpu_count() if _is_measured(study) else resources.at_once)
-    table.add_row(
-        "disk",
-        f"weights take at most {use.running / 1e9:.1f} GB while the search runs, and"
-        f" {use.kept / 1e9:.1f} GB stay",
-    )
+    running = f"{use.running / 1e9:.1f} GB while the search runs, and " if use.running else ""
+    table.add_row("disk", f"weights take at most {running}{use.kept / 1e9:.1f} GB that stay")
     if config.time_budget:
         table.add_row(
             "time budget", f"the search starts no trial after {config.time_budget:g} minutes"

@@ -9,3 +9,14 @@ DIVERGING = Space(
     arms=(Arm("no-dropout", {"dropout": Fixed(0.0)}), Arm("dropout", {"dropout": Float(0.1, 0.5)})),
     recipe={"head": Fixed("64"), "learning_rate": Choice((1e-3, 1e30)), "batch_size": Fixed(128)},
 )
+
+#: Means nothing where the backbone is frozen.
+WARM_UP = Space(
+    name="warm-up",
+    question="Does a backbone that is warmed up do better?",
+    arms=(
+        Arm("cold", {"backbone_warmup_epochs": Fixed(0)}),
+        Arm("warm", {"backbone_warmup_epochs": Fixed(2)}),
+    ),
+    recipe={"learning_rate": Float(1e-4, 1e-3)},
+)

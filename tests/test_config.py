@@ -1,10 +1,12 @@
 """Options: what is checked before anything is written, in one line each."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from study import hardware
 from study.config import StudyConfig, check, parse
 from study.errors import UserError
 
@@ -31,6 +33,9 @@ from study.errors import UserError
         ("--name a/b", "use letters, digits"),
         ("--resume", "there is no study in runs"),
         ("--space article --seeds 0", "nothing to search"),
+        ("--gpus-per-trial some", "--gpus-per-trial"),
+        ("--transfer frozen --augment flip", "add --transfer finetune"),
+        ("--space tests.spaces:WARM_UP --transfer frozen", "give --transfer finetune"),
     ],
 )
 def test_bad_input_is_one_line_that_says_what_to_do(
@@ -66,13 +71,52 @@ def test_the_space_sets_options_that_the_user_left_open(tmp_path: Path) -> None:
     assert article.weights == "keras"
     mixed = check(StudyConfig(space="article", image_size=64, storage=tmp_path))
     assert (mixed.image_size, mixed.config.preprocess) == (64, "raw")
-    default = check(StudyConfig(storage=tmp_path))
+    default = check(StudyConfig(storage=tmp_path, transfer="frozen"))
     assert (default.image_size, default.config.preprocess, default.weights) == (96, "own", "auto")
+
+
+def test_auto_is_finetune_where_there_is_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It also picks the space: a head's learning rate would wreck a backbone."""
+
+    def chosen(gpus: int, **options: Any) -> tuple[str | None, str, str]:
+        monkeypatch.setattr(hardware, "gpu_count", lambda: gpus)
+        config = check(StudyConfig(storage=tmp_path, **options)).config
+        return config.space, config.transfer, str(config.augment)
+
+    assert chosen(0) == ("dropout", "frozen", "none")
+    assert chosen(1) == ("finetune", "finetune", "flip")
+    assert chosen(1, transfer="frozen") == ("dropout", "frozen", "none")
+    assert chosen(0, transfer="finetune") == ("finetune", "finetune", "flip")
+    assert chosen(0, space="finetune") == ("finetune", "finetune", "flip")
+    assert chosen(1, space="article") == ("article", "finetune", "none")
+    assert chosen(0, space="article") == ("article", "frozen", "none")
+    assert chosen(0, space="article", augment="crop-flip", transfer="finetune")[2] == "crop-flip"
+
+
+def test_what_concerns_a_frozen_backbone_falls_away(tmp_path: Path) -> None:
+    study = check(StudyConfig(space="article", transfer="frozen", storage=tmp_path))
+    assert [arm.name for arm in study.space.arms] == ["no-dropout", "dropout"]
+    assert study.left_out == ("as-printed",)
+    assert "backbone_lr_ratio" not in study.space.recipe
+    whole = check(StudyConfig(space="article", transfer="finetune", storage=tmp_path))
+    assert [arm.name for arm in whole.space.arms] == ["no-dropout", "dropout", "as-printed"]
+    assert whole.left_out == ()
+
+
+def test_a_study_that_goes_on_keeps_what_was_chosen_for_it(tmp_path: Path) -> None:
+    """On a machine with a GPU, say, where it began on one without."""
+    begun = check(StudyConfig(storage=tmp_path, name="a", transfer="finetune", image_size=64))
+    begun.rundir.write_study({"config": {**asdict(begun.config), "storage": "elsewhere"}})
+    again = check(StudyConfig(storage=tmp_path, name="a", resume=True)).config
+    assert (again.transfer, again.space, again.image_size) == ("finetune", "finetune", 64)
 
 
 def test_trials_are_shared_equally_and_the_rest_goes_to_the_first(tmp_path: Path) -> None:
     def shares(space: str, trials: int) -> dict[str, int]:
-        return check(StudyConfig(space=space, trials=trials, storage=tmp_path)).trials_per_arm
+        config = StudyConfig(space=space, trials=trials, storage=tmp_path, transfer="frozen")
+        return check(config).trials_per_arm
 
     assert shares("dropout", 40) == {"no-dropout": 20, "dropout": 20}
     assert shares("dropout", 41) == {"no-dropout": 21, "dropout": 20}

@@ -16,13 +16,18 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from analysis.rundir import RunDir
+from study.checkpoint import read_epochs
 from study.data import load_dataset, make_split
 from study.searcher import state_of
+from study.weights import load_weights
+from study.worker import STATE_FILE, WEIGHTS_FILE
 
 ROOT = Path(__file__).parent.parent
-SMALL = "--images 3000 --image-size 32"
+SMALL = "--images 3000 --image-size 32 --transfer frozen"
 
 
 def command(options: str, rundir: Path | None = None) -> list[str]:
@@ -227,12 +232,80 @@ def test_trials_that_diverge_are_said_and_the_others_go_on(tmp_path: Path) -> No
 
 def test_a_space_without_search_goes_straight_to_confirmation(tmp_path: Path) -> None:
     # No image size: the space brings its own.
-    done = run("--space article --epochs 2 --seeds 1 --images 3000", tmp_path / "article")
+    options = "--space article --transfer frozen --epochs 2 --seeds 1 --images 3000"
+    done = run(options, tmp_path / "article")
     assert done.returncode == 0, done.stderr
     rundir = RunDir(tmp_path / "article")
     assert rundir.read_study()["preprocess"]["name"] == "raw"
     assert rundir.read_trials() == []
     assert [row.setting for row in rundir.read_confirm()] == ["no-dropout", "dropout"]
+    assert "as-printed: differs in the training of the backbone only" in done.stdout
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    rundir: RunDir
+    output: str
+
+
+@pytest.fixture(scope="module")
+def finetuned(tmp_path_factory: pytest.TempPathFactory) -> FineTuned:
+    """A small study whose backbone trains: 512 images, at 32 px for the sake of time."""
+    rundir = tmp_path_factory.mktemp("runs") / "finetuned"
+    options = "--images 512 --epochs 1 --trials 4 --seeds 1 --transfer finetune --image-size 32"
+    done = run(options, rundir)
+    assert done.returncode == 0, done.stderr
+    return FineTuned(RunDir(rundir), done.stdout)
+
+
+def test_all_layers_train_on_a_cpu(finetuned: FineTuned) -> None:
+    rundir = finetuned.rundir
+    assert [row.state for row in rundir.read_trials()] == ["completed"] * 4
+    assert len(rundir.read_confirm()) == 4
+    record = rundir.read_study()
+    assert record["config"]["space"] == record["config"]["transfer"] == "finetune"
+    assert record["features"] is None
+    assert "finetune: all layers train, augmentation flip" in finetuned.output
+
+
+def test_the_best_networks_are_kept_and_states_are_not(finetuned: FineTuned) -> None:
+    """Of each arm the best, which here are all two; the plan said how much that takes."""
+    search = finetuned.rundir.search
+    kept = {path.parent.parent.name for path in search.rglob(WEIGHTS_FILE)}
+    assert kept == {row.run_id for row in finetuned.rundir.read_trials()}
+    assert not list(search.rglob(STATE_FILE))
+    stated = re.search(r"and (\d\.\d) GB that stay", finetuned.output)
+    assert stated
+    weights = sum(path.stat().st_size for path in finetuned.rundir.path.rglob("*.safetensors"))
+    assert weights <= float(stated[1]) * 1e9 + 0.05e9
+
+
+def test_a_finetuned_bundle_gives_what_was_confirmed(finetuned: FineTuned) -> None:
+    """Its backbone is the trained one, and its test accuracy is measured from the files."""
+    config = json.loads((finetuned.rundir.best_model / "config.json").read_text())
+    row = next(r for r in finetuned.rundir.read_confirm() if r.run_id == config["run_id"])
+    # fp32 against bf16 may move an image or two of 85.
+    assert config["test"]["accuracy"] == pytest.approx(row.test_accuracy, abs=2.5 / 85)
+    trained = load_file(finetuned.rundir.best_head)
+    bundle = load_file(finetuned.rundir.best_model / "model.safetensors")
+    pretrained = load_weights("auto").state
+    for name in pretrained:
+        assert torch.equal(bundle[f"backbone.{name}"], trained[f"backbone.{name}"])
+    assert not torch.equal(
+        bundle["backbone.layer4.2.bn3.weight"], pretrained["layer4.2.bn3.weight"]
+    )
+
+
+def test_the_article_as_printed_has_a_backbone_that_trained_before(tmp_path: Path) -> None:
+    options = "--space article --transfer finetune --epochs 1 --seeds 1 --images 200"
+    done = run(options, tmp_path / "article")
+    assert done.returncode == 0, done.stderr
+    rows = {row.setting: row for row in RunDir(tmp_path / "article").read_confirm()}
+    assert list(rows) == ["no-dropout", "dropout", "as-printed"]
+    assert rows["as-printed"].hyperparameters["backbone_warmup_epochs"] == 15
+    # 15 epochs on 150 images are learnt by heart; one epoch is not.
+    assert rows["as-printed"].train_accuracy > rows["no-dropout"].train_accuracy
+    assert "article reports +1.11 points" in done.stdout
 
 
 def test_dose_trains_one_recipe_at_seven_rates(tmp_path: Path) -> None:
@@ -279,11 +352,21 @@ def test_an_interrupted_study_goes_on(how: signal.Signals, status: int, tmp_path
     process.send_signal(how)
     assert process.wait(timeout=60) == status
     assert not rundir.trials.exists()
+    before = rundir.epochs.read_bytes()
+    left = {path.parent.parent.name: read_epochs(path) for path in rundir.search.rglob(STATE_FILE)}
+    assert left, "no trial has left its state"
 
     done = run(f"--resume {options}", rundir.path)
     assert done.returncode == 0, done.stderr
     trials = rundir.read_trials()
     assert len(trials) == 6
+    # No epoch that is in a state was trained, or written, again.
+    assert rundir.epochs.read_bytes().startswith(before)
+    written = {(row["run_id"], row["epoch"]) for row in map(json.loads, before.splitlines())}
+    for row in map(json.loads, rundir.epochs.read_text().splitlines()):
+        if row["attempt"] == 2 and row["epoch"] <= left.get(row["run_id"], 0):
+            assert (row["run_id"], row["epoch"]) not in written
+    assert not list(rundir.search.rglob(STATE_FILE))
     assert {row.state for row in trials} <= {"completed", "pruned"}
     epochs = rundir.read_epochs()
     for trial in trials:
@@ -338,7 +421,12 @@ def test_a_mistake_costs_one_line_and_status_2(options: str, tmp_path: Path) -> 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path) -> None:
     done = subprocess.run(
-        command("--dry-run"), capture_output=True, text=True, timeout=120, cwd=tmp_path, check=False
+        command("--dry-run --transfer frozen"),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=tmp_path,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     for words in ("20 trials", "ASHA decides after epochs 3, 9", "32 runs of 15 epochs"):

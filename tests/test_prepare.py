@@ -1,4 +1,4 @@
-"""From features to what runs train on."""
+"""From features or images to what runs train on."""
 
 from dataclasses import replace
 
@@ -9,11 +9,15 @@ import torch
 from study.arrays import PartArrays
 from study.data import Dataset, make_split
 from study.features import Features
+from study.network import Pretrained
 from study.prepare import (
     Prepared,
+    Standardisation,
     prepare_features,
+    prepare_images,
     stratified_rows,
 )
+from study.weights import Weights
 
 
 @pytest.fixture
@@ -31,6 +35,27 @@ def prepared(small_dataset: Dataset, features: Features) -> Prepared:
     return prepare_features(small_dataset, make_split(small_dataset), features)
 
 
+def standardisation_of(prepared: Prepared) -> Standardisation:
+    assert prepared.standardisation is not None
+    return prepared.standardisation
+
+
+def test_images_are_cut_into_the_parts_of_the_split(
+    small_dataset: Dataset, random_weights: Weights
+) -> None:
+    split = make_split(small_dataset)
+    weights = random_weights
+    pretrained = Pretrained(weights.state, weights.architecture, weights.preprocess)
+    prepared = prepare_images(small_dataset, split, pretrained, "flip")
+    data = prepared.training.to(torch.device("cpu"))
+    assert torch.equal(data.val.inputs, torch.from_numpy(small_dataset.pixels[split.val]))
+    assert data.train.labels.tolist() == small_dataset.labels[split.train].tolist()
+    assert prepared.test.inputs.dtype == np.uint8
+    assert len(data.monitor.labels) == len(data.val.labels)
+    assert (data.augment, data.pretrained is not None) == ("flip", True)
+    assert prepared.standardisation is None
+
+
 def test_train_is_standardised_and_the_rest_by_train(prepared: Prepared) -> None:
     train = prepared.training.train.to(torch.device("cpu")).inputs.float()
     assert train.mean(dim=0).abs().max() < 0.01
@@ -46,7 +71,7 @@ def test_test_images_do_not_touch_what_is_fitted(
     spoilt[split.test] = 1e4
     spoilt[split.val] = -1e4
     again = prepare_features(small_dataset, split, replace(features, values=spoilt))
-    assert torch.equal(again.standardisation.mean, prepared.standardisation.mean)
+    assert torch.equal(standardisation_of(again).mean, standardisation_of(prepared).mean)
     assert np.array_equal(again.training.train.inputs, prepared.training.train.inputs)
 
 
@@ -56,7 +81,7 @@ def test_rows_and_labels_stay_together(
     split = make_split(small_dataset)
     part = prepared.test.to(torch.device("cpu"))
     assert part.labels.tolist() == small_dataset.labels[split.test].tolist()
-    expected = prepared.standardisation(features.values[split.test[3]])
+    expected = standardisation_of(prepared)(features.values[split.test[3]])
     assert torch.equal(part.inputs[3], expected)
 
 

@@ -4,6 +4,7 @@ The searcher and the scheduler are driven by hand here, in the calls and the ord
 makes them (read off its controller); tests/test_end_to_end.py has a real Ray in their place.
 """
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -14,11 +15,14 @@ from optuna.trial import TrialState
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
+from safetensors.torch import save_file
 
 from analysis.rundir import EpochRow
 from search_spaces import find_space
 from study.scheduler import ArmScheduler, rung_decision
-from study.searcher import ArmSearch, StudySearch, open_storage, open_study, state_of
+from study.search import find_state
+from study.searcher import ArmSearch, SavedState, StudySearch, open_storage, open_study, state_of
+from study.worker import STATE_FILE
 
 SPACE = find_space("dropout")
 CONTROLLER = cast(TuneController, None)
@@ -28,13 +32,21 @@ EPOCHS = 15
 def make_search(
     storage: optuna.storages.RDBStorage, trials: int = 3, seed: int = 0, **options: Any
 ) -> StudySearch:
+    deadline = options.pop("deadline", None)
     arms = {
         arm.name: ArmSearch(
-            SPACE, arm, storage=storage, mode="max", epochs=EPOCHS, trials=trials, seed=seed
+            SPACE,
+            arm,
+            storage=storage,
+            mode="max",
+            epochs=EPOCHS,
+            trials=trials,
+            seed=seed,
+            **options,
         )
         for arm in SPACE.arms
     }
-    return StudySearch(arms, "max", **options)
+    return StudySearch(arms, "max", deadline)
 
 
 @pytest.fixture
@@ -48,10 +60,11 @@ class FakeTrial:
 
     trial_id: str
     arm: str
-    config: dict[str, str] = field(init=False)
+    resumed_epochs: int = 0
+    config: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.config = {"arm": self.arm}
+        self.config = {"arm": self.arm, "resumed_epochs": self.resumed_epochs}
 
 
 def suggest(search: StudySearch, trial_id: str) -> dict[str, Any]:
@@ -156,6 +169,55 @@ def test_a_new_start_goes_on_where_the_last_one_stopped(
     assert len({str(trial["hyperparameters"]) for trial in everything}) == 10
 
 
+def test_an_interrupted_trial_goes_on_from_what_it_has_left(
+    storage: optuna.storages.RDBStorage, tmp_path: Path
+) -> None:
+    left = {"no-dropout-000": SavedState(tmp_path / "state", 4)}
+    first = make_search(storage)
+    assert suggest(first, "a0")["resume_from"] == ""
+    suggest(first, "a1")
+    second = make_search(storage, find_state=left.get)
+    again = [suggest(second, name) for name in ("b0", "b1", "b2")]
+    found = {trial["run_id"]: (trial["resume_from"], trial["resumed_epochs"]) for trial in again}
+    assert found["no-dropout-000"] == (str(tmp_path / "state"), 4)
+    assert found["dropout-000"] == ("", 0)
+    assert found["no-dropout-001"] == ("", 0)
+
+
+def test_a_trial_set_aside_runs_last_and_alone(storage: optuna.storages.RDBStorage) -> None:
+    search = make_search(storage, trials=2)
+    drawn = [suggest(search, f"t{i}") for i in range(4)]
+    search.on_trial_complete("t0", error=True)
+    search.set_aside("t0")
+    for i in (1, 2, 3):
+        finish(search, f"t{i}", [0.5] * EPOCHS)
+    assert search.suggest("t4") == Searcher.FINISHED
+    # A new start, too, has nothing for it until its turn comes.
+    assert make_search(storage, trials=2).suggest("t5") == Searcher.FINISHED
+    last = make_search(storage, trials=2, alone=True)
+    again = suggest(last, "t6")
+    assert again["run_id"] == drawn[0]["run_id"]
+    assert again["hyperparameters"] == drawn[0]["hyperparameters"]
+    assert again["attempt"] == 2
+    assert last.suggest("t7") == Searcher.FINISHED
+
+
+def test_the_state_with_most_epochs_is_found(tmp_path: Path) -> None:
+    for part, epochs in (("part-1", 2), ("part-2", 4)):
+        folder = tmp_path / part / "dropout-000" / f"checkpoint_{epochs:06d}"
+        folder.mkdir(parents=True)
+        metadata = {"history": json.dumps([{}] * epochs), "best_epoch": "1"}
+        save_file({}, folder / STATE_FILE, metadata)
+    damaged = tmp_path / "part-3" / "dropout-000" / "checkpoint_000005"
+    damaged.mkdir(parents=True)
+    (damaged / STATE_FILE).write_bytes(b"cut short")
+    found = find_state(tmp_path, "dropout-000")
+    assert found is not None
+    assert found.epochs == 4
+    assert "part-2" in str(found.path)
+    assert find_state(tmp_path, "dropout-001") is None
+
+
 def test_a_repeated_epoch_is_told_once(storage: optuna.storages.RDBStorage) -> None:
     first = make_search(storage)
     suggest(first, "a")
@@ -179,9 +241,15 @@ def test_after_the_deadline_no_trial_starts(storage: optuna.storages.RDBStorage)
     assert make_search(storage, deadline=0.0).suggest("t0") == Searcher.FINISHED
 
 
-def run_through(scheduler: ArmScheduler, arm: str, trial_id: str, scores: list[float]) -> int:
+def run_through(
+    scheduler: ArmScheduler,
+    arm: str,
+    trial_id: str,
+    scores: list[float],
+    resumed_epochs: int = 0,
+) -> int:
     """Run a trial until ASHA stops it or the scores end; the epoch that it reached."""
-    trial = cast(Trial, FakeTrial(trial_id, arm))
+    trial = cast(Trial, FakeTrial(trial_id, arm, resumed_epochs))
     scheduler.on_trial_add(CONTROLLER, trial)
     for epoch, score in enumerate(scores, start=1):
         result = {"training_iteration": epoch, "score": score}
@@ -215,6 +283,17 @@ def test_the_best_third_goes_on(scheduler: ArmScheduler) -> None:
     assert reached[2] == EPOCHS
     assert reached[3] == 9  # past the rung at 3, stopped at 9 by 0.6 and 0.7
     assert reached[4:] == [EPOCHS, 3]
+
+
+def test_epochs_reported_again_enter_the_rungs_but_are_not_decided_anew(
+    scheduler: ArmScheduler,
+) -> None:
+    """Before its interruption the trial went past the rung at 3, which better ones fill since."""
+    for i in range(6):
+        run_through(scheduler, "dropout", f"better{i}", [0.8] * EPOCHS)
+    assert run_through(scheduler, "dropout", "resumed", [0.5] * EPOCHS, resumed_epochs=4) == 9
+    assert scheduler.rungs("dropout")[3]["resumed"] == 0.5
+    assert run_through(scheduler, "dropout", "new", [0.5] * EPOCHS) == 3
 
 
 def test_replay_restores_the_rungs() -> None:

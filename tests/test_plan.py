@@ -1,0 +1,96 @@
+"""What a study will take: runs on a GPU, disk, and the words for it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from search_spaces import find_space
+from study import plan
+from study.config import StudyConfig, check
+from study.errors import UserError
+from study.packing import Load, head_parameters, hungriest, runs_per_gpu
+from study.phases import describe_load
+from study.plan import DiskUse, check_disk, plan_disk, plan_resources
+
+GIB = 2**30
+LOAD = Load(
+    "NVIDIA Example",
+    memory=80 * GIB,
+    peak=4 * GIB,
+    step_seconds=0.004,
+    busy=0.3,
+    images_per_second=25_000.0,
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "cpus", "expected"),
+    [
+        ({}, 16, 3),  # as many as fill it
+        ({"busy": 0.01}, 16, 16),  # as many as there are CPU cores
+        ({"busy": 0.01}, 99, 16),  # as many as fit: 73.6 / 4.6
+        ({"busy": 1.0}, 16, 1),
+        ({"peak": 79 * GIB}, 16, 1),
+        ({"memory": 0, "peak": 0}, 16, 1),  # a CPU
+    ],
+)
+def test_runs_share_a_gpu_while_there_is_room(
+    change: dict[str, float], cpus: int, expected: int
+) -> None:
+    assert runs_per_gpu(replace(LOAD, **change), cpus) == expected  # type: ignore[arg-type]
+
+
+def test_the_measured_load_is_said() -> None:
+    assert describe_load(LOAD, 3) == (
+        "NVIDIA Example: the largest run takes 4.0 of 80 GiB and 4.0 ms a step (25,000 images/s),"
+        " and keeps the GPU 30 % busy: 3 runs at once per GPU."
+    )
+
+
+def test_the_hungriest_run_has_the_largest_of_everything() -> None:
+    values = hungriest(find_space("finetune"))
+    assert (values["head"], values["batch_size"]) == ("1024", 256)
+    assert (values["frozen_layers"], values["dropout"]) == ("none", 0.6)
+    assert head_parameters("1024", 10) == 2048 * 1024 + 1024 + 1024 * 10 + 10
+    assert hungriest(find_space("article"))["backbone_warmup_epochs"] == 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "packed", "gpus", "at_once"),
+    [
+        ("auto", None, 1.0, 2),
+        ("auto", 3, 1 / 3, 6),
+        (0.5, None, 0.5, 4),
+        (0, None, 0, 16),
+    ],
+)
+def test_resources_on_two_gpus(
+    asked: float, packed: int | None, gpus: float, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for a machine with GPUs, which the tests do not need to have."""
+    monkeypatch.setattr(plan, "gpu_count", lambda: 2)
+    monkeypatch.setattr(plan, "cpu_count", lambda: 16)
+    study = check(StudyConfig(transfer="finetune", gpus_per_trial=asked))
+    resources = plan_resources(study, packed)
+    assert (resources.gpus, resources.at_once) == (gpus, at_once)
+    assert plan_resources(check(StudyConfig(transfer="frozen", max_concurrent=1))).at_once == 1
+
+
+def test_disk_is_bounded_by_what_runs_and_what_is_kept() -> None:
+    weights = 4 * (23_561_152 + head_parameters("1024", 1000))
+    use = plan_disk(check(StudyConfig(transfer="finetune")), at_once=2)
+    assert use.running == 2 * 2 * 4 * weights
+    assert use.kept == (2 * 3 + 1 + 1) * weights
+    frozen = plan_disk(check(StudyConfig(transfer="frozen")), at_once=2)
+    head = 4 * head_parameters("2048-512", 1000)
+    assert frozen.running == 2 * 2 * 4 * head
+    assert frozen.kept == (2 * 3 + 1) * head + (head + 4 * 23_561_152)
+    assert plan_disk(check(StudyConfig(space="article", transfer="finetune")), 2).running == 0
+
+
+def test_a_disk_that_is_too_small_is_said_before_anything_runs(tmp_path: Path) -> None:
+    study = check(StudyConfig(transfer="frozen", storage=tmp_path / "new"))
+    check_disk(study, DiskUse(running=10**6, kept=10**6))
+    with pytest.raises(UserError, match=r"the weights may take .* GB are free there; free some"):
+        check_disk(study, DiskUse(running=10**18, kept=0))
