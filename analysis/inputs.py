@@ -16,6 +16,7 @@ def describe_inputs(record: Mapping[str, Any]) -> str:
         f"data: {_recorded(record, 'data', 'source')}",
         f"weights: {_recorded(record, 'weights', 'source')}",
         f"images of {_recorded(record, 'config', 'image_size')} px",
+        f"transfer {_recorded(record, 'config', 'transfer')}",
         *(f"{name} {versions[name]}" for name in PACKAGES if name in versions),
     ]
     return ", ".join(parts)
@@ -30,6 +31,11 @@ def describe_provenance(record: Mapping[str, Any]) -> tuple[tuple[str, str], ...
         ("Data", f"{_recorded(record, 'data', 'source')}, sha256 {_hash(record, 'data')}"),
         ("Weights", f"{_recorded(record, 'weights', 'source')}, sha256 {_hash(record, 'weights')}"),
         ("Split", f"{sizes or MISSING}; sha256 {_hash(record, 'split')}"),
+        (
+            "Transfer",
+            f"{_recorded(record, 'config', 'transfer')}, augmentation"
+            f" {_recorded(record, 'config', 'augment')}",
+        ),
         ("Preprocessing", _pairs(record.get("preprocess", {}))),
         ("Seeds", _pairs(record.get("seeds", {}))),
         ("Versions", _pairs(record.get("versions", {}))),

@@ -238,15 +238,14 @@ def _start(
     warmup = int(value_of(hyperparameters, "backbone_warmup_epochs"))
     if data.pretrained is None or warmup == 0:
         return build_model(hyperparameters, data, seed), seed
-    later_seed = derive_seed(seed, "after the warm-up")
-    model = build_model(hyperparameters, data, later_seed)
+    trained: dict[str, Tensor] = {}
     if fresh:
         plain = {**without_dropout(hyperparameters), "backbone_warmup_epochs": 0}
-        first = train(plain, data, seed=seed, epochs=warmup, metric=metric)
-        model.load_state_dict(
-            {k: v for k, v in first.last.weights.items() if k.startswith("backbone.")},
-            strict=False,
-        )
+        first = train(plain, data, seed=seed, epochs=warmup, metric=metric).last.weights
+        trained = {k: value for k, value in first.items() if k.startswith("backbone.")}
+    later_seed = derive_seed(seed, "after the warm-up")
+    model = build_model(hyperparameters, data, later_seed)
+    model.load_state_dict({**model.state_dict(), **trained})
     return model, later_seed
 
 

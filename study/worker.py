@@ -38,6 +38,10 @@ from study.training import (
 #: last one, the weights of its best epoch.
 STATE_FILE, WEIGHTS_FILE = "state.safetensors", "best.safetensors"
 
+#: Saving states takes at most this part of a trial's time: where epochs are shorter than a few
+#: seconds, not every epoch's state is saved.
+SAVING_SHARE = 0.05
+
 
 @dataclass(frozen=True)
 class RunSettings:
@@ -89,22 +93,30 @@ def run_trial(
 ) -> None:
     """Train one search trial, reporting to Ray Tune after each epoch.
 
-    Each report carries the trial's state, of which Ray keeps the latest. The weights of the best
-    epoch travel with the last epoch's: only a trial that reaches it can become a champion.
+    A report carries the trial's state, of which Ray keeps the latest, unless the one before it is
+    so fresh that saving would take too much of the time. The weights of the best epoch travel with
+    the last epoch's report: only a trial that reaches it can become a champion.
 
     Args:
         config: What `ArmSearch.suggest` made, and the trial's seed.
         shared: The data's one reference in Ray's object store.
         settings: Of the study.
     """
+    next_save = 0.0
 
     def report(metrics: EpochMetrics, take_state: Callable[[], TrainingState]) -> None:
+        nonlocal next_save
+        last, start = metrics.epoch == settings.epochs, time.monotonic()
+        if start < next_save and not last:
+            tune.report(asdict(metrics))
+            return
         with tempfile.TemporaryDirectory() as folder:
             state = take_state()
             save_state(Path(folder) / STATE_FILE, state)
-            if metrics.epoch == settings.epochs:
+            if last:
                 save_file(state.best.weights, Path(folder) / WEIGHTS_FILE)
             tune.report(asdict(metrics), checkpoint=tune.Checkpoint.from_directory(folder))
+        next_save = time.monotonic() + (time.monotonic() - start) / SAVING_SHARE
 
     with _device(settings) as device:
         resume = load_state(Path(config["resume_from"])) if config["resume_from"] else None

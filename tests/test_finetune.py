@@ -243,7 +243,8 @@ def test_a_warm_up_goes_on_from_the_backbone_of_the_run_without_dropout(
     real_train = Network.train
 
     def at_start(self: Network, mode: bool = True) -> Network:
-        if mode and self is built[0] and not starts:
+        # The first network is the warm-up's.
+        if mode and self is not built[0] and not starts:
             starts.append({name: value.clone() for name, value in self.state_dict().items()})
         return real_train(self, mode)
 
