@@ -3,13 +3,17 @@
     runs/<name>/
       study.json     what was asked for and what was used; `"format"` counts changes of this layout
       optuna.db      Optuna's storage, one Optuna study per arm; opens in optuna-dashboard
-      search/        Ray Tune's experiment directories, `part-N` for the N-th start of the search
+      search/        Ray Tune's experiment directories, `part-N` for the N-th start of the search;
+                     in them, per running trial its latest state (`state.safetensors`, see
+                     study/checkpoint.py), and of each arm's best trials the weights of the best
+                     epoch (`best.safetensors`)
       epochs.jsonl   a row per epoch of every training run (`EpochRow`), appended as they happen
       trials.csv     a row per trial (`TrialRow`), written when the search has ended
       confirm.csv    a row per confirmation run (`ConfirmRow`), written when all have ended
       confirm/       per confirmation run `<run_id>.npz`, its predictions, and `<run_id>.json`, its
                      row, written last: where it stands, the run is done;
-                     `best.safetensors`, the head of the run with the best score
+                     `best.safetensors`, the weights of the run with the best score: the
+                     head's, or the whole network's
       report/        index.html, the page that shows it all; verdict.json, what the study has shown,
                      with every look at the test set; tables/*.csv and *.md, figures/*.svg and *.png
       best_model/    the bundle

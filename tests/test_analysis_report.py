@@ -247,8 +247,8 @@ def test_labels_move_apart_only_where_they_must() -> None:
 def test_inputs_are_named_or_said_to_be_missing() -> None:
     record = RunDir(FIXTURE).read_study()
     assert describe_inputs(record) == (
-        "data: made-up test data, weights: made-up test weights, images of 96 px, torch 0.0,"
-        " ray 0.0"
+        "data: made-up test data, weights: made-up test weights, images of 96 px, transfer"
+        " not recorded, torch 0.0, ray 0.0"
     )
     assert "data: not recorded" in describe_inputs({})
 
