@@ -87,7 +87,8 @@ def choose_resources(
     if study.config.gpus_per_trial != "auto" or gpu_count() == 0:
         return plan_resources(study)
     settings = RunSettings(study.config.epochs, study.config.metric, 1, gpu_share=1.0)
-    task = ray.remote(measure_load).options(num_cpus=1, num_gpus=1)
+    # One call per process, so that the GPU's memory is free again for the search.
+    task = ray.remote(max_calls=1)(measure_load).options(num_cpus=1, num_gpus=1)
     load = ray.get(task.remote(hungriest(study.space), [training], settings))
     packed = runs_per_gpu(load, cpu_count() / study.config.cpus_per_trial / gpu_count())
     screen.say(describe_load(load, packed))

@@ -19,6 +19,7 @@ def run_trial_short_of_memory(
 
     The exception is the one that CUDA's allocator raises; the training is done on the CPU.
     """
+    assert ray.get_gpu_ids(), "Ray has given the trial no GPU"
     alone = settings.gpu_share == 1
     if config["run_id"].endswith("-001") and not (alone and config["arm"] == "dropout"):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")

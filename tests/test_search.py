@@ -194,7 +194,12 @@ def test_a_trial_set_aside_runs_last_and_alone(storage: optuna.storages.RDBStora
     assert search.suggest("t4") == Searcher.FINISHED
     # A new start, too, has nothing for it until its turn comes.
     assert make_search(storage, trials=2).suggest("t5") == Searcher.FINISHED
-    last = make_search(storage, trials=2, alone=True)
+    larger = make_search(storage, trials=3)
+    assert [suggest(larger, name)["run_id"][-3:] for name in ("u0", "u1")] == ["002", "002"]
+    assert larger.suggest("u2") == Searcher.FINISHED
+    finish(larger, "u0", [0.5] * EPOCHS)
+    finish(larger, "u1", [0.5] * EPOCHS)
+    last = make_search(storage, trials=3, alone=True)
     again = suggest(last, "t6")
     assert again["run_id"] == drawn[0]["run_id"]
     assert again["hyperparameters"] == drawn[0]["hyperparameters"]

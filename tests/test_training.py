@@ -14,6 +14,7 @@ from study import step, training
 from study.checkpoint import load_state, read_epochs, save_state
 from study.config import Metric
 from study.head import Dropout, build_head, restore_head
+from study.optimizer import learning_rate_factor
 from study.streams import derive_seed
 from study.training import (
     EpochMetrics,
@@ -204,6 +205,15 @@ def test_a_run_taken_up_again_ends_like_one_that_was_not_stopped(
     assert same(resumed.last.weights, whole.last.weights)
     assert resumed.best.epoch == whole.best.epoch
     assert same(resumed.best.weights, whole.best.weights)
+
+
+def test_the_schedule_spans_the_run(data: TrainingData, monkeypatch: pytest.MonkeyPatch) -> None:
+    factors: list[float] = []
+    monkeypatch.setattr(training, "set_learning_rates", lambda _, factor: factors.append(factor))
+    values = {**RECIPE, "lr_schedule": "cosine", "lr_warmup_epochs": 1}
+    train(values, data, seed=1, epochs=3, metric="val_loss")
+    steps = math.ceil(600 / 64)
+    assert factors == [learning_rate_factor(values, step, steps, 3) for step in range(3 * steps)]
 
 
 def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
