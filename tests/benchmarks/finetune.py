@@ -39,7 +39,8 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -647,6 +648,19 @@ def run_checks(bench: Bench, names: Sequence[str]) -> tuple[list[Row], bool]:
     return rows, failures == 0
 
 
+@contextmanager
+def settings_of_runs(device: torch.device) -> Iterator[None]:
+    """PyTorch set up as for the runs of a study: one CPU thread, kernels chosen by trial."""
+    threads, by_trial = torch.get_num_threads(), torch.backends.cudnn.benchmark
+    torch.set_num_threads(1)
+    torch.backends.cudnn.benchmark = device.type == "cuda"
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.backends.cudnn.benchmark = by_trial
+
+
 def _in_one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
 
@@ -747,9 +761,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prepared = prepare_images(dataset, make_split(dataset), pretrained, "none")
     scale = scale_for(device, options)
     bench = Bench(device, prepared, weights, scale, until)
-    # As the runs of a study have it.
-    torch.backends.cudnn.benchmark = cuda
-    rows, complete = run_checks(bench, names)
+    with settings_of_runs(device):
+        rows, complete = run_checks(bench, names)
     about = describe(bench)
     if options.json:
         found = {"about": about, "rows": [asdict(row) for row in rows]}
