@@ -29,6 +29,7 @@ Timings leave the warm-up out (the choice of kernels, the capture, the start of 
 """
 
 import argparse
+import gc
 import itertools
 import json
 import pickle
@@ -524,6 +525,7 @@ def memory(bench: Bench) -> list[Row]:
 
 def free_memory(bench: Bench) -> None:
     """Give back what earlier checks have left."""
+    gc.collect()
     if bench.device.type == "cuda":
         torch.cuda.empty_cache()
 

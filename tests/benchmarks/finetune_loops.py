@@ -65,7 +65,7 @@ class OwnLoop:
         )
         self._values, self._data = values, data
         self._batch_size = int(values["batch_size"])
-        self._steps = enumerate(self._batches())
+        self._steps = enumerate(full_batches(data, self._batch_size))
 
     def run(self, steps: int) -> None:
         """Take the next steps of the run."""
@@ -75,14 +75,16 @@ class OwnLoop:
             set_learning_rates(self._optimizer, factor)
             self._step(rows, views)
 
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor | None]]:
-        device, count = self._data.device, len(self._data.train.labels)
-        for epoch in itertools.count(1):
-            order, views = epoch_order(count, 1, epoch).to(device), epoch_views(self._data, epoch)
-            torch.manual_seed(derive_seed(1, "masks", epoch))
-            for rows in order.split(self._batch_size):
-                if len(rows) == self._batch_size:
-                    yield rows, None if views is None else views[rows]
+
+def full_batches(data: TrainingData, batch_size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Rows of an endless run's full batches, and how their images are seen."""
+    count = len(data.train.labels)
+    for epoch in itertools.count(1):
+        order, views = epoch_order(count, 1, epoch).to(data.device), epoch_views(data, epoch)
+        torch.manual_seed(derive_seed(1, "masks", epoch))
+        for rows in order.split(batch_size):
+            if len(rows) == batch_size:
+                yield rows, None if views is None else views[rows]
 
 
 def epoch_views(data: TrainingData, epoch: int) -> Tensor | None:
