@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -66,9 +67,16 @@ class Preprocess:
             images = images.flip(1)
         if images.shape[2:] != size:
             images = F.interpolate(images, size, mode="bilinear", antialias=True)
-        mean = torch.tensor(self.mean, device=pixels.device).view(3, 1, 1)
-        std = torch.tensor(self.std, device=pixels.device).view(3, 1, 1)
+        mean, std = (_by_channel(values, pixels.device) for values in (self.mean, self.std))
         return (images * self.scale - mean) / std
+
+
+@lru_cache(maxsize=32)
+def _by_channel(values: tuple[float, float, float], device: torch.device) -> Tensor:
+    """A value per channel, [3, 1, 1]; kept, since a CUDA graph can copy nothing from the CPU."""
+    # It may be asked for first while the model is evaluated, and then serves training too.
+    with torch.inference_mode(mode=False):
+        return torch.tensor(values, device=device).view(3, 1, 1)
 
 
 #: By name, each at the size of ImageNet's images. "imagenet" and "caffe" are what torchvision's and

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from search_spaces import find_space
 from study.arrays import TrainingArrays
@@ -206,6 +207,26 @@ def test_steps_that_are_replayed_equal_plain_ones(data: TrainingData) -> None:
         weights.append(model.state_dict())
     assert len(captured) == 1
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+class NothingFromPython(TorchDispatchMode):
+    """Raises where a tensor is made from Python's numbers or turned into one."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        forbidden = (torch.ops.aten.lift_fresh, torch.ops.aten._local_scalar_dense)
+        assert func.overloadpacket not in forbidden, func
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_exchanges_no_data_with_python(data: TrainingData) -> None:
+    """On a GPU those would be copies to and from the CPU, which a CUDA graph cannot hold."""
+    model = build_model(RECIPE, data, seed=1).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    step = TrainingStep(model, optimizer, data.train.inputs, data.train.labels, RECIPE)
+    rows = torch.arange(4)
+    step(rows, None)
+    with NothingFromPython():
+        step(rows, torch.ones(4, 3, dtype=torch.int64))
 
 
 def test_a_run_taken_up_again_ends_like_one_that_was_not_stopped(
