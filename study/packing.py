@@ -71,7 +71,7 @@ def runs_per_gpu(load: Load, cpus_per_gpu: float) -> int:
 
 def memory_share(gpu_share: float) -> float:
     """The part of a GPU's memory that the tensors of a run with this share of it may take."""
-    if gpu_share == 1:
+    if gpu_share >= 1:
         return 1.0
     total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
     return max(gpu_share * (1 - RESERVE) - CONTEXT_BYTES / total, 0.01)
@@ -137,6 +137,8 @@ def measure(hyperparameters: Mapping[str, Value], data: TrainingData) -> Load:
         steps()
         seconds = steps()
         busy = min(_kernel_seconds(steps) / seconds, 1.0) if cuda else 1.0
+        # An epoch's last batch trains beside the memory that the graph holds.
+        step(batch[:-1], None if views is None else views[:-1])
         evaluate(model, data.val)
     return Load(
         device=torch.cuda.get_device_name(device) if cuda else "CPU",

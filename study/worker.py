@@ -215,11 +215,17 @@ def _device(settings: RunSettings) -> Iterator[torch.device]:
     torch.backends.cudnn.benchmark = True
     # A run that wants more than its share fails alone, and leaves its neighbours theirs.
     torch.cuda.set_per_process_memory_fraction(memory_share(settings.gpu_share))
+    # What a run that raised held is not free before its traceback is gone.
+    _free_gpu_memory()
     try:
         yield torch.device("cuda", torch.cuda.current_device())
     finally:
-        gc.collect()
-        torch.cuda.empty_cache()
+        _free_gpu_memory()
+
+
+def _free_gpu_memory() -> None:
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 @lru_cache(maxsize=1)
