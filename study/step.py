@@ -1,8 +1,9 @@
 """One training step; on a GPU, replayed from a CUDA graph.
 
-At 32 pixels the kernels of a ResNet50 are so short that launching them one by one takes the CPU
-longer than they take to run. A CUDA graph launches the whole step at once: the same kernels on the
-same numbers. The plain step is the reference; tests hold the two together.
+At 32 pixels the kernels of a ResNet50 are so short that the CPU may take longer to launch them one
+by one than the GPU to run them. A CUDA graph launches the whole step at once: the same kernels on
+the same numbers. The plain step is the reference; tests/benchmarks/finetune.py holds the two
+together on a GPU, and a test the buffers between them.
 """
 
 from collections.abc import Callable, Iterator, Mapping

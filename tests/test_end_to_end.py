@@ -92,6 +92,21 @@ def test_the_search_ran_the_trials_asked_for(finished: Finished) -> None:
         ]
 
 
+def test_the_best_three_of_each_arm_keep_their_weights(finished: Finished) -> None:
+    kept = {path.parent.parent.name for path in finished.rundir.search.rglob(WEIGHTS_FILE)}
+    expected: set[str] = set()
+    for arm in ("no-dropout", "dropout"):
+        completed = [
+            row
+            for row in finished.rundir.read_trials()
+            if row.arm == arm and row.state == "completed"
+        ]
+        best = sorted(completed, key=lambda row: (row.score, row.run_id))[-3:]
+        expected |= {row.run_id for row in best}
+    assert kept == expected
+    assert not list(finished.rundir.search.rglob(STATE_FILE))
+
+
 def test_optuna_knows_the_same(finished: Finished) -> None:
     trials = {row.run_id: row for row in finished.rundir.read_trials()}
     storage = f"sqlite:///{finished.rundir.optuna_db}"
