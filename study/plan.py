@@ -1,5 +1,6 @@
 """What a study will do, said before it does it."""
 
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ def plan_resources(study: Study, runs_per_gpu: int | None = None) -> Resources:
     fit = int(cpu_count() / config.cpus_per_trial)
     if gpus:
         # A run cannot span two GPUs, so runs are counted per GPU.
-        fit = min(fit, gpu_count() * int(1 / gpus))
+        fit = min(fit, gpu_count() * math.floor(1 / gpus + 1e-6))
     at_once = fit if config.max_concurrent is None else min(fit, config.max_concurrent)
     return Resources(config.cpus_per_trial, gpus, at_once)
 

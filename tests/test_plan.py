@@ -63,6 +63,7 @@ def test_the_hungriest_run_has_the_largest_of_everything() -> None:
         ("auto", 3, 1 / 3, 6),
         (0.5, None, 0.5, 4),
         (0, None, 0, 16),
+        ("auto", 49, 1 / 49, 98),  # 1 / (1 / 49) is a little less than 49
     ],
 )
 def test_resources_on_two_gpus(
@@ -70,7 +71,7 @@ def test_resources_on_two_gpus(
 ) -> None:
     """A stand-in for a machine with GPUs, which the tests do not need to have."""
     monkeypatch.setattr(plan, "gpu_count", lambda: 2)
-    monkeypatch.setattr(plan, "cpu_count", lambda: 16)
+    monkeypatch.setattr(plan, "cpu_count", lambda: 16 if packed != 49 else 200)
     study = check(StudyConfig(transfer="finetune", gpus_per_trial=asked))
     resources = plan_resources(study, packed)
     assert (resources.gpus, resources.at_once) == (gpus, at_once)
