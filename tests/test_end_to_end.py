@@ -257,23 +257,17 @@ def test_a_space_without_search_goes_straight_to_confirmation(tmp_path: Path) ->
     assert "as-printed: differs in the training of the backbone only" in done.stdout
 
 
-@dataclass(frozen=True)
-class FineTuned:
-    rundir: RunDir
-    output: str
-
-
 @pytest.fixture(scope="module")
-def finetuned(tmp_path_factory: pytest.TempPathFactory) -> FineTuned:
+def finetuned(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """A small study whose backbone trains: 512 images, at 32 px for the sake of time."""
     rundir = tmp_path_factory.mktemp("runs") / "finetuned"
     options = "--images 512 --epochs 1 --trials 4 --seeds 1 --transfer finetune --image-size 32"
     done = run(options, rundir)
     assert done.returncode == 0, done.stderr
-    return FineTuned(RunDir(rundir), done.stdout)
+    return Finished(RunDir(rundir), done.stdout)
 
 
-def test_all_layers_train_on_a_cpu(finetuned: FineTuned) -> None:
+def test_all_layers_train_on_a_cpu(finetuned: Finished) -> None:
     rundir = finetuned.rundir
     assert [row.state for row in rundir.read_trials()] == ["completed"] * 4
     assert len(rundir.read_confirm()) == 4
@@ -283,7 +277,7 @@ def test_all_layers_train_on_a_cpu(finetuned: FineTuned) -> None:
     assert "finetune: all layers train, augmentation flip" in finetuned.output
 
 
-def test_the_best_networks_are_kept_and_states_are_not(finetuned: FineTuned) -> None:
+def test_the_best_networks_are_kept_and_states_are_not(finetuned: Finished) -> None:
     """Of each arm the best, which here are all two; the plan said how much that takes."""
     search = finetuned.rundir.search
     kept = {path.parent.parent.name for path in search.rglob(WEIGHTS_FILE)}
@@ -295,7 +289,7 @@ def test_the_best_networks_are_kept_and_states_are_not(finetuned: FineTuned) -> 
     assert weights <= float(stated[1]) * 1e9 + 0.05e9
 
 
-def test_a_finetuned_bundle_gives_what_was_confirmed(finetuned: FineTuned) -> None:
+def test_a_finetuned_bundle_gives_what_was_confirmed(finetuned: Finished) -> None:
     """Its backbone is the trained one, and its test accuracy is measured from the files."""
     config = json.loads((finetuned.rundir.best_model / "config.json").read_text())
     row = next(r for r in finetuned.rundir.read_confirm() if r.run_id == config["run_id"])
