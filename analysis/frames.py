@@ -1,6 +1,6 @@
 """The run directory as pandas frames: what every table and figure starts from."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -95,11 +95,10 @@ def load_what_is_there(run_dir: Path) -> StudyFrames:
 
     record = directory.read_study()
     epochs = read(directory.epochs, directory.read_epochs, "No epoch has ended yet.")
-    trials = read(
-        directory.trials,
-        directory.read_trials,
-        "There is no trials.csv: the search has not ended, or there was nothing to search.",
-    )
+    trials: list[TrialRow] = []
+    if directory.trials.exists() or _searches(record):
+        missing = "There is no trials.csv: the search has not ended."
+        trials = read(directory.trials, directory.read_trials, missing)
     done = len(list(directory.confirm_dir.glob("*.json")))
     confirm = read(
         directory.confirm,
@@ -108,6 +107,12 @@ def load_what_is_there(run_dir: Path) -> StudyFrames:
         " all have ended.",
     )
     return replace(_frames(directory, record, epochs, trials, confirm), problems=tuple(problems))
+
+
+def _searches(record: Mapping[str, Any]) -> bool:
+    """Whether the study has anything to search; also where it has not written that down."""
+    arms = record.get("arms")
+    return not arms or any(arm.get("trials", 1) for arm in arms.values())
 
 
 def compute_champions(frames: StudyFrames) -> pd.DataFrame:

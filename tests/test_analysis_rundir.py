@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from analysis.frames import load_what_is_there
 from analysis.rundir import ConfirmRow, EpochRow, RunDir, RunDirError, TrialRow
 
 FIXTURE = RunDir(Path(__file__).parent / "fixtures" / "run")
@@ -213,3 +214,15 @@ def test_a_value_that_makes_no_sense_is_named(
     run.trials.write_text(f"{header}\n{','.join(values)}\n")
     with pytest.raises(RunDirError, match=f"trials.csv, row 1: {column}: '{bad}' makes no sense"):
         run.read_trials()
+
+
+@pytest.mark.parametrize(
+    ("arms", "missing"),
+    [({"a": {"trials": 0}}, False), ({"a": {"trials": 3}, "b": {"trials": 0}}, True), ({}, True)],
+)
+def test_no_trials_are_missed_where_there_was_nothing_to_search(
+    arms: dict[str, dict[str, int]], missing: bool, tmp_path: Path
+) -> None:
+    RunDir(tmp_path).write_study({"arms": arms, "config": {"metric": "val_accuracy"}})
+    problems = load_what_is_there(tmp_path).problems
+    assert any("trials.csv" in problem for problem in problems) == missing
