@@ -24,6 +24,7 @@ from study.features import folded
 from study.head import restore_head
 from study.prepare import Standardisation
 from study.progress import progress
+from study.tensors import part_of
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT = 1
@@ -146,18 +147,10 @@ def load(path: str | Path) -> Model:
             preprocess=Preprocess(**config["preprocess"]),
             architecture=Architecture(**config["architecture"]),
             hyperparameters=config["hyperparameters"],
-            backbone=_part(tensors, "backbone."),
+            backbone=part_of(tensors, "backbone."),
             standardisation=Standardisation(tensors["feature_mean"], tensors["feature_std"]),
-            head=_part(tensors, "head."),
+            head=part_of(tensors, "head."),
         )
         return Model(bundle)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder}: this bundle cannot be read ({error}); export anew.") from error
-
-
-def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(prefix): value
-        for name, value in tensors.items()
-        if name.startswith(prefix)
-    }

@@ -5,14 +5,13 @@ epoch is the last one), and the epochs that are done as JSON in its metadata.
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
+from study.tensors import part_of
 from study.training import EpochMetrics, Snapshot, TrainingState
 
 
@@ -42,12 +41,12 @@ def load_state(path: Path) -> TrainingState:
             metadata = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         history = tuple(EpochMetrics(**epoch) for epoch in json.loads(metadata["history"]))
-        model = _part(tensors, "model.")
-        best = _part(tensors, "best.") or model
+        model = part_of(tensors, "model.")
+        best = part_of(tensors, "best.") or model
         best_epoch = int(metadata["best_epoch"])
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is no state of a training run ({error})") from error
-    return TrainingState(model, _part(tensors, "optimizer."), history, Snapshot(best_epoch, best))
+    return TrainingState(model, part_of(tensors, "optimizer."), history, Snapshot(best_epoch, best))
 
 
 def read_epochs(path: Path) -> int:
@@ -57,11 +56,3 @@ def read_epochs(path: Path) -> int:
             return len(json.loads(file.metadata()["history"]))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return 0
-
-
-def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(prefix): value
-        for name, value in tensors.items()
-        if name.startswith(prefix)
-    }

@@ -198,11 +198,12 @@ def check(config: StudyConfig) -> Study:
         whole, space = space, _frozen(space)
         kept = {arm.name for arm in space.arms}
         left_out = tuple(arm.name for arm in whole.arms if arm.name not in kept)
-    if config.transfer == "frozen" and config.augment != "none":
-        raise UserError(
-            f"--augment {config.augment}: with a frozen backbone each image's features are computed"
-            " once, so images cannot vary; add --transfer finetune, or leave --augment out."
-        )
+        if config.augment != "none":
+            raise UserError(
+                f"--augment {config.augment}: with a frozen backbone each image's features are"
+                " computed once, so images cannot vary; add --transfer finetune, or leave --augment"
+                " out."
+            )
     if not config.data.startswith("cifar10") and not Path(config.data).exists():
         raise UserError(f"--data: there is no {config.data}; give 'cifar10' or an existing path.")
     named_weights = ("auto", "imagenet-v1", "imagenet-v2", "keras")

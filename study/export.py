@@ -19,6 +19,7 @@ from study.config import Study
 from study.data import Dataset, Split
 from study.prepare import Standardisation, no_standardisation
 from study.search import find_weights
+from study.tensors import part_of
 from study.training import is_better, loss_and_accuracy
 from study.weights import Weights
 
@@ -79,7 +80,7 @@ def export(
         hyperparameters=chosen.hyperparameters,
         backbone=_backbone(chosen.trained) or weights.state,
         standardisation=standardisation or no_standardisation(),
-        head=_head(chosen.trained),
+        head=part_of(chosen.trained, "head.") or chosen.trained,
     )
     path = study.rundir.best_model
     bundle.save(path, content, described)
@@ -121,17 +122,5 @@ def choose(study: Study, champions: tuple[Champion, ...]) -> Chosen:
 
 def _backbone(trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The backbone of a network under torchvision's names; nothing where a head alone trained."""
-    return {
-        name.removeprefix("backbone."): value
-        for name, value in trained.items()
-        if name.startswith("backbone.") and not name.endswith("num_batches_tracked")
-    }
-
-
-def _head(trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The head, of a network or alone."""
-    return {
-        name.removeprefix("head."): value
-        for name, value in trained.items()
-        if not name.startswith("backbone.")
-    }
+    backbone = part_of(trained, "backbone.")
+    return {k: value for k, value in backbone.items() if not k.endswith("num_batches_tracked")}

@@ -22,6 +22,7 @@ from study.head import build_head
 from study.optimizer import build_optimizer, learning_rate_factor, set_learning_rates
 from study.step import TrainingStep, forward, own_stream
 from study.streams import derive_seed, generator
+from study.tensors import on_cpu
 
 if TYPE_CHECKING:  # it imports torchvision, which takes seconds and a frozen study does without
     from study.network import Pretrained
@@ -331,9 +332,3 @@ def restore(state: TrainingState, model: nn.Module, optimizer: torch.optim.Optim
             tensor = torch.empty_like(parameter).copy_(tensor)
         values.setdefault(int(number), {})[kind] = tensor
     optimizer.load_state_dict({**optimizer.state_dict(), "state": values})
-
-
-def on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies on the CPU, which later steps leave alone; in the layout that files have."""
-    layout = torch.contiguous_format
-    return {k: value.detach().cpu().clone(memory_format=layout) for k, value in tensors.items()}
