@@ -3,20 +3,24 @@
     python run_study.py --trials 40
 
 Arguments become a StudyConfig, are checked as a whole, and then the phases run in order. Exit
-status 0: the study is finished; 2: something that the user can mend, in one line; 130: interrupted.
+status 0: the study is finished; 2: something that the user can mend, in one line; 130 or 143:
+interrupted by Ctrl-C or by SIGTERM.
 """
 
+import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 
 from analysis.errors import RunDirError
-from study.config import check, parse
-from study.errors import UserError
+from study.config import Study, check, parse, resume_command
+from study.errors import StudyStoppedError, UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a study; `arguments` as in `sys.argv[1:]`."""
     study = None
+    listen(signal.SIGTERM, signal.SIGHUP)
     try:
         study = check(parse(arguments))
         # Only now: ray and torch take seconds to import, which a wrong option need not wait for.
@@ -24,13 +28,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         run(study)
     except (UserError, RunDirError) as error:
-        sys.stderr.write(f"run_study.py: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        again = f" Go on with --resume --name {study.config.name}." if study else ""
-        sys.stderr.write(f"run_study.py: interrupted.{again}\n")
-        return 130
+        stopped = isinstance(error, StudyStoppedError)
+        return leave(f"{error}{go_on(study) if stopped else ''}", 2)
+    except KeyboardInterrupt as stop:
+        number = stop.args[0] if stop.args else signal.SIGINT
+        return leave(f"interrupted.{go_on(study)}", 128 + number)
     return 0
+
+
+def listen(*numbers: signal.Signals) -> None:
+    """Take signals that end a process as Ctrl-C is taken, unless they are to be ignored."""
+
+    def interrupt(number: int, _: FrameType | None) -> None:
+        raise KeyboardInterrupt(number)
+
+    for number in numbers:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, interrupt)
+
+
+def go_on(study: Study | None) -> str:
+    """How to go on with a study, as a sentence."""
+    return f" Go on with: {resume_command(study.config)}" if study else ""
+
+
+def leave(message: str, status: int) -> int:
+    """Say why the command ends; its exit status."""
+    sys.stderr.write(f"run_study.py: {message}\n")
+    return status
 
 
 if __name__ == "__main__":

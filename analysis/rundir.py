@@ -3,17 +3,21 @@
     runs/<name>/
       study.json     what was asked for and what was used; `"format"` counts changes of this layout
       optuna.db      Optuna's storage, one Optuna study per arm; opens in optuna-dashboard
-      search/        Ray Tune's experiment directories, `part-N` for the N-th start of the search;
-                     in them, per running trial its latest state (`state.safetensors`, see
-                     study/checkpoint.py), and of each arm's best trials the weights of the best
-                     epoch (`best.safetensors`)
+      search/        Ray Tune's experiment directories, `part-N` for the N-th start of the search
+      states/        per run that is under way its latest state, `<run_id>.safetensors` (see
+                     study/checkpoint.py); deleted at its end
+      weights/       `<run_id>.safetensors`, the weights of a run's best epoch, the head's or the
+                     whole network's: of the best trials of each arm, and of each recipe with each
+                     setting the best confirmation run
+      failures/      `<run_id>-<attempt>.txt`, the traceback of a run that failed, or what became of
+                     an attempt that was lost
       epochs.jsonl   a row per epoch of every training run (`EpochRow`), appended as they happen
       trials.csv     a row per trial (`TrialRow`), written when the search has ended
       confirm.csv    a row per confirmation run (`ConfirmRow`), written when all have ended
       confirm/       per confirmation run `<run_id>.npz`, its predictions, and `<run_id>.json`, its
-                     row, written last: where it stands, the run is done;
-                     `best.safetensors`, the weights of the run with the best score: the
-                     head's, or the whole network's
+                     row, written last: where it stands, the run is done; `look-N.csv`, the
+                     confirm.csv of an earlier look at the test set; `before-look-N/`, the runs
+                     that look N had no use for, since a champion has changed
       report/        index.html, the page that shows it all; verdict.json, what the study has shown,
                      with every look at the test set; tables/*.csv and *.md, figures/*.svg and *.png
       best_model/    the bundle
@@ -229,10 +233,17 @@ class RunDir:
         """Logits and labels of a confirmation run, arrays as `write_confirmation` describes."""
         return self.confirm_dir / f"{run_id}.npz"
 
-    @property
-    def best_head(self) -> Path:
-        """Weights of the confirmation run with the best score; its run id is in the metadata."""
-        return self.confirm_dir / "best.safetensors"
+    def state(self, run_id: str) -> Path:
+        """Latest state of a run that is under way."""
+        return self.path / "states" / f"{run_id}.safetensors"
+
+    def weights(self, run_id: str) -> Path:
+        """Weights of a run's best epoch, where they are kept."""
+        return self.path / "weights" / f"{run_id}.safetensors"
+
+    def failure(self, run_id: str, attempt: int) -> Path:
+        """Why an attempt at a run failed."""
+        return self.path / "failures" / f"{run_id}-{attempt}.txt"
 
     @property
     def report(self) -> Path:
@@ -279,7 +290,6 @@ class RunDir:
     def append_epochs(self, rows: Iterable[EpochRow]) -> None:
         """Append rows in one write, and return when they are on the disk."""
         content = "".join(to_json(asdict(row)) for row in rows).encode()
-        self.path.mkdir(parents=True, exist_ok=True)
         with self.epochs.open("a+b") as file:
             _cut_torn_line(file)
             file.write(content)
@@ -302,6 +312,10 @@ class RunDir:
             row_from_json(EpochRow, line, f"{self.epochs}, line {number}")
             for number, line in enumerate(lines, start=1)
         )
+
+    def write_failure(self, run_id: str, attempt: int, traceback: str) -> None:
+        """Write down why an attempt at a run failed."""
+        write_whole(self.failure(run_id, attempt), traceback.rstrip() + "\n")
 
     def write_trials(self, rows: Sequence[TrialRow]) -> None:
         """Write trials.csv."""
@@ -369,9 +383,46 @@ class RunDir:
             RunDirError: A file is no row.
         """
         return [
-            row_from_json(ConfirmRow, path.read_bytes(), str(path))
-            for path in sorted(self.confirm_dir.glob("*.json"))
+            self.read_confirmation(path.stem) for path in sorted(self.confirm_dir.glob("*.json"))
         ]
+
+    def read_confirmation(self, run_id: str) -> ConfirmRow:
+        """Read the row of a confirmation run that is done.
+
+        Raises:
+            RunDirError: The file is no row.
+        """
+        path = self.confirm_dir / f"{run_id}.json"
+        return row_from_json(ConfirmRow, path.read_bytes(), str(path))
+
+    def confirm_holds(self, rows: Sequence[ConfirmRow]) -> bool:
+        """Whether confirm.csv is there, and these rows are what it says."""
+        content = to_csv(ConfirmRow, rows).encode()
+        return self.confirm.exists() and self.confirm.read_bytes() == content
+
+    def delete_confirmation(self, run_id: str) -> None:
+        """Delete what a confirmation run has left, its row first."""
+        for file in (self.confirm_dir / f"{run_id}.json", self.predictions(run_id)):
+            file.unlink(missing_ok=True)
+
+    def put_confirmation_away(self, run_id: str) -> None:
+        """Move a confirmation run of an earlier look out of the way of the coming one's."""
+        away = self.confirm_dir / f"before-look-{self.looks + 1}"
+        away.mkdir(exist_ok=True)
+        for file in (self.confirm_dir / f"{run_id}.json", self.predictions(run_id)):
+            if file.exists():
+                file.replace(away / file.name)
+        self.weights(run_id).unlink(missing_ok=True)
+
+    @property
+    def looks(self) -> int:
+        """How often confirm.csv was put away for a further look at the test set."""
+        return len(list(self.confirm_dir.glob("look-*.csv")))
+
+    def put_confirm_away(self) -> None:
+        """Make room for the confirm.csv of another look at the test set."""
+        if self.confirm.exists():
+            self.confirm.replace(self.confirm_dir / f"look-{self.looks + 1}.csv")
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

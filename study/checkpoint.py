@@ -1,22 +1,35 @@
 """The state of a training run as one file, without pickle.
 
 A safetensors file: the tensors under "model.", "optimizer." and "best." (left out where the best
-epoch is the last one), and the epochs that are done as JSON in its metadata.
+epoch is the last one); in its metadata the epochs that are done as JSON, the number of the best
+one, and whether the backbone still warms up.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
+from study.errors import storage_error
 from study.tensors import part_of
 from study.training import EpochMetrics, Snapshot, TrainingState
 
 
-def save_state(path: Path, state: TrainingState) -> None:
-    """Write a state."""
+def save_state(path: Path, state: TrainingState, fingerprint: str) -> None:
+    """Write a state, so that a crash leaves either the earlier file or this one.
+
+    Args:
+        path: Where to.
+        state: The state.
+        fingerprint: Of the run; it can be read under the same one only.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
     last, best = state.history[-1].epoch, state.best
     parts = {"model": state.model, "optimizer": state.optimizer}
     if best.epoch != last:
@@ -26,33 +39,59 @@ def save_state(path: Path, state: TrainingState) -> None:
         for part, values in parts.items()
         for name, value in values.items()
     }
-    history = json.dumps([asdict(epoch) for epoch in state.history])
-    save_file(tensors, path, {"history": history, "best_epoch": str(best.epoch)})
+    metadata = {
+        "history": json.dumps([asdict(epoch) for epoch in state.history]),
+        "best_epoch": str(best.epoch),
+        "warmup": json.dumps(state.warmup),
+        "fingerprint": fingerprint,
+    }
+    save_whole(path, tensors, metadata)
 
 
-def load_state(path: Path) -> TrainingState:
+def save_whole(
+    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file under another name, then give it its own.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.part")
+    try:
+        # Not its parents: where a run directory has vanished, none is to take its place.
+        path.parent.mkdir(exist_ok=True)
+        save_file(dict(tensors), partial, metadata)
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise storage_error(error, path) or error from error
+
+
+def load_state(path: Path, fingerprint: str) -> TrainingState:
     """Read a state.
 
     Raises:
-        ValueError: There is none, or it cannot be read.
+        ValueError: There is none of that run, or it cannot be read.
     """
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
+            if metadata["fingerprint"] != fingerprint:
+                raise ValueError("it is another run's")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         history = tuple(EpochMetrics(**epoch) for epoch in json.loads(metadata["history"]))
         model = part_of(tensors, "model.")
         best = part_of(tensors, "best.") or model
-        best_epoch = int(metadata["best_epoch"])
+        best_epoch, warmup = int(metadata["best_epoch"]), bool(json.loads(metadata["warmup"]))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is no state of a training run ({error})") from error
-    return TrainingState(model, part_of(tensors, "optimizer."), history, Snapshot(best_epoch, best))
+    optimizer, best_so_far = part_of(tensors, "optimizer."), Snapshot(best_epoch, best)
+    return TrainingState(model, optimizer, history, best_so_far, warmup)
 
 
-def read_epochs(path: Path) -> int:
-    """How many epochs are done in a state; 0 where there is none, or it cannot be read."""
+def is_readable(path: Path) -> bool:
+    """Whether a safetensors file is there, and whole by what its header says."""
     try:
-        with safe_open(path, "pt") as file:
-            return len(json.loads(file.metadata()["history"]))
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
-        return 0
+        with safe_open(path, "pt"):
+            return True
+    except (OSError, SafetensorError):
+        return False

@@ -4,7 +4,8 @@ import contextlib
 import difflib
 import io
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from pathlib import Path
@@ -29,12 +30,18 @@ OPERATIONAL = (
     "gpus_per_trial",
     "max_concurrent",
     "time_budget",
+    "max_failures",
+    "trial_timeout",
+    "stop_after_failures",
     "storage",
     "name",
     "resume",
     "dry_run",
     "verbose",
 )
+
+#: What belongs to one start of a study, and not to the study.
+OF_ONE_START = ("storage", "name", "resume", "dry_run", "verbose")
 
 
 @dataclass(frozen=True)
@@ -90,13 +97,22 @@ class StudyConfig:
     """Trials that run at once, at most. Default: as many as fit."""
     time_budget: float | None = None
     """Minutes after which the search starts no more trials (those running finish)."""
+    max_failures: int = 3
+    """Times that a run is tried again, from its last saved state, after its process or machine was
+    lost. A run that fails by itself is not tried again."""
+    trial_timeout: float | None = None
+    """Minutes without an epoch after which a run is taken to hang, and tried again like one that
+    was lost. Default: it may take its time."""
+    stop_after_failures: int = 5
+    """Runs in a row that fail for the same cause after which the study stops."""
     storage: Path = Path("runs")
     """Folder that holds the run directories."""
     name: str | None = None
     """Name of the run directory. Default: the space with date and time; with --resume, the
-    latest."""
+    latest study."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Go on with a study that was interrupted."""
+    """Go on with a study that was interrupted, or extend it with more --trials or --seeds. Options
+    that are left out are as they were. Where there is no study of that --name yet, it begins."""
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print the plan and stop."""
     verbose: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -161,19 +177,53 @@ class Study:
 
 
 def parse(arguments: Sequence[str] | None = None) -> StudyConfig:
-    """Read the command line.
+    """Read the command line; with `--resume`, after the options that the study has recorded.
 
     Args:
         arguments: As in `sys.argv[1:]`, which is the default.
 
     Raises:
-        UserError: An option is unknown or its value has the wrong form.
+        UserError: An option is unknown or its value has the wrong form, or there is no study to go
+            on with.
+        RunDirError: The study's record cannot be read.
         SystemExit: `--help` was asked for and printed.
     """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    config = _parse(words)
+    if not config.resume:
+        return config
+    name = _run_name(config)
+    rundir = RunDir(config.storage / name)
+    if rundir.study_json.exists():
+        recorded = as_arguments(rundir.read_study().get("config", {}))
+        try:
+            _parse(recorded)
+        except UserError as error:
+            raise RunDirError(f"{rundir.study_json}: its config makes no sense: {error}") from None
+        config = _parse([*recorded, *words])
+    return replace(config, name=name)
+
+
+def as_arguments(config: Mapping[str, Any]) -> list[str]:
+    """The command line that gives this configuration, as `asdict` of it stands in study.json."""
+    return [
+        f"--{option.replace('_', '-')}={value}"
+        for option, value in config.items()
+        if option not in OF_ONE_START and value is not None
+    ]
+
+
+def resume_command(config: StudyConfig) -> str:
+    """The command that goes on with a study."""
+    place = "" if config.storage == StudyConfig.storage else f" --storage {config.storage}"
+    return f"python run_study.py --resume --name {config.name}{place}"
+
+
+def _parse(words: Sequence[str]) -> StudyConfig:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(StudyConfig, prog="run_study.py", args=arguments)
+            return tyro.cli(StudyConfig, prog="run_study.py", args=words)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
@@ -188,8 +238,6 @@ def check(config: StudyConfig) -> Study:
     Raises:
         UserError: A value is out of range, a path is missing, or the run name is not to be had.
     """
-    if config.resume:
-        config = _with_recorded_options(replace(config, name=_run_name(config)))
     _check_ranges(config)
     config, space = _choose_space(config)
     config = _with_space_options(config, space)
@@ -212,8 +260,7 @@ def check(config: StudyConfig) -> Study:
             f"--weights: there is no {config.weights}; give one of {', '.join(named_weights)}, "
             "or an existing file."
         )
-    if not config.resume:
-        config = replace(config, name=_run_name(config))
+    config = replace(config, name=_run_name(config))
     study = Study(config, space, RunDir(config.storage / str(config.name)), left_out)
     searched = [arm for arm in space.arms if space.searches(arm)]
     if config.trials < len(searched):
@@ -259,20 +306,6 @@ def _frozen(space: search_spaces.Space) -> search_spaces.Space:
         raise UserError(f"--transfer frozen: {error}; give --transfer finetune.") from None
 
 
-def _with_recorded_options(config: StudyConfig) -> StudyConfig:
-    """Options that the user left open take what the study had at its start."""
-    try:
-        recorded = RunDir(config.storage / str(config.name)).read_study()["config"]
-    except (RunDirError, KeyError):  # said when the study is read for good
-        return config
-    open_values = (None, "auto")
-    names = ("space", "transfer", "augment", "image_size", "preprocess", "weights")
-    return replace(
-        config,
-        **{n: recorded[n] for n in names if getattr(config, n) in open_values and n in recorded},
-    )
-
-
 def _with_space_options(config: StudyConfig, space: search_spaces.Space) -> StudyConfig:
     """Options that the user left open take the space's values, else the study's defaults."""
     frozen = config.transfer == "frozen"
@@ -295,6 +328,8 @@ def _check_ranges(config: StudyConfig) -> None:
         ("gpus-per-trial", None if gpus == "auto" else gpus, 0),
         ("max-concurrent", config.max_concurrent, 1),
         ("images", config.images, 200),
+        ("max-failures", config.max_failures, 0),
+        ("stop-after-failures", config.stop_after_failures, 1),
     )
     for option, value, low in at_least:
         if value is not None and not value >= low:
@@ -302,6 +337,7 @@ def _check_ranges(config: StudyConfig) -> None:
     for option, number in (
         ("cpus-per-trial", config.cpus_per_trial),
         ("time-budget", config.time_budget),
+        ("trial-timeout", config.trial_timeout),
     ):
         if number is not None and not number > 0:
             raise UserError(f"--{option} {number:g}: must be more than 0.")

@@ -5,24 +5,28 @@ recipe is trained anew with each setting of the factor, over seeds that the sear
 runs of one recipe and one seed are matched pairs that differ in the factor alone.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import ray
 from ray.exceptions import RayError
-from safetensors.torch import save
 
-from analysis.rundir import ConfirmRow, EpochRow, write_whole
+from analysis.predictions import read_predictions
+from analysis.rundir import ConfirmRow, EpochRow, RunDirError
 from search_spaces import Fixed, Space, Value
 from study.arrays import PartArrays, TrainingArrays
 from study.champions import Champion
-from study.config import Study
-from study.errors import UserError
+from study.checkpoint import is_readable, save_whole
+from study.config import Metric, Study
+from study.errors import StorageError, UserError, storage_error
+from study.failures import FailureStreak, describe_hang, failure_of
 from study.packing import Resources
 from study.screen import EndedRun, Screen
 from study.streams import derive_seed
-from study.training import NonFiniteLossError, is_better
-from study.worker import Confirmation, RunSettings, run_confirmation
+from study.training import EpochMetrics, is_better
+from study.worker import Attempt, Confirmation, RunSettings, run_confirmation
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,8 @@ def confirm(
 ) -> None:
     """Train the confirmation runs that are missing, then write confirm.csv.
 
-    A run that fails is said and left out; the others go on.
+    A run that fails is said and left out; the others go on. One that ran out of memory beside
+    others runs again at the end, alone.
 
     Args:
         study: Its run directory holds what earlier starts left.
@@ -109,87 +114,194 @@ def confirm(
         screen: Shows the progress.
 
     Raises:
-        UserError: No run succeeded.
+        UserError: No run succeeded, too many failed in a row, or the run directory cannot be
+            written to.
     """
-    if study.rundir.confirm.exists():
-        return
-    config = study.config
+    config, rundir = study.config, study.rundir
     crossed = cells(study.space, champions)
     planned = planned_runs(crossed, config.seed, config.seeds)
-    done = {row.run_id: row for row in study.rundir.read_confirmations()}
-    task = ray.remote(run_confirmation).options(num_cpus=resources.cpus, num_gpus=resources.gpus)
-
+    done = find_done(study, planned, screen)
+    if rundir.confirm_holds(_in_order(planned, done)):
+        return
     groups = {cell.name: config.seeds for cell in crossed}
     with screen.phase("Confirmation", config.metric, config.epochs, groups) as view:
         for run in planned:
             if run.run_id in done:
                 view.count(_ended(run, done[run.run_id]))
         view.already = view.ended
+        phase = _Phase(study, screen, [training, test], done)
         waiting = [run for run in planned if run.run_id not in done]
-        running: dict[ray.ObjectRef[Confirmation], PlannedRun] = {}
-        while waiting or running:
-            while waiting and len(running) < resources.at_once:
-                run = waiting.pop(0)
-                # In a list Ray hands on the references, not what they refer to.
-                reference = task.remote(
-                    run.cell.hyperparameters, run.seed, [training, test], settings
-                )
-                running[reference] = run
-                screen.run_goes_on(run.run_id, 0, None)
-            (reference,), _ = ray.wait(list(running), num_returns=1)
-            run = running.pop(reference)
-            try:
-                confirmation = ray.get(reference)
-            except (NonFiniteLossError, RayError) as error:
-                screen.run_ended(_failed(run, error))
-                continue
-            row = _keep(study, run, confirmation, list(done.values()))
-            done[run.run_id] = row
-            screen.run_ended(_ended(run, row))
-
+        set_aside = _run_all(phase, waiting, settings, resources)
+        if set_aside:
+            alone = replace(resources, gpus=float(resources.gpus > 0), at_once=1)
+            _run_all(phase, set_aside, replace(settings, gpu_share=alone.gpus), alone)
     if not done:
         raise UserError("every confirmation run failed; the reasons stand above and in log.txt.")
-    study.rundir.write_confirm([done[run.run_id] for run in planned if run.run_id in done])
+    rundir.write_confirm(_in_order(planned, done))
 
 
-def _keep(
-    study: Study, run: PlannedRun, confirmation: Confirmation, earlier: Sequence[ConfirmRow]
-) -> ConfirmRow:
-    """Write down a run; its weights too if it is the best by the score so far."""
-    rundir, metric = study.rundir, study.config.metric
+def find_done(study: Study, planned: Sequence[PlannedRun], screen: Screen) -> dict[str, ConfirmRow]:
+    """The planned runs that are done, by run id; what hinders the others is put away.
+
+    A run whose files are damaged is to be trained again. Runs of an earlier look that this one has
+    no use for, since a champion has changed, are kept in a folder of their own.
+    """
+    rundir = study.rundir
+    wanted = {run.run_id: run for run in planned}
+    done: dict[str, ConfirmRow] = {}
+    for file in sorted(rundir.confirm_dir.glob("*.json")):
+        run_id = file.stem
+        try:
+            row = rundir.read_confirmation(run_id)
+            read_predictions(rundir.predictions(run_id))
+        except RunDirError as error:
+            screen.say(f"{error}; this confirmation run is trained again.")
+            rundir.delete_confirmation(run_id)
+            continue
+        run = wanted.get(run_id)
+        if run and (row.seed, row.hyperparameters) == (run.seed, run.cell.hyperparameters):
+            done[run_id] = row
+        else:
+            rundir.put_confirmation_away(run_id)
+    for name in {run.cell.name: None for run in planned}:
+        rows = _in_order([run for run in planned if run.cell.name == name], done)
+        best = best_of(rows, study.config.metric) if rows else None
+        if best and not is_readable(rundir.weights(best.run_id)):
+            screen.say(f"{rundir.weights(best.run_id)} is missing or damaged; it is made anew.")
+            rundir.delete_confirmation(best.run_id)
+            del done[best.run_id]
+    for run_id in done:
+        rundir.state(run_id).unlink(missing_ok=True)
+    return done
+
+
+def best_of(rows: Sequence[ConfirmRow], metric: Metric) -> ConfirmRow:
+    """The run with the best score; the first of equals."""
+    best = rows[0]
+    for row in rows[1:]:
+        if is_better(row.score, best.score, metric):
+            best = row
+    return best
+
+
+@dataclass
+class _Phase:
+    """What the confirmation's runs have in common while they go on."""
+
+    study: Study
+    screen: Screen
+    shared: list[Any]
+    """References to training data and test part; in a list Ray hands on what they are."""
+    done: dict[str, ConfirmRow]
+    losses: Counter[str] = field(default_factory=Counter)
+
+
+def _run_all(
+    phase: _Phase, runs: Sequence[PlannedRun], settings: RunSettings, resources: Resources
+) -> list[PlannedRun]:
+    """Run everything that waits; what ran out of memory beside others is given back."""
+    study, screen = phase.study, phase.screen
+    # Ray would try lost tasks again by itself, and say nothing.
+    task = ray.remote(run_confirmation).options(
+        num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=0
+    )
+    attempts = Counter({row.run_id: row.attempt for row in study.rundir.read_epochs()})
+    attempts.update(run.run_id for run in runs if study.rundir.state(run.run_id).exists())
+    streak = FailureStreak(study.config.stop_after_failures)
+    waiting, running = deque(runs), dict[ray.ObjectRef[Confirmation], PlannedRun]()
+    set_aside: list[PlannedRun] = []
+    while waiting or running:
+        while waiting and len(running) < resources.at_once:
+            run = waiting.popleft()
+            attempts[run.run_id] += 1
+            attempt = Attempt(run.run_id, attempts[run.run_id], run.cell.hyperparameters, run.seed)
+            running[task.remote(attempt, phase.shared, settings)] = run
+            screen.run_goes_on(run.run_id, 0, None)
+        (reference,), _ = ray.wait(list(running), num_returns=1)
+        run = running.pop(reference)
+        attempt_number = attempts[run.run_id]
+        try:
+            confirmation = ray.get(reference)
+        except RayError as error:
+            failure = failure_of(error)
+            if failure.kind == "storage":
+                raise StorageError(failure.reason) from error
+            reason = failure.reason
+            if failure.kind == "lost":
+                reason = describe_hang(study.rundir.failure(run.run_id, attempt_number)) or reason
+                phase.losses[run.run_id] += 1
+                if phase.losses[run.run_id] <= study.config.max_failures:
+                    waiting.appendleft(run)
+                    screen.run_set_aside(run.run_id, f"{reason}; it goes on from its last state")
+                    continue
+            if failure.kind == "memory" and resources.at_once > 1:
+                set_aside.append(run)
+                screen.run_set_aside(run.run_id, f"{reason}; it runs again at the end, alone")
+                continue
+            study.rundir.write_failure(run.run_id, attempt_number, failure.traceback)
+            screen.run_ended(_failed(run, reason))
+            if stop := streak.add(reason):
+                raise stop from error
+            continue
+        streak.end()
+        row = _keep(phase, run, confirmation, attempt_number)
+        screen.run_ended(_ended(run, row))
+    return set_aside
+
+
+def _keep(phase: _Phase, run: PlannedRun, confirmation: Confirmation, attempt: int) -> ConfirmRow:
+    """Write down a run; its weights too if it is the best of its cell so far."""
+    rundir, metric = phase.study.rundir, phase.study.config.metric
     row = _row(run, confirmation)
-    if all(is_better(row.score, other.score, metric) for other in earlier):
-        content = save(confirmation.best.weights, metadata={"run_id": run.run_id})
-        write_whole(rundir.best_head, content)
-    rundir.append_epochs(
-        EpochRow(
-            phase="confirm",
-            run_id=run.run_id,
-            attempt=1,
-            arm=run.cell.setting,
-            seed=run.seed,
-            epoch=epoch.epoch,
-            train_loss=epoch.train_loss,
-            train_accuracy=epoch.train_accuracy,
-            val_loss=epoch.val_loss,
-            val_accuracy=epoch.val_accuracy,
-            score=epoch.score,
-            rung="",
-            start=epoch.start,
-            end=epoch.end,
-            worker=confirmation.worker,
+    cell = [*phase.done.values(), row]
+    cell = [r for r in cell if (r.recipe, r.setting) == (row.recipe, row.setting)]
+    best = best_of(sorted(cell, key=lambda r: r.run_id), metric)
+    try:
+        if best is row:
+            save_whole(rundir.weights(run.run_id), confirmation.best.weights)
+        rundir.append_epochs(
+            _epoch_row(run, epoch, attempt, confirmation.worker) for epoch in confirmation.epochs
         )
-        for epoch in confirmation.epochs
-    )
-    rundir.write_confirmation(
-        run.run_id,
-        row,
-        val_logits=confirmation.val_logits,
-        test_logits=confirmation.test_logits,
-        val_labels=confirmation.val_labels,
-        test_labels=confirmation.test_labels,
-    )
+        rundir.write_confirmation(
+            run.run_id,
+            row,
+            val_logits=confirmation.val_logits,
+            test_logits=confirmation.test_logits,
+            val_labels=confirmation.val_labels,
+            test_labels=confirmation.test_labels,
+        )
+    except OSError as error:
+        raise storage_error(error, rundir.path) or error from error
+    phase.done[run.run_id] = row
+    for other in cell:
+        if other is not best:
+            rundir.weights(other.run_id).unlink(missing_ok=True)
+    rundir.state(run.run_id).unlink(missing_ok=True)
     return row
+
+
+def _in_order(planned: Sequence[PlannedRun], done: Mapping[str, ConfirmRow]) -> list[ConfirmRow]:
+    return [done[run.run_id] for run in planned if run.run_id in done]
+
+
+def _epoch_row(run: PlannedRun, epoch: EpochMetrics, attempt: int, worker: str) -> EpochRow:
+    return EpochRow(
+        phase="confirm",
+        run_id=run.run_id,
+        attempt=attempt,
+        arm=run.cell.setting,
+        seed=run.seed,
+        epoch=epoch.epoch,
+        train_loss=epoch.train_loss,
+        train_accuracy=epoch.train_accuracy,
+        val_loss=epoch.val_loss,
+        val_accuracy=epoch.val_accuracy,
+        score=epoch.score,
+        rung="",
+        start=epoch.start,
+        end=epoch.end,
+        worker=worker,
+    )
 
 
 def _row(run: PlannedRun, confirmation: Confirmation) -> ConfirmRow:
@@ -221,10 +333,9 @@ def _ended(run: PlannedRun, row: ConfirmRow) -> EndedRun:
     )
 
 
-def _failed(run: PlannedRun, error: Exception) -> EndedRun:
-    cause = str(error).strip().splitlines()[-1]
+def _failed(run: PlannedRun, reason: str) -> EndedRun:
     return EndedRun(
-        run.run_id, run.cell.name, "failed", 0, None, run.cell.hyperparameters, 0.0, cause
+        run.run_id, run.cell.name, "failed", 0, None, run.cell.hyperparameters, 0.0, reason
     )
 
 

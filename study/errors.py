@@ -1,4 +1,19 @@
-"""The one exception that is meant for the person at the keyboard."""
+"""The exceptions that are meant for the person at the keyboard."""
+
+import errno
+
+#: What the operating system says when a place for files is full, read-only, gone or broken.
+_STORAGE_ERRNOS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENOENT, errno.ESTALE, errno.EACCES,
+    errno.EPERM, errno.ENOTDIR,
+}  # fmt: skip
+
+#: The same in the words of safetensors and SQLite, which wrap it into errors of their own.
+_STORAGE_WORDS = (
+    "No space left on device", "Disk quota exceeded", "Read-only file system",
+    "database or disk is full", "attempt to write a readonly database",
+    "unable to open database file", "disk I/O error", "StorageFull", "ReadOnlyFilesystem",
+)  # fmt: skip
 
 
 class UserError(Exception):
@@ -7,3 +22,29 @@ class UserError(Exception):
     The message is complete in itself: what is wrong, where, and what to do. `run_study.py` prints
     it without a traceback and exits with status 2.
     """
+
+
+class StudyStoppedError(UserError):
+    """The study had to stop; what it has done is kept, and it can go on."""
+
+
+class StorageError(StudyStoppedError):
+    """The run directory cannot be written to."""
+
+
+def storage_error(error: BaseException | str, place: object) -> StorageError | None:
+    """What an error says about the place that files go to; None where it is about something else.
+
+    Args:
+        error: The error, or its traceback as text.
+        place: What could not be written to.
+    """
+    if isinstance(error, OSError) and error.errno in _STORAGE_ERRNOS:
+        reason = error.strerror
+    elif words := [words for words in _STORAGE_WORDS if words in str(error)]:
+        reason = words[0]
+    else:
+        return None
+    return StorageError(
+        f"{place} cannot be written to ({reason}): free some space there, or bring it back."
+    )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -16,9 +16,10 @@ from study.backbone import Preprocess
 from study.bundle import Bundle
 from study.champions import Champion
 from study.config import Study
+from study.confirm import best_of
 from study.data import Dataset, Split
+from study.errors import UserError
 from study.prepare import Standardisation, no_standardisation
-from study.search import find_weights
 from study.tensors import part_of
 from study.training import is_better, loss_and_accuracy
 from study.weights import Weights
@@ -105,19 +106,29 @@ def export(
 
 def choose(study: Study, champions: tuple[Champion, ...]) -> Chosen:
     """The confirmation run with the best score on val; without any, the best champion."""
-    weights = study.rundir.best_head
-    if weights.exists():
-        with safe_open(weights, "pt") as file:
-            run_id = file.metadata()["run_id"]
-        row = next(row for row in study.rundir.read_confirm() if row.run_id == run_id)
-        return Chosen(run_id, dict(row.hyperparameters), row.score, load_file(weights), row)
-    trials = [champion for champion in champions if champion.run_id is not None]
-    best = trials[0]
-    for champion in trials[1:]:
-        if is_better(champion.score, best.score, study.config.metric):
+    rundir, metric = study.rundir, study.config.metric
+    if rows := rundir.read_confirm():
+        row = best_of(rows, metric)
+        return Chosen(
+            row.run_id, dict(row.hyperparameters), row.score, _weights(study, row.run_id), row
+        )
+    best: Champion | None = None
+    for champion in champions:
+        if champion.run_id and (best is None or is_better(champion.score, best.score, metric)):
             best = champion
-    trained = load_file(find_weights(study.rundir.search, str(best.run_id)))
-    return Chosen(str(best.run_id), dict(best.hyperparameters), best.score, trained, None)
+    assert best is not None, "a study without confirmation runs has trials"
+    run_id = str(best.run_id)
+    return Chosen(run_id, dict(best.hyperparameters), best.score, _weights(study, run_id), None)
+
+
+def _weights(study: Study, run_id: str) -> dict[str, Tensor]:
+    file = study.rundir.weights(run_id)
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{file}, the weights of the best run, cannot be read ({error}); bring the file back."
+        ) from error
 
 
 def _backbone(trained: Mapping[str, Tensor]) -> dict[str, Tensor]:

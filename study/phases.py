@@ -1,24 +1,38 @@
 """The phases of a study, in order; each is skipped when its outputs are there."""
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import ray
+from ray.exceptions import RayError
 
-from analysis.report import write_report
+from analysis.report import Report, write_report
+from analysis.rundir import RunDir
 from study.arrays import TrainingArrays
 from study.backbone import PREPROCESSES, Preprocess
 from study.champions import champions
 from study.config import Study
 from study.confirm import confirm
-from study.data import load_dataset, make_split
+from study.data import Dataset, Split, load_dataset, make_split
+from study.errors import StudyStoppedError, UserError
 from study.export import Exported, export
-from study.features import load_features
+from study.features import Features, load_features
 from study.hardware import cpu_count, gpu_count
+from study.integrity import check_left, only_writer, refuse_foreign
 from study.network import Pretrained
 from study.packing import Load, Resources, hungriest, runs_per_gpu
 from study.plan import check_disk, plan_disk, plan_resources, plan_table
-from study.prepare import prepare_features, prepare_images
-from study.provenance import check_same, describe, pinned_sources
+from study.prepare import Prepared, prepare_features, prepare_images
+from study.provenance import (
+    begin,
+    check_same_inputs,
+    check_same_request,
+    describe_changes,
+    describe_used,
+    grows,
+    pinned_sources,
+    with_this_start,
+)
 from study.ray_session import local_ray
 from study.screen import Screen
 from study.search import search
@@ -26,58 +40,137 @@ from study.weights import Weights, load_weights
 from study.worker import RunSettings, measure_load
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """All that a study's runs need."""
+
+    dataset: Dataset
+    split: Split
+    weights: Weights
+    preprocess: Preprocess
+    features: Features | None
+    prepared: Prepared
+
+
 def run(study: Study) -> None:
     """Run a study from its data to its best model, going on from where an earlier start stopped.
 
     Raises:
         UserError: Something is missing or wrong that the user can mend.
+        RunDirError: The run directory is none, or of another format.
     """
-    config, rundir, screen = study.config, study.rundir, Screen()
+    screen = Screen()
     screen.say(plan_table(study))
     screen.say()
-    if config.dry_run:
+    if study.config.dry_run:
         return
-    earlier = rundir.read_study() if config.resume else None
-
-    pinned = pinned_sources(earlier)
-    dataset = load_dataset(config.data, config.images, pinned.get("data"))
-    split = make_split(dataset)
-    weights = load_weights(study.weights, pinned.get("weights"))
-    preprocess = choose_preprocess(study, weights)
-    if study.finetunes:
-        features = None
-        pretrained = Pretrained(weights.state, weights.architecture, preprocess)
-        prepared = prepare_images(dataset, split, pretrained, study.augment)
-    else:
-        features = load_features(dataset, weights, preprocess)
-        prepared = prepare_features(dataset, split, features)
-    record = describe(study, dataset, split, weights, preprocess, features)
-    if earlier is None:
-        rundir.write_study(record)
-    else:
-        check_same(earlier, record)
-    screen.keep_log(rundir.log)
-
-    with local_ray(config):
-        training = ray.put(prepared.training)
-        resources = choose_resources(study, training, screen)
-        check_disk(study, plan_disk(study, resources.at_once))
-        threads = max(1, int(config.cpus_per_trial))
-        settings = RunSettings(config.epochs, config.metric, threads, resources.gpus)
-        search(study, training, settings, resources, screen)
-        found = champions(study)
-        if config.seeds:
-            test = ray.put(prepared.test)
-            confirm(study, found, training, test, settings, resources, screen)
-    exported = export(study, found, dataset, split, weights, preprocess, prepared.standardisation)
-    report = write_report(rundir.path)
+    with only_writer(study.rundir):
+        try:
+            inputs = prepare(study, screen)
+            report, exported = run_phases(study, inputs, screen)
+        except RayError as error:
+            reason = str(error).strip().splitlines()[0]
+            stopped = StudyStoppedError(f"Ray has failed: {type(error).__name__}: {reason}")
+            screen.log_error(stopped)
+            raise stopped from error
+        except BaseException as error:
+            screen.log_error(error)
+            raise
     for part in report.as_rich():
         screen.say()
         screen.say(part)
     screen.say()
     screen.say(f"Used: {report.inputs}")
     screen.say(f"Report: {report.path}")
-    screen.say(f"Best model: {rundir.best_model} ({describe_exported(exported)})")
+    screen.say(f"Best model: {study.rundir.best_model} ({describe_exported(exported)})")
+
+
+def prepare(study: Study, screen: Screen) -> Inputs:
+    """Load what the study needs, make sure that it is what an earlier start had, and note it.
+
+    Where nothing has begun yet, a mistake leaves nothing behind.
+    """
+    rundir = study.rundir
+    is_new = not rundir.study_json.exists()
+    if is_new:
+        refuse_foreign(rundir)
+        record = begin(study)
+        rundir.write_study(record)
+    else:
+        record = rundir.read_study()
+        check_same_request(record, study)
+        check_left(study)
+    try:
+        inputs = load_inputs(study, pinned_sources(record))
+    except UserError:
+        if is_new:
+            rundir.study_json.unlink()
+        raise
+    used = describe_used(
+        inputs.dataset, inputs.split, inputs.weights, inputs.preprocess, inputs.features
+    )
+    check_same_inputs(record, used)
+    screen.keep_log(rundir.log)
+    if not is_new and (changes := describe_changes(record)):
+        screen.say(f"Not as at this study's start: {changes}.")
+    if grows(record, study):
+        # In this order: a crash in between leaves the study as it was, or extended.
+        rundir.put_confirm_away()
+    rundir.write_study(with_this_start(record, study, used))
+    return inputs
+
+
+def load_inputs(study: Study, pinned: Mapping[str, str]) -> Inputs:
+    """Data, weights and, where the backbone is frozen, features."""
+    dataset = load_dataset(study.config.data, study.config.images, pinned.get("data"))
+    split = make_split(dataset)
+    weights = load_weights(study.weights, pinned.get("weights"))
+    preprocess = choose_preprocess(study, weights)
+    if study.finetunes:
+        pretrained = Pretrained(weights.state, weights.architecture, preprocess)
+        prepared = prepare_images(dataset, split, pretrained, study.augment)
+        return Inputs(dataset, split, weights, preprocess, None, prepared)
+    features = load_features(dataset, weights, preprocess)
+    prepared = prepare_features(dataset, split, features)
+    return Inputs(dataset, split, weights, preprocess, features, prepared)
+
+
+def run_phases(study: Study, inputs: Inputs, screen: Screen) -> tuple[Report, Exported]:
+    """Search, confirm, export, report."""
+    config, prepared = study.config, inputs.prepared
+    with local_ray(config):
+        training = ray.put(prepared.training)
+        resources = choose_resources(study, training, screen)
+        check_disk(study, plan_disk(study, resources.at_once))
+        settings = run_settings(study, resources)
+        search(study, training, settings, resources, screen)
+        found = champions(study)
+        if config.seeds:
+            test = ray.put(prepared.test)
+            confirm(study, found, training, test, settings, resources, screen)
+    exported = export(
+        study,
+        found,
+        inputs.dataset,
+        inputs.split,
+        inputs.weights,
+        inputs.preprocess,
+        prepared.standardisation,
+    )
+    return write_report(study.rundir.path), exported
+
+
+def run_settings(study: Study, resources: Resources) -> RunSettings:
+    """What all runs of a study have in common."""
+    config = study.config
+    return RunSettings(
+        epochs=config.epochs,
+        metric=config.metric,
+        threads=max(1, int(config.cpus_per_trial)),
+        rundir=RunDir(study.rundir.path.absolute()),
+        gpu_share=resources.gpus,
+        timeout=None if config.trial_timeout is None else 60 * config.trial_timeout,
+    )
 
 
 def choose_resources(
@@ -86,7 +179,7 @@ def choose_resources(
     """What each run gets; how many share a GPU is measured where the user leaves it open."""
     if study.config.gpus_per_trial != "auto" or gpu_count() == 0:
         return plan_resources(study)
-    settings = RunSettings(study.config.epochs, study.config.metric, 1, gpu_share=1.0)
+    settings = run_settings(study, Resources(1, 1.0, 1))
     # One call per process, so that the GPU's memory is free again for the search.
     task = ray.remote(max_calls=1)(measure_load).options(num_cpus=1, num_gpus=1)
     load = ray.get(task.remote(hungriest(study.space), [training], settings))

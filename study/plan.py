@@ -75,8 +75,10 @@ def plan_disk(study: Study, at_once: int) -> DiskUse:
     weights = 4 * parameters
     searched = sum(1 for trials in study.trials_per_arm.values() if trials)
     bundle = 4 * (parameters if study.finetunes else parameters + BACKBONE_PARAMETERS)
-    kept = searched * KEPT_PER_ARM * weights + weights + bundle
-    return DiskUse(running=2 * 4 * weights * at_once * (searched > 0), kept=kept)
+    settings = len(study.space.settings or study.space.arms)
+    confirmed = max(searched, 1) * settings * (study.config.seeds > 0)
+    kept = (searched * KEPT_PER_ARM + confirmed) * weights + bundle
+    return DiskUse(running=2 * 4 * weights * at_once, kept=kept)
 
 
 def check_disk(study: Study, use: DiskUse) -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 
 from study.backbone import Preprocess
-from study.config import OPERATIONAL, Study
+from study.config import OPERATIONAL, Study, as_arguments
 from study.data import Dataset, Split
 from study.errors import UserError
 from study.features import Features
@@ -22,24 +23,29 @@ from study.weights import Weights
 
 PACKAGES = ("ray", "torch", "torchvision", "optuna", "numpy", "pandas", "dropout-study")
 
+#: Options that a study may have more of when it goes on.
+GROWING = ("trials", "seeds")
 
-def describe(
-    study: Study,
+
+def begin(study: Study) -> dict[str, Any]:
+    """What stands in study.json from the first moment on: what was asked for, and where."""
+    return {
+        **_asked(study),
+        "command": " ".join(["run_study.py", *sys.argv[1:]]),
+        **_made_with(),
+        "starts": [],
+    }
+
+
+def describe_used(
     dataset: Dataset,
     split: Split,
     weights: Weights,
     preprocess: Preprocess,
     features: Features | None,
 ) -> dict[str, Any]:
-    """The record that stands in study.json; `features` is None where all layers train."""
-    config = {**asdict(study.config), "storage": str(study.config.storage)}
+    """What was used; `features` is None where all layers train."""
     return {
-        "config": config,
-        "command": " ".join(["run_study.py", *sys.argv[1:]]),
-        "arms": {
-            arm.name: {"factor": list(arm.factor), "trials": study.trials_per_arm[arm.name]}
-            for arm in study.space.arms
-        },
         "data": {
             "name": dataset.name,
             "source": dataset.source,
@@ -56,13 +62,122 @@ def describe(
         "weights": {"name": weights.name, "source": weights.source, "sha256": weights.sha256},
         "preprocess": asdict(preprocess),
         "features": features and {"key": features.key, "precision": features.precision},
+    }
+
+
+def with_this_start(
+    record: Mapping[str, Any], study: Study, inputs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The record with this start added; a study may have grown by it."""
+    start = {
+        "time": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "trials": study.config.trials,
+        "seeds": study.config.seeds,
+        **_made_with(),
+    }
+    grown = _asked(study) if grows(record, study) else {}
+    if grown:
+        grown["command"] = " ".join(["run_study.py", *as_arguments(grown["config"])])
+    return {**record, **inputs, **grown, "starts": [*record.get("starts", []), start]}
+
+
+def grows(record: Mapping[str, Any], study: Study) -> bool:
+    """Whether this start asks for more trials or seeds than the study had."""
+    before, now = record["config"], study.config
+    return bool(now.trials > before["trials"] or now.seeds > before["seeds"])
+
+
+def pinned_sources(record: Mapping[str, Any]) -> dict[str, str]:
+    """Where an earlier start had its data and weights from; nothing where there was none."""
+    if "data" not in record or "weights" not in record:
+        return {}
+    return {"data": record["data"]["source_key"], "weights": record["weights"]["name"]}
+
+
+def check_same_request(old: Mapping[str, Any], study: Study) -> None:
+    """Refuse to go on with a study under options that make its results incomparable.
+
+    Raises:
+        UserError: Names the first difference.
+    """
+    new = _asked(study)
+    for option, value in new["config"].items():
+        before = old["config"].get(option)
+        if option in OPERATIONAL or before == value:
+            continue
+        shown = f"--{option.replace('_', '-')}"
+        if option not in GROWING:
+            raise UserError(
+                f"--resume: this study has {shown} {before}, not {value}; leave the option out,"
+                " or give a new --name."
+            )
+        if value < before:
+            raise UserError(
+                f"--resume: this study has {shown} {before}, which cannot become fewer; give more,"
+                " or leave the option out."
+            )
+    for part, before in old.get("space", new["space"]).items():
+        if before != new["space"].get(part):
+            raise UserError(
+                f"--resume: the space {study.space.name} changed since this study's start: its"
+                f" {part} was {before} and is {new['space'].get(part)}; change it back, or give a"
+                " new --name."
+            )
+
+
+def check_same_inputs(old: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
+    """Refuse to go on with a study on other data, weights or another split.
+
+    Raises:
+        UserError: Names the first difference.
+    """
+    for part in ("data", "weights", "split"):
+        if part in old and old[part]["sha256"] != inputs[part]["sha256"]:
+            raise UserError(
+                f"--resume: the {part} changed since this study's start (sha256 "
+                f"{old[part]['sha256'][:12]}, now {inputs[part]['sha256'][:12]}); "
+                "bring the old one back, or give a new --name."
+            )
+
+
+def describe_changes(record: Mapping[str, Any]) -> str:
+    """In what this start is made otherwise than the first, where figures may depend on it."""
+    now = _made_with()
+    changed = [
+        f"{name} {record['versions'].get(name)}, now {version}"
+        for name, version in now["versions"].items()
+        if record["versions"].get(name) != version
+    ]
+    if record["git_commit"] != now["git_commit"]:
+        changed.append(f"commit {record['git_commit']}, now {now['git_commit']}")
+    return "; ".join(changed)
+
+
+def _asked(study: Study) -> dict[str, Any]:
+    """What the user asks for, with all that follows from it."""
+    config, space = study.config, study.space
+    return {
+        "config": {**asdict(config), "storage": str(config.storage)},
+        "arms": {
+            arm.name: {"factor": list(arm.factor), "trials": study.trials_per_arm[arm.name]}
+            for arm in space.arms
+        },
+        "space": {
+            **{f"arm {arm.name}": repr(dict(arm.factor)) for arm in space.arms},
+            **{f"setting {arm.name}": repr(dict(arm.factor)) for arm in space.settings},
+            **{name: repr(values) for name, values in space.recipe.items()},
+        },
         "seeds": {
-            "study": study.config.seed,
+            "study": config.seed,
             "confirmation": [
-                derive_seed(study.config.seed, "confirm", index)
-                for index in range(study.config.seeds)
+                derive_seed(config.seed, "confirm", index) for index in range(config.seeds)
             ],
         },
+    }
+
+
+def _made_with() -> dict[str, Any]:
+    return {
         "versions": {"python": platform.python_version()}
         | {package: version(package) for package in PACKAGES},
         "hardware": {
@@ -72,35 +187,6 @@ def describe(
         },
         "git_commit": _git_commit(),
     }
-
-
-def pinned_sources(record: Mapping[str, Any] | None) -> dict[str, str]:
-    """Where an earlier start had its data and weights from; nothing where there was none."""
-    if record is None:
-        return {}
-    return {"data": record["data"]["source_key"], "weights": record["weights"]["name"]}
-
-
-def check_same(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Refuse to go on with a study whose results would not be comparable.
-
-    Raises:
-        UserError: Names the first difference.
-    """
-    for option, value in new["config"].items():
-        before = old["config"].get(option)
-        if option not in OPERATIONAL and before != value:
-            raise UserError(
-                f"--resume: this study has --{option.replace('_', '-')} {before}, not {value}; "
-                "give the same options as at its start, or a new --name."
-            )
-    for part in ("data", "weights", "split"):
-        if old[part]["sha256"] != new[part]["sha256"]:
-            raise UserError(
-                f"--resume: the {part} changed since this study's start (sha256 "
-                f"{old[part]['sha256'][:12]}, now {new[part]['sha256'][:12]}); "
-                "bring the old one back, or give a new --name."
-            )
 
 
 def _cpu_name() -> str:

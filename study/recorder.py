@@ -1,20 +1,28 @@
 """What happens in the search, written down and shown while it happens."""
 
-import shutil
-from collections.abc import Iterable
+import pickle
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 
-from analysis.rundir import EpochRow, TrialRow
+from analysis.rundir import EpochRow, RunDir, TrialRow
 from study.config import Study
+from study.errors import StorageError, storage_error
+from study.failures import (
+    EmergencyStop,
+    Failure,
+    FailureStreak,
+    describe_hang,
+    failure_from_text,
+    failure_of,
+)
 from study.scheduler import EPOCH, SCORE, rung_decision
 from study.screen import EndedRun, Screen
 from study.searcher import StudySearch
-from study.training import NonFiniteLossError
-from study.worker import STATE_FILE, worker_name
+from study.worker import AGAIN, worker_name
 
 #: Per arm, the weights of so many of the best trials are kept.
 KEPT_PER_ARM = 3
@@ -28,9 +36,10 @@ class SearchRecorder(Callback):
         study: Study,
         searcher: StudySearch,
         screen: Screen,
+        stop: EmergencyStop,
         ended: Iterable[TrialRow],
         *,
-        shared_gpu: bool,
+        alone: bool,
     ) -> None:
         """Go on writing where an earlier start has stopped.
 
@@ -38,24 +47,24 @@ class SearchRecorder(Callback):
             study: Its run directory is written to.
             searcher: Is told of trials that raise.
             screen: Shows what happens.
+            stop: Is given the reason where the search should not go on.
             ended: The trials that have ended, whose weights may have to make room.
-            shared_gpu: Whether trials have others beside them on their GPU.
+            alone: Whether trials have no others beside them.
         """
         self._study = study
         self._searcher = searcher
         self._screen = screen
-        self._shared_gpu = shared_gpu
+        self._stop = stop
+        self._alone = alone
+        self._streak = FailureStreak(study.config.stop_after_failures)
         self._written = {(row.run_id, row.epoch) for row in study.rundir.read_epochs()}
-        self._kept: dict[str, list[tuple[float, str]]] = {arm.name: [] for arm in study.space.arms}
-        for row in ended:
-            if row.state == "completed":
-                self._kept[row.arm].append((row.score, row.run_id))
+        self._completed = completed_by_arm(ended)
 
     def on_trial_start(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: object
     ) -> None:
         """Show that a trial runs."""
-        self._screen.run_goes_on(trial.config["run_id"], trial.config["resumed_epochs"], None)
+        self._screen.run_goes_on(trial.config["run_id"], 0, None)
 
     def on_trial_result(
         self,
@@ -79,9 +88,8 @@ class SearchRecorder(Callback):
             **{name: result[name] for name in names},
         )
         # A trial that is taken up again reports the epochs before its interruption once more.
-        again = row.epoch <= trial.config["resumed_epochs"]
-        if not (again and (row.run_id, row.epoch) in self._written):
-            self._study.rundir.append_epochs([row])
+        if not (result.get(AGAIN) and (row.run_id, row.epoch) in self._written):
+            self._append(row)
         self._screen.run_goes_on(row.run_id, row.epoch, row.score)
 
     def on_trial_complete(
@@ -104,27 +112,49 @@ class SearchRecorder(Callback):
                 seconds=result["time_total_s"],
             )
         )
+        self._streak.end()
+        rundir = self._study.rundir
+        rundir.state(trial.config["run_id"]).unlink(missing_ok=True)
         if completed:
-            self._delete(trial.config["run_id"], STATE_FILE)
-            self._keep_best(trial)
-        else:
-            self._delete(trial.config["run_id"])
+            ranked = self._completed.setdefault(trial.config["arm"], [])
+            ranked.append((result[SCORE], trial.config["run_id"]))
+            delete_worse(rundir, self._completed, self._study.mode)
 
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: object
     ) -> None:
-        """Tell Optuna why a trial ended, and show it; or set it aside, to be run again alone."""
-        self._delete(trial.config["run_id"])
-        state, reason = _why_it_failed(trial)
-        if state == "out of memory":
-            if self._shared_gpu:
-                self._searcher.set_aside(trial.trial_id)
-                self._screen.run_set_aside(
-                    trial.config["run_id"], "out of GPU memory; it runs again at the end, alone"
-                )
+        """Do with a trial that did not end well what `study.failures` says of it."""
+        run_id, attempt = trial.config["run_id"], trial.config["attempt"]
+        failure = _failure_of(trial)
+        state: Literal["diverged", "failed"] = "failed"
+        reason = failure.reason
+        if failure.kind == "storage":
+            self._stop.reason = StorageError(reason)
+            return
+        if failure.kind == "lost":
+            reason = describe_hang(self._study.rundir.failure(run_id, attempt)) or reason
+            losses = self._searcher.count_loss(trial.trial_id)
+            if losses <= self._study.config.max_failures:
+                self._searcher.put_back(trial.trial_id)
+                self._screen.run_set_aside(run_id, f"{reason}; it goes on from its last state")
                 return
-            state, reason = "failed", f"out of GPU memory, without another run beside it: {reason}"
+            reason = f"lost {losses} times; the last time {reason}"
+        elif failure.kind == "memory":
+            if not self._alone:
+                self._searcher.set_aside(trial.trial_id)
+                self._screen.run_set_aside(run_id, f"{reason}; it runs again at the end, alone")
+                return
+            reason = f"without another run beside it, {reason}"
+        elif failure.kind == "diverged":
+            state = "diverged"
+        self._study.rundir.state(run_id).unlink(missing_ok=True)
         self._searcher.fail(trial.trial_id, state, reason)
+        self._show_failed(trial, state, reason)
+        if state == "failed":
+            self._study.rundir.write_failure(run_id, attempt, failure.traceback)
+            self._stop.reason = self._stop.reason or self._streak.add(reason)
+
+    def _show_failed(self, trial: Trial, state: Literal["diverged", "failed"], reason: str) -> None:
         result = trial.last_result or {}
         self._screen.run_ended(
             EndedRun(
@@ -139,32 +169,40 @@ class SearchRecorder(Callback):
             )
         )
 
-    def _keep_best(self, trial: Trial) -> None:
-        kept = self._kept[trial.config["arm"]]
-        kept.append((trial.last_result[SCORE], trial.config["run_id"]))
-        kept.sort(reverse=self._study.mode == "max")
-        for _, worse in kept[KEPT_PER_ARM:]:
-            self._delete(worse)
-        del kept[KEPT_PER_ARM:]
-
-    def _delete(self, run_id: str, name: str = "") -> None:
-        """Delete a file of a trial's checkpoints, or all of them; earlier attempts' too."""
-        for checkpoint in self._study.rundir.search.glob(f"part-*/{run_id}/checkpoint_*"):
-            if name:
-                (checkpoint / name).unlink(missing_ok=True)
-            else:
-                shutil.rmtree(checkpoint, ignore_errors=True)
+    def _append(self, row: EpochRow) -> None:
+        try:
+            self._study.rundir.append_epochs([row])
+        except OSError as error:
+            self._stop.reason = storage_error(error, self._study.rundir.epochs)
+            # Optuna must not hear of an end whose epoch is not written.
+            raise
+        self._written.add((row.run_id, row.epoch))
 
 
-def _why_it_failed(
-    trial: Trial,
-) -> tuple[Literal["diverged", "failed", "out of memory"], str]:
-    """The kind of a trial's exception, and the last line of what it raised."""
-    # Ray copies the file to its storage only later, so `trial.get_error()` has nothing yet.
-    lines = Path(trial.error_file).read_text().strip().splitlines()
-    kind, _, reason = lines[-1].partition(": ")
-    if kind.endswith(NonFiniteLossError.__name__):
-        return "diverged", reason
-    if kind.endswith("OutOfMemoryError"):
-        return "out of memory", reason
-    return "failed", lines[-1]
+def completed_by_arm(ended: Iterable[TrialRow]) -> dict[str, list[tuple[float, str]]]:
+    """Score and run id of the completed trials of each arm."""
+    completed: dict[str, list[tuple[float, str]]] = {}
+    for row in ended:
+        if row.state == "completed":
+            completed.setdefault(row.arm, []).append((row.score, row.run_id))
+    return completed
+
+
+def delete_worse(
+    rundir: RunDir,
+    completed: Mapping[str, Iterable[tuple[float, str]]],
+    mode: Literal["min", "max"],
+) -> None:
+    """Delete the weights of all but the best trials of each arm."""
+    for trials in completed.values():
+        ranked = sorted(trials, reverse=mode == "max")
+        for _, run_id in ranked[KEPT_PER_ARM:]:
+            rundir.weights(run_id).unlink(missing_ok=True)
+
+
+def _failure_of(trial: Trial) -> Failure:
+    # Ray copies the files to its storage only later, so `trial.get_pickled_error()` has nothing
+    # yet. This process itself has pickled the error, a moment ago.
+    if trial.pickled_error_file:
+        return failure_of(pickle.loads(Path(trial.pickled_error_file).read_bytes()))  # noqa: S301
+    return failure_from_text(Path(trial.error_file).read_text())

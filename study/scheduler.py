@@ -34,8 +34,7 @@ class ArmScheduler(FIFOScheduler):
             arms: Names of the arms.
             mode: Whether a better score is smaller or larger.
             epochs: Epochs of a full run.
-            history: Rows of the search written so far, in the order written. Rows of a trial that
-                is to be run again must be left out.
+            history: Rows of the search written so far.
         """
         super().__init__()
         self._sign = 1.0 if mode == "max" else -1.0
@@ -72,38 +71,42 @@ class ArmScheduler(FIFOScheduler):
     def _replay(self, history: Iterable[EpochRow]) -> None:
         for row in history:
             (bracket,) = self._arms[row.arm]._brackets
-            trial = cast(Trial, SimpleNamespace(trial_id=row.run_id))
-            bracket.on_result(trial, row.epoch, self._sign * row.score)
+            bracket.on_result(_named(row.run_id), row.epoch, self._sign * row.score)
 
     def on_trial_add(self, tune_controller: TuneController, trial: Trial) -> None:
         """Enter a trial into its arm's bracket."""
-        self._of(trial).on_trial_add(tune_controller, trial)
+        self._of(trial).on_trial_add(tune_controller, _run_of(trial))
 
     def on_trial_result(
         self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]
     ) -> str:
         """Let the arm's bracket decide whether the trial goes on.
 
-        Epochs that a trial taken up again reports once more enter the rungs, but were decided on
-        when it first reached them.
+        A rung that the run is in already, from before it was interrupted, is not decided anew.
         """
-        decision = self._of(trial).on_trial_result(tune_controller, trial, result)
-        if result[EPOCH] <= trial.config.get("resumed_epochs", 0):
-            return FIFOScheduler.CONTINUE
-        return decision
+        return self._of(trial).on_trial_result(tune_controller, _run_of(trial), result)
 
     def on_trial_complete(
         self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]
     ) -> None:
         """Tell the arm's bracket that a trial has ended."""
-        self._of(trial).on_trial_complete(tune_controller, trial, result)
+        self._of(trial).on_trial_complete(tune_controller, _run_of(trial), result)
 
     def on_trial_remove(self, tune_controller: TuneController, trial: Trial) -> None:
         """Take a trial that has not started out of its arm's bracket."""
-        self._of(trial).on_trial_remove(tune_controller, trial)
+        self._of(trial).on_trial_remove(tune_controller, _run_of(trial))
 
     def _of(self, trial: Trial) -> AsyncHyperBandScheduler:
         return self._arms[trial.config["arm"]]
+
+
+def _run_of(trial: Trial) -> Trial:
+    """What the brackets know a trial by: its run, which several of Ray's trials may carry on."""
+    return _named(trial.config["run_id"])
+
+
+def _named(run_id: str) -> Trial:
+    return cast(Trial, SimpleNamespace(trial_id=run_id))
 
 
 def rung_decision(

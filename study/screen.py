@@ -3,7 +3,9 @@
 Every line is also kept in the run directory's log.txt.
 """
 
+import contextlib
 import time
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +20,7 @@ from rich.text import Text
 
 from search_spaces import PARAMETERS, Value
 from study.config import Metric
+from study.errors import UserError
 from study.progress import console
 from study.training import is_better
 
@@ -161,6 +164,16 @@ class Screen:
         """Show a line or a table."""
         console.print(what, soft_wrap=isinstance(what, str))
         self._log_it(what)
+
+    def log_error(self, error: BaseException) -> None:
+        """Keep in the log why a start ended; what the user cannot mend with its traceback."""
+        known = isinstance(error, UserError | KeyboardInterrupt)
+        lines = (
+            [f"{type(error).__name__}: {error}\n"] if known else traceback.format_exception(error)
+        )
+        # The place of the log itself may be what is wrong.
+        with contextlib.suppress(OSError):
+            self._write("".join(lines))
 
     def _log_it(self, what: RenderableType) -> None:
         plain = Console(width=120, no_color=True, highlight=False)

@@ -6,37 +6,39 @@ optuna.db and epochs.jsonl, that runs the trials which are missing.
 
 import math
 import time
+import traceback
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import optuna
 import ray
 from optuna.trial import FrozenTrial
 from ray import tune
+from ray.tune.experiment import Trial
 
 from analysis.rundir import EpochRow, TrialRow
 from search_spaces import Arm, Value
 from study.arrays import TrainingArrays
-from study.checkpoint import read_epochs
 from study.config import Study
+from study.errors import storage_error
+from study.failures import EmergencyStop
 from study.packing import Resources
-from study.recorder import SearchRecorder
+from study.recorder import SearchRecorder, completed_by_arm, delete_worse
 from study.scheduler import SCORE, ArmScheduler
 from study.screen import EndedRun, Screen
 from study.searcher import (
     ArmSearch,
-    SavedState,
     State,
     StudySearch,
     open_storage,
     open_study,
     run_id,
+    settle,
     state_of,
     trial_seed,
 )
-from study.worker import STATE_FILE, WEIGHTS_FILE, RunSettings, run_trial
+from study.worker import RunSettings, run_trial
 
 
 def search(
@@ -48,8 +50,7 @@ def search(
 ) -> None:
     """Run the trials that are missing, then write trials.csv.
 
-    A trial that ran out of GPU memory among others is set aside; these run last, each with a GPU
-    of its own.
+    A trial that ran out of memory beside others is set aside; these run last, one by one.
 
     Args:
         study: Its run directory holds what earlier starts left.
@@ -57,40 +58,103 @@ def search(
         settings: What all runs have in common.
         resources: Of one trial.
         screen: Shows the progress.
+
+    Raises:
+        UserError: The run directory cannot be written to, or trial after trial has failed.
     """
     searched = [arm for arm in study.space.arms if study.space.searches(arm)]
-    if not searched or _finished(study):
+    if not searched:
         return
     config = study.config
     storage = open_storage(study.rundir.optuna_db)
-    deadline = None if config.time_budget is None else time.time() + 60 * config.time_budget
-    groups = {arm.name: study.trials_per_arm[arm.name] for arm in searched}
-    with screen.phase("Search", config.metric, config.epochs, groups) as view:
-        for row in trial_rows(study, storage):
-            view.count(_ended_run(row))
-        view.already = view.ended
-        for alone in (False, True):
-            arms = _arm_searches(study, searched, storage, alone=alone)
-            if all(arm.exhausted for arm in arms.values()):
-                continue
-            if alone:
-                resources = replace(resources, gpus=1.0)
-                settings = replace(settings, gpu_share=1.0)
-            searcher = StudySearch(arms, study.mode, deadline)
-            ended = trial_rows(study, storage)
-            recorder = SearchRecorder(
-                study, searcher, screen, ended, shared_gpu=0 < resources.gpus < 1
-            )
-            scheduler = _scheduler(study, ended)
-            _tuner(study, training, settings, resources, searcher, scheduler, recorder).fit()
+    if not study.rundir.confirm.exists():
+        deadline = None if config.time_budget is None else time.time() + 60 * config.time_budget
+        tidy(study, storage)
+        groups = {arm.name: study.trials_per_arm[arm.name] for arm in searched}
+        with screen.phase("Search", config.metric, config.epochs, groups) as view:
+            for row in trial_rows(study, storage):
+                view.count(_ended_run(row))
+            view.already = view.ended
+            interrupted = _count_interrupted(study, storage)
+            if view.already or interrupted:
+                screen.say(
+                    f"Search: {view.already} of {view.total} trials have ended, {interrupted} were"
+                    " interrupted and go on from their last states"
+                )
+            _run_missing(study, storage, training, settings, resources, screen, deadline)
     study.rundir.write_trials(trial_rows(study, storage))
+
+
+def tidy(study: Study, storage: optuna.storages.RDBStorage) -> None:
+    """Finish what an earlier start was doing when it died: ends not yet told, files not deleted."""
+    rundir = study.rundir
+    epochs = _epochs_by_run(study)
+    for arm in study.space.arms:
+        if not study.space.searches(arm):
+            continue
+        ot_study = open_study(storage, arm.name, study.mode)
+        for trial in ot_study.get_trials(deepcopy=False):
+            name = run_id(arm.name, trial.number)
+            rows = epochs.get(name)
+            if trial.state.is_finished() or not rows:
+                continue
+            reached_end = rows[-1].epoch >= study.config.epochs and rundir.weights(name).exists()
+            if rows[-1].rung == "stop" or reached_end:
+                settle(ot_study, trial, rows, study.config.epochs)
+    ended = trial_rows(study, storage)
+    for row in ended:
+        rundir.state(row.run_id).unlink(missing_ok=True)
+        if row.state != "completed":
+            rundir.weights(row.run_id).unlink(missing_ok=True)
+    delete_worse(rundir, completed_by_arm(ended), study.mode)
+
+
+def _run_missing(
+    study: Study,
+    storage: optuna.storages.RDBStorage,
+    training: "ray.ObjectRef[TrainingArrays]",
+    settings: RunSettings,
+    resources: Resources,
+    screen: Screen,
+    deadline: float | None,
+) -> None:
+    """Run the trials that are missing, at last and one by one those that were set aside."""
+    searched = [arm for arm in study.space.arms if study.space.searches(arm)]
+    for alone in (False, True):
+        arms = _arm_searches(study, searched, storage, alone=alone)
+        if all(arm.exhausted for arm in arms.values()):
+            continue
+        if alone:
+            resources = replace(resources, gpus=float(resources.gpus > 0), at_once=1)
+            settings = replace(settings, gpu_share=resources.gpus)
+        searcher, stop = StudySearch(arms, study.mode, deadline), EmergencyStop()
+        recorder = SearchRecorder(
+            study,
+            searcher,
+            screen,
+            stop,
+            trial_rows(study, storage),
+            alone=resources.at_once == 1,
+        )
+        scheduler = ArmScheduler(
+            [arm.name for arm in study.space.arms],
+            study.mode,
+            study.config.epochs,
+            study.rundir.read_epochs(),
+        )
+        tuner = _tuner(study, training, settings, resources, searcher, scheduler, recorder, stop)
+        try:
+            tuner.fit()
+        except Exception as error:  # whatever broke under Ray: what is known of it goes first
+            known = stop.reason or storage_error(_whole_text(error), study.rundir.path)
+            raise known or error from error
+        if stop.reason is not None:
+            raise stop.reason
 
 
 def trial_rows(study: Study, storage: optuna.storages.RDBStorage) -> list[TrialRow]:
     """Every trial that has ended, arm by arm, from optuna.db and epochs.jsonl."""
-    epochs: dict[str, list[EpochRow]] = {}
-    for row in study.rundir.read_epochs():
-        epochs.setdefault(row.run_id, []).append(row)
+    epochs = _epochs_by_run(study)
     rows = []
     for arm in study.space.arms:
         if not study.space.searches(arm):
@@ -108,35 +172,21 @@ def trial_rows(study: Study, storage: optuna.storages.RDBStorage) -> list[TrialR
     return rows
 
 
-def find_weights(search: Path, run: str) -> Path:
-    """The file that holds the best weights of a trial; the latest attempt's.
-
-    Args:
-        search: The folder search/ of a run directory.
-        run: The trial's run id.
-
-    Raises:
-        FileNotFoundError: They were not among the arm's best and are not kept.
-    """
-    found = list(search.glob(f"part-*/{run}/checkpoint_*/{WEIGHTS_FILE}"))
-    if not found:
-        raise FileNotFoundError(f"{search} holds no weights of {run}")
-    return max(found, key=lambda path: path.stat().st_mtime)
+def _count_interrupted(study: Study, storage: optuna.storages.RDBStorage) -> int:
+    searched = [arm for arm in study.space.arms if study.space.searches(arm)]
+    studies = [open_study(storage, arm.name, study.mode) for arm in searched]
+    return sum(not trial.state.is_finished() for ot in studies for trial in ot.get_trials(False))
 
 
-def find_state(search: Path, run: str) -> SavedState | None:
-    """The state from which an interrupted trial can go on: the one with the most epochs.
+def _epochs_by_run(study: Study) -> dict[str, list[EpochRow]]:
+    epochs: dict[str, list[EpochRow]] = {}
+    for row in study.rundir.read_epochs():
+        epochs.setdefault(row.run_id, []).append(row)
+    return epochs
 
-    Args:
-        search: The folder search/ of a run directory.
-        run: The trial's run id.
-    """
-    found = [
-        SavedState(path.resolve(), read_epochs(path))
-        for path in search.glob(f"part-*/{run}/checkpoint_*/{STATE_FILE}")
-    ]
-    best = max(found, key=lambda state: state.epochs, default=None)
-    return best if best and best.epochs else None
+
+def _whole_text(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error))
 
 
 def _arm_searches(
@@ -151,19 +201,10 @@ def _arm_searches(
             epochs=study.config.epochs,
             trials=study.trials_per_arm[arm.name],
             seed=study.config.seed,
-            find_state=partial(find_state, study.rundir.search),
             alone=alone,
         )
         for arm in arms
     }
-
-
-def _scheduler(study: Study, ended: Iterable[TrialRow]) -> ArmScheduler:
-    """ASHA with what the trials that have ended left in its rungs."""
-    names = {row.run_id for row in ended}
-    history = [row for row in study.rundir.read_epochs() if row.run_id in names]
-    arms = [arm.name for arm in study.space.arms]
-    return ArmScheduler(arms, study.mode, study.config.epochs, history)
 
 
 def _tuner(
@@ -174,8 +215,8 @@ def _tuner(
     searcher: StudySearch,
     scheduler: ArmScheduler,
     recorder: SearchRecorder,
+    stop: EmergencyStop,
 ) -> tune.Tuner:
-    config = study.config
     # The reference travels in a list so that Ray hands on the reference, not the arrays.
     trainable = tune.with_parameters(run_trial, shared=[training], settings=settings)
     return tune.Tuner(
@@ -186,25 +227,25 @@ def _tuner(
             metric=SCORE,
             mode=study.mode,
             num_samples=-1,
-            max_concurrent_trials=config.max_concurrent,
+            max_concurrent_trials=resources.at_once,
             reuse_actors=True,
             trial_name_creator=lambda trial: trial.config["run_id"],
-            trial_dirname_creator=lambda trial: trial.config["run_id"],
+            trial_dirname_creator=_folder_name,
         ),
         run_config=tune.RunConfig(
             name=_next_part(study.rundir.search),
             storage_path=str(study.rundir.search.resolve()),
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
             callbacks=[recorder],
-            verbose=2 if config.verbose else 0,
+            stop=stop,
+            verbose=2 if study.config.verbose else 0,
         ),
     )
 
 
-def _finished(study: Study) -> bool:
-    """Whether the search is over: all trials have ended, or the study has moved on from it."""
-    rows = len(study.rundir.read_trials())
-    return study.rundir.confirm.exists() or rows >= sum(study.trials_per_arm.values())
+def _folder_name(trial: Trial) -> str:
+    """The folder of a trial in Ray's experiment directory; each attempt has its own."""
+    attempt = trial.config["attempt"]
+    return f"{trial.config['run_id']}{f'-attempt-{attempt}' if attempt > 1 else ''}"
 
 
 def _next_part(search: Path) -> str:

@@ -11,8 +11,7 @@ Ray's `OptunaSearch` is the engine. Three things are added to it, each because i
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,20 +25,12 @@ from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
+from analysis.rundir import EpochRow
 from search_spaces import Arm, Choice, Fixed, Float, Range, Space
 from study.scheduler import EPOCH, SCORE
 from study.streams import derive_seed
 
 State = Literal["completed", "pruned", "diverged", "failed"]
-
-
-@dataclass(frozen=True)
-class SavedState:
-    """What an interrupted trial has left."""
-
-    path: Path
-    epochs: int
-    """That are done in it, 1 or more."""
 
 
 def run_id(arm: str, number: int) -> str:
@@ -88,7 +79,6 @@ class ArmSearch(OptunaSearch):
         epochs: int,
         trials: int,
         seed: int,
-        find_state: Callable[[str], SavedState | None] = lambda _: None,
         alone: bool = False,
     ) -> None:
         """Take up the arm's Optuna study where it stands.
@@ -101,7 +91,6 @@ class ArmSearch(OptunaSearch):
             epochs: Epochs of a full run: a trial that ends before them was stopped by ASHA.
             trials: Trials wanted in all, those of earlier starts included.
             seed: The study's seed.
-            find_state: Finds what an interrupted trial has left, by its run id.
             alone: Run the trials that were set aside, and no others; else all but these.
         """
         self._study = open_study(storage, arm.name, mode)
@@ -131,14 +120,18 @@ class ArmSearch(OptunaSearch):
         )
         ended = len(earlier) - len(unfinished)
         self._left = len(set_aside) if alone else trials - ended - len(set_aside)
-        self._find_state = find_state
         self.arm = arm.name
         self.started = len(earlier) - len(self._interrupted)
 
     @property
     def exhausted(self) -> bool:
         """Whether every trial wanted has been started."""
-        return self._left == 0
+        return self._left <= 0
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a trial that was interrupted waits to go on."""
+        return bool(self._interrupted)
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
         """The next trial: one that was interrupted, else a new one."""
@@ -155,16 +148,12 @@ class ArmSearch(OptunaSearch):
         ot_trial = self._ot_trials[trial_id]
         attempt = ot_trial.user_attrs.get("attempts", 0) + 1
         ot_trial.set_user_attr("attempts", attempt)
-        name = run_id(self.arm, ot_trial.number)
-        saved = self._find_state(name) if attempt > 1 else None
         return {
             "arm": self.arm,
-            "run_id": name,
+            "run_id": run_id(self.arm, ot_trial.number),
             "attempt": attempt,
             "seed": trial_seed(self._study_seed, self.arm, ot_trial.number),
             "hyperparameters": {**self._fixed, **(drawn or {})},
-            "resume_from": str(saved.path) if saved else "",
-            "resumed_epochs": saved.epochs if saved else 0,
         }
 
     def on_trial_complete(
@@ -176,7 +165,12 @@ class ArmSearch(OptunaSearch):
         # Ray does not pass the last result on to the searcher, only to this method.
         self._report(trial_id, result)
         full = result[EPOCH] >= self._epochs
-        self._tell(trial_id, "completed" if full else "pruned", value=result[SCORE])
+        _tell(
+            self._study,
+            self._ot_trials[trial_id],
+            "completed" if full else "pruned",
+            value=result[SCORE],
+        )
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Add an epoch's score to the intermediate values."""
@@ -185,29 +179,60 @@ class ArmSearch(OptunaSearch):
     def fail(self, trial_id: str, state: Literal["diverged", "failed"], error: str) -> None:
         """Tell Optuna that a trial raised."""
         self._ot_trials[trial_id].set_user_attr("error", error)
-        self._tell(trial_id, state, value=None)
+        _tell(self._study, self._ot_trials[trial_id], state, value=None)
 
     def set_aside(self, trial_id: str) -> None:
         """Leave a trial to be run again later, without others beside it."""
         self._ot_trials[trial_id].set_user_attr("alone", True)
 
-    def _report(self, trial_id: str, result: dict[str, Any]) -> None:
-        ot_trial = self._ot_trials[trial_id]
-        # A trial run again after an interruption repeats epochs that Optuna has already.
-        known = self._study._storage.get_trial(ot_trial._trial_id).intermediate_values
-        if result[EPOCH] not in known:
-            ot_trial.report(result[SCORE], result[EPOCH])
+    def count_loss(self, trial_id: str) -> int:
+        """How often a trial was lost, this time included."""
+        losses: int = self._ot_trials[trial_id].user_attrs.get("losses", 0) + 1
+        self._ot_trials[trial_id].set_user_attr("losses", losses)
+        return losses
 
-    def _tell(self, trial_id: str, state: State, value: float | None) -> None:
-        ot_trial = self._ot_trials[trial_id]
-        ot_trial.set_user_attr("state", state)
-        ot_state = {"completed": TrialState.COMPLETE, "pruned": TrialState.PRUNED}
-        # Optuna takes a pruned trial's value from its intermediate values.
-        self._study.tell(
-            ot_trial,
-            value if state == "completed" else None,
-            state=ot_state.get(state, TrialState.FAIL),
-        )
+    def put_back(self, trial_id: str) -> None:
+        """Let a trial that was lost go on as soon as there is room."""
+        storage_id = self._ot_trials[trial_id]._trial_id
+        self._interrupted.append(self._study._storage.get_trial(storage_id))
+        self._left += 1
+        self.started -= 1
+
+    def _report(self, trial_id: str, result: dict[str, Any]) -> None:
+        _report(self._study, self._ot_trials[trial_id], result[EPOCH], result[SCORE])
+
+
+def settle(study: optuna.Study, trial: FrozenTrial, rows: Sequence[EpochRow], epochs: int) -> None:
+    """Tell Optuna how a trial ended whose end it has not heard of, since the driver died.
+
+    Args:
+        study: Of the trial's arm.
+        trial: Unfinished, as far as Optuna knows.
+        rows: All its epochs; the last one was ASHA's stop, or the last of a full run.
+        epochs: Of a full run.
+    """
+    taken_up = optuna.Trial(study, trial._trial_id)
+    for row in rows:
+        _report(study, taken_up, row.epoch, row.score)
+    full = rows[-1].epoch >= epochs
+    _tell(study, taken_up, "completed" if full else "pruned", value=rows[-1].score)
+
+
+def _report(study: optuna.Study, trial: optuna.Trial, epoch: int, score: float) -> None:
+    # A trial run again after an interruption repeats epochs that Optuna has already.
+    if epoch not in study._storage.get_trial(trial._trial_id).intermediate_values:
+        trial.report(score, epoch)
+
+
+def _tell(study: optuna.Study, trial: optuna.Trial, state: State, value: float | None) -> None:
+    trial.set_user_attr("state", state)
+    ot_state = {"completed": TrialState.COMPLETE, "pruned": TrialState.PRUNED}
+    # Optuna takes a pruned trial's value from its intermediate values.
+    study.tell(
+        trial,
+        value if state == "completed" else None,
+        state=ot_state.get(state, TrialState.FAIL),
+    )
 
 
 class StudySearch(Searcher):
@@ -227,18 +252,23 @@ class StudySearch(Searcher):
         self._arms = arms
         self._deadline = deadline
         self._of: dict[str, ArmSearch] = {}
+        self._running: set[str] = set()
 
     def suggest(  # type: ignore[override]  # Searcher.FINISHED is a str
         self, trial_id: str
-    ) -> dict[str, Any] | str:
-        """The next trial, or that there is none."""
-        waiting = [arm for arm in self._arms.values() if not arm.exhausted]
+    ) -> dict[str, Any] | str | None:
+        """The next trial; None while one that runs may still be lost; or that there is none."""
         late = self._deadline is not None and time.time() > self._deadline
-        if not waiting or late:
-            return str(Searcher.FINISHED)
-        arm = min(waiting, key=lambda arm: arm.started)
+        waiting = [
+            arm for arm in self._arms.values() if arm.interrupted or not (late or arm.exhausted)
+        ]
+        if not waiting:
+            return None if self._running else str(Searcher.FINISHED)
+        arm = min(waiting, key=lambda arm: (not arm.interrupted, arm.started))
         self._of[trial_id] = arm
-        return arm.suggest(trial_id)
+        suggested = arm.suggest(trial_id)
+        self._running.add(trial_id)
+        return suggested
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Pass an epoch's result on to the arm."""
@@ -249,14 +279,27 @@ class StudySearch(Searcher):
     ) -> None:
         """Pass the end of a trial on to the arm."""
         self._of[trial_id].on_trial_complete(trial_id, result, error)
+        if not error:
+            self._running.discard(trial_id)
 
     def fail(self, trial_id: str, state: Literal["diverged", "failed"], error: str) -> None:
         """Pass on to the arm that a trial raised, and why."""
         self._of[trial_id].fail(trial_id, state, error)
+        self._running.discard(trial_id)
 
     def set_aside(self, trial_id: str) -> None:
         """Pass on to the arm that a trial is to be run again later, alone."""
         self._of[trial_id].set_aside(trial_id)
+        self._running.discard(trial_id)
+
+    def count_loss(self, trial_id: str) -> int:
+        """How often a trial was lost, this time included."""
+        return self._of[trial_id].count_loss(trial_id)
+
+    def put_back(self, trial_id: str) -> None:
+        """Pass on to the arm that a trial was lost and is to go on."""
+        self._of[trial_id].put_back(trial_id)
+        self._running.discard(trial_id)
 
     def set_search_properties(
         self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: object

@@ -7,7 +7,7 @@ hyperparameters and a seed, and calls `report` after each epoch.
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -114,12 +114,17 @@ class TrainingState:
     optimizer: Mapping[str, Tensor]
     """The optimizer's tensors, named "<number of the parameter>.<name>"."""
     history: tuple[EpochMetrics, ...]
-    """The epochs that are done, at least one."""
+    """The epochs that are done, at least one; while the backbone warms up, those of the warm-up."""
     best: Snapshot
+    warmup: bool = False
+    """Whether the backbone still warms up."""
 
 
-#: What a run calls after each epoch: the metrics, and what takes its state, valid until the next.
-Report = Callable[[EpochMetrics, Callable[[], TrainingState]], None]
+#: Takes the state of a run; valid until the run goes on.
+TakeState = Callable[[], TrainingState]
+
+#: What a run calls after each epoch with the epoch, 0 in the backbone's warm-up.
+Save = Callable[[int, TakeState], None]
 
 
 class NonFiniteLossError(Exception):
@@ -133,7 +138,8 @@ def train(
     seed: int,
     epochs: int,
     metric: Metric,
-    report: Report = lambda *_: None,
+    report: Callable[[EpochMetrics], None] = lambda _: None,
+    save: Save = lambda *_: None,
     resume: TrainingState | None = None,
 ) -> Run:
     """Train a new head, and the backbone under it where `data` has one.
@@ -146,8 +152,9 @@ def train(
             threads; on a GPU, up to the rounding of sums whose order it does not keep.
         epochs: Epochs to train, 1 or more.
         metric: What "best" means: the largest `val_accuracy` or the smallest `val_loss`.
-        report: Called after each epoch with its metrics and a function that takes the run's state;
-            may end the run by raising.
+        report: Called after each epoch with its metrics; may end the run by raising.
+        save: Called before that, and after each epoch of the backbone's warm-up, with a function
+            that takes the run's state.
         resume: Go on from this state, which a run of the same arguments has left; it ends with the
             result that that run would have had. Epochs that are done are not reported again.
 
@@ -162,10 +169,10 @@ def train(
     batch_size = int(hyperparameters["batch_size"])
     mask_stream = int(value_of(hyperparameters, "mask_stream"))
     with own_stream(device):
-        model, seed = _start(hyperparameters, data, seed, metric, fresh=resume is None)
+        model, seed = _start(hyperparameters, data, seed, metric, save, resume)
         optimizer = build_optimizer(model, hyperparameters)
         history: list[EpochMetrics] = []
-        if resume is not None:
+        if resume is not None and not resume.warmup:
             restore(resume, model, optimizer)
             history, best = list(resume.history), resume.best
         step = TrainingStep(model, optimizer, data.train.inputs, data.train.labels, hyperparameters)
@@ -204,7 +211,8 @@ def train(
             if improved:
                 best = _snapshot(model, epoch)
             # The best so far is bound now: the function may be called only before the next epoch.
-            report(history[-1], partial(take_state, model, optimizer, tuple(history), best))
+            save(epoch, partial(take_state, model, optimizer, tuple(history), best))
+            report(history[-1])
         return Run(tuple(history), best, _snapshot(model, epochs))
 
 
@@ -227,8 +235,8 @@ def _start(
     data: TrainingData,
     seed: int,
     metric: Metric,
-    *,
-    fresh: bool,
+    save: Save,
+    resume: TrainingState | None,
 ) -> tuple[nn.Module, int]:
     """The model as the run's first epoch finds it, and the seed of the run's streams.
 
@@ -240,10 +248,18 @@ def _start(
     if data.pretrained is None or warmup == 0:
         return build_model(hyperparameters, data, seed), seed
     trained: dict[str, Tensor] = {}
-    if fresh:
-        plain = {**without_dropout(hyperparameters), "backbone_warmup_epochs": 0}
-        first = train(plain, data, seed=seed, epochs=warmup, metric=metric).last.weights
-        trained = {k: value for k, value in first.items() if k.startswith("backbone.")}
+    if resume is None or resume.warmup:
+        first = train(
+            {**without_dropout(hyperparameters), "backbone_warmup_epochs": 0},
+            data,
+            seed=seed,
+            epochs=warmup,
+            metric=metric,
+            save=lambda _, take: save(0, lambda: replace(take(), warmup=True)),
+            resume=resume and replace(resume, warmup=False),
+        )
+        weights = first.last.weights
+        trained = {k: value for k, value in weights.items() if k.startswith("backbone.")}
     later_seed = derive_seed(seed, "after the warm-up")
     model = build_model(hyperparameters, data, later_seed)
     model.load_state_dict({**model.state_dict(), **trained})

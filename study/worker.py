@@ -1,31 +1,33 @@
 """What runs in Ray's worker processes: one search trial, or one confirmation run."""
 
+import faulthandler
 import gc
+import json
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 import torch
 from ray import tune
-from safetensors.torch import save_file
 
+from analysis.rundir import RunDir
 from search_spaces import Value
 from study.arrays import PartArrays, TrainingArrays
-from study.checkpoint import load_state, save_state
+from study.checkpoint import load_state, save_state, save_whole
 from study.config import Metric
 from study.packing import Load, measure, memory_share
 from study.training import (
     EpochMetrics,
     Part,
+    Save,
     Snapshot,
+    TakeState,
     TrainingData,
     TrainingState,
     build_model,
@@ -34,13 +36,12 @@ from study.training import (
     train,
 )
 
-#: The files in a trial's checkpoint: its state after its latest epoch, and, once it has reached the
-#: last one, the weights of its best epoch.
-STATE_FILE, WEIGHTS_FILE = "state.safetensors", "best.safetensors"
-
 #: Saving states takes at most this part of a trial's time: where epochs are shorter than a few
 #: seconds, not every epoch's state is saved.
 SAVING_SHARE = 0.05
+
+#: In a reported result, the mark of an epoch that an earlier attempt has trained.
+AGAIN = "again"
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,12 @@ class RunSettings:
     metric: Metric
     threads: int
     """CPU threads of one run."""
+    rundir: RunDir
+    """Its path absolute: runs save their states there."""
     gpu_share: float = 0.0
     """The part of a GPU that one run may use; 0 for the CPU."""
+    timeout: float | None = None
+    """Seconds without an epoch after which a run is taken to hang; None: it may take its time."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,22 @@ class Confirmation:
     worker: str
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """An attempt at a run of the study."""
+
+    run_id: str
+    number: int
+    """From 1; a run that was interrupted and taken up again has several."""
+    hyperparameters: Mapping[str, Value]
+    seed: int
+
+    @property
+    def fingerprint(self) -> str:
+        """What a state must come from for this run to go on from it."""
+        return json.dumps([self.seed, dict(self.hyperparameters)], sort_keys=True)
+
+
 def run_trial(
     config: dict[str, Any],
     shared: "list[ray.ObjectRef[TrainingArrays]]",
@@ -93,72 +114,82 @@ def run_trial(
 ) -> None:
     """Train one search trial, reporting to Ray Tune after each epoch.
 
-    A report carries the trial's state, of which Ray keeps the latest, unless the one before it is
-    so fresh that saving would take too much of the time. The weights of the best epoch travel with
-    the last epoch's report: only a trial that reaches it can become a champion.
+    With the last epoch, the weights of the best one are saved: only a trial that reaches it can
+    become a champion.
 
     Args:
-        config: What `ArmSearch.suggest` made, and the trial's seed.
+        config: What `ArmSearch.suggest` made.
         shared: The data's one reference in Ray's object store.
         settings: Of the study.
     """
-    next_save = 0.0
+    attempt = Attempt(
+        config["run_id"], config["attempt"], config["hyperparameters"], config["seed"]
+    )
+    weights = settings.rundir.weights(attempt.run_id)
 
-    def report(metrics: EpochMetrics, take_state: Callable[[], TrainingState]) -> None:
-        nonlocal next_save
-        last, start = metrics.epoch == settings.epochs, time.monotonic()
-        if start < next_save and not last:
-            tune.report(asdict(metrics))
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            state = take_state()
-            save_state(Path(folder) / STATE_FILE, state)
-            if last:
-                save_file(state.best.weights, Path(folder) / WEIGHTS_FILE)
-            tune.report(asdict(metrics), checkpoint=tune.Checkpoint.from_directory(folder))
-        next_save = time.monotonic() + (time.monotonic() - start) / SAVING_SHARE
+    def report(metrics: EpochMetrics) -> None:
+        tune.report(asdict(metrics))
+        alive()
 
-    with _device(settings) as device:
-        resume = load_state(Path(config["resume_from"])) if config["resume_from"] else None
+    with _device(settings) as device, _watched(attempt, settings) as alive:
+        resume = _find_state(attempt, settings)
+        save_state_now_and_then = _saver(attempt, settings)
+
+        def save(epoch: int, take: TakeState) -> None:
+            alive()
+            save_state_now_and_then(epoch, take)
+            if epoch == settings.epochs:
+                save_whole(weights, take().best.weights)
+
         # Tune counts epochs by reports, so those of the interrupted attempt are reported again.
-        for metrics in resume.history if resume else ():
-            if metrics.epoch < settings.epochs:
-                tune.report(asdict(metrics))
-            else:
-                report(metrics, lambda: resume)  # type: ignore[arg-type, return-value]
+        for metrics in resume.history if resume and not resume.warmup else ():
+            if resume and metrics.epoch == settings.epochs:
+                save_whole(weights, resume.best.weights)
+            tune.report({**asdict(metrics), AGAIN: True})
         train(
-            config["hyperparameters"],
+            attempt.hyperparameters,
             _training_data(shared[0], device),
-            seed=config["seed"],
+            seed=attempt.seed,
             epochs=settings.epochs,
             metric=settings.metric,
             report=report,
+            save=save,
             resume=resume,
         )
 
 
 def run_confirmation(
-    hyperparameters: Mapping[str, Value],
-    seed: int,
+    attempt: Attempt,
     shared: "list[ray.ObjectRef[Any]]",
     settings: RunSettings,
 ) -> Confirmation:
     """Train one confirmation run in full, then measure it on every part, test among them.
 
     Args:
-        hyperparameters: Of the run.
-        seed: Of the run.
+        attempt: It goes on from the state that an earlier one has left.
         shared: References to the training data and to the test part.
         settings: Of the study.
     """
     start = time.monotonic()
-    with _device(settings) as device:
+    with _device(settings) as device, _watched(attempt, settings) as alive:
         data, test = _training_data(shared[0], device), _test_part(shared[1], device)
+        save_state_now_and_then = _saver(attempt, settings)
+
+        def save(epoch: int, take: TakeState) -> None:
+            alive()
+            save_state_now_and_then(epoch, take)
+
         run = train(
-            hyperparameters, data, seed=seed, epochs=settings.epochs, metric=settings.metric
+            attempt.hyperparameters,
+            data,
+            seed=attempt.seed,
+            epochs=settings.epochs,
+            metric=settings.metric,
+            save=save,
+            resume=_find_state(attempt, settings),
         )
-        selected, val_logits, test_logits = _measure(run.best, hyperparameters, data, test)
-        last, _, _ = _measure(run.last, hyperparameters, data, test)
+        selected, val_logits, test_logits = _measure(run.best, attempt.hyperparameters, data, test)
+        last, _, _ = _measure(run.last, attempt.hyperparameters, data, test)
         return Confirmation(
             epochs=run.epochs,
             best=run.best,
@@ -186,6 +217,58 @@ def measure_load(
 def worker_name(node: str, pid: int) -> str:
     """A worker process as epochs.jsonl names it."""
     return f"{node}:{pid}"
+
+
+def _saver(attempt: Attempt, settings: RunSettings) -> Save:
+    """What saves a run's state after an epoch, unless that would take too much of its time.
+
+    The last epoch's is saved in any case.
+    """
+    path = settings.rundir.state(attempt.run_id)
+    next_save = 0.0
+
+    def save(epoch: int, take: TakeState) -> None:
+        nonlocal next_save
+        start = time.monotonic()
+        if start < next_save and epoch < settings.epochs:
+            return
+        save_state(path, take(), attempt.fingerprint)
+        next_save = time.monotonic() + (time.monotonic() - start) / SAVING_SHARE
+
+    return save
+
+
+def _find_state(attempt: Attempt, settings: RunSettings) -> TrainingState | None:
+    """What an earlier attempt has left; None where the run must begin anew."""
+    try:
+        return load_state(settings.rundir.state(attempt.run_id), attempt.fingerprint)
+    except ValueError:
+        return None
+
+
+@contextmanager
+def _watched(attempt: Attempt, settings: RunSettings) -> Iterator[Callable[[], None]]:
+    """End this process if the block hangs; where it stood is left in the run's failure file.
+
+    Yields:
+        A function to call as a sign of life.
+    """
+    if settings.timeout is None:
+        yield lambda: None
+        return
+    seconds, path = settings.timeout, settings.rundir.failure(attempt.run_id, attempt.number)
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w") as file:
+        # The interpreter's own watchdog: it needs no cooperation of the code that hangs.
+        def alive() -> None:
+            faulthandler.dump_traceback_later(seconds, exit=True, file=file)
+
+        alive()
+        try:
+            yield alive
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+            path.unlink(missing_ok=True)
 
 
 def _measure(

@@ -19,6 +19,7 @@ CONFIRM = FIXTURE.read_confirm()[0]
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDir:
+    (tmp_path / "run").mkdir()
     return RunDir(tmp_path / "run")
 
 
@@ -145,6 +146,14 @@ def test_a_confirmation_run_without_its_row_is_not_done(run: RunDir) -> None:
     assert run.read_confirmations() == []
 
 
+def test_a_directory_that_has_vanished_is_not_made_anew_for_one_row(run: RunDir) -> None:
+    """As where a network file system is gone: nobody would find the row there."""
+    run.path.rmdir()
+    with pytest.raises(FileNotFoundError):
+        run.append_epochs([EPOCH])
+    assert not run.path.exists()
+
+
 def test_an_interrupted_write_leaves_the_old_file(
     run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,7 +192,6 @@ def test_every_trial_state_comes_back(run: RunDir) -> None:
 def test_garbage_is_named_in_one_line(
     run: RunDir, name: str, content: str | bytes, message: str
 ) -> None:
-    run.path.mkdir()
     (run.path / name).write_bytes(content.encode() if isinstance(content, str) else content)
     read = {
         "study.json": run.read_study,

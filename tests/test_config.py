@@ -1,13 +1,14 @@
 """Options: what is checked before anything is written, in one line each."""
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from analysis.rundir import RunDir, RunDirError
 from study import hardware
-from study.config import StudyConfig, check, parse
+from study.config import StudyConfig, check, parse, resume_command
 from study.errors import UserError
 
 
@@ -28,6 +29,9 @@ from study.errors import UserError
         ("--cpus-per-trial 0", "--cpus-per-trial 0: must be more than 0."),
         ("--gpus-per-trial 2", "between 0 and 1"),
         ("--time-budget -5", "--time-budget -5: must be more than 0."),
+        ("--trial-timeout 0", "--trial-timeout 0: must be more than 0."),
+        ("--max-failures -1", "--max-failures -1: must be 0 or more."),
+        ("--stop-after-failures 0", "--stop-after-failures 0: must be 1 or more."),
         ("--data no/such/folder", "--data: there is no no/such/folder"),
         ("--weights no-such-file.pth", "--weights: there is no no-such-file.pth"),
         ("--name a/b", "use letters, digits"),
@@ -59,10 +63,12 @@ def test_a_run_name_that_exists_is_refused(tmp_path: Path) -> None:
 def test_resume_without_a_name_takes_the_latest(tmp_path: Path) -> None:
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "study.json").write_text("{}")
-    study = check(StudyConfig(storage=tmp_path, resume=True))
-    assert study.rundir.path.name == "second"
-    assert check(replace(study.config, name="first")).rundir.path.name == "first"
+    words = ["--resume", "--storage", str(tmp_path)]
+    assert check(parse([])).rundir.path.name not in ("first", "second")
+    for name in ("first", "second"):
+        RunDir(tmp_path / name).write_study({"config": {}})
+    assert check(parse(words)).rundir.path.name == "second"
+    assert check(parse([*words, "--name", "first"])).rundir.path.name == "first"
 
 
 def test_the_space_sets_options_that_the_user_left_open(tmp_path: Path) -> None:
@@ -105,12 +111,50 @@ def test_what_concerns_a_frozen_backbone_falls_away(tmp_path: Path) -> None:
     assert whole.left_out == ()
 
 
-def test_a_study_that_goes_on_keeps_what_was_chosen_for_it(tmp_path: Path) -> None:
-    """On a machine with a GPU, say, where it began on one without."""
-    begun = check(StudyConfig(storage=tmp_path, name="a", transfer="finetune", image_size=64))
-    begun.rundir.write_study({"config": {**asdict(begun.config), "storage": "elsewhere"}})
-    again = check(StudyConfig(storage=tmp_path, name="a", resume=True)).config
+@pytest.fixture
+def begun(tmp_path: Path) -> RunDir:
+    """The run directory of a study that has begun with options of its own."""
+    options = "--transfer finetune --image-size 64 --epochs 7 --time-budget 5 --name a"
+    study = check(parse([*options.split(), "--storage", str(tmp_path)]))
+    study.rundir.path.mkdir()
+    config = {**asdict(study.config), "storage": "elsewhere", "verbose": True}
+    study.rundir.write_study({"config": config})
+    return study.rundir
+
+
+def go_on(rundir: RunDir, *options: str) -> StudyConfig:
+    place = ["--storage", str(rundir.path.parent), "--name", rundir.path.name]
+    return check(parse(["--resume", *place, *options])).config
+
+
+def test_a_study_that_goes_on_keeps_its_options(begun: RunDir) -> None:
+    """On a machine with a GPU, say, where it began on one without; but how it is run is new."""
+    again = go_on(begun)
     assert (again.transfer, again.space, again.image_size) == ("finetune", "finetune", 64)
+    assert (again.epochs, again.time_budget, again.images) == (7, 5.0, None)
+    assert (again.storage, again.verbose) == (begun.path.parent, False)
+    assert go_on(begun, "--trials", "80", "--time-budget", "9").trials == 80
+
+
+def test_the_command_of_an_interrupted_study_goes_on_with_it(begun: RunDir) -> None:
+    command = resume_command(go_on(begun)).split()
+    assert command[:2] == ["python", "run_study.py"]
+    assert check(parse(command[2:])).config == go_on(begun)
+    assert resume_command(StudyConfig(name="b")) == "python run_study.py --resume --name b"
+
+
+def test_a_record_that_makes_no_sense_is_refused(begun: RunDir) -> None:
+    for config in ({"epochs": "many"}, {"no_such_option": 1}, {"metric": "luck"}):
+        begun.write_study({"config": config})
+        with pytest.raises(RunDirError, match=r"study\.json: its config makes no sense: ") as error:
+            go_on(begun)
+        assert "\n" not in str(error.value)
+
+
+def test_a_study_that_is_not_there_yet_begins(tmp_path: Path) -> None:
+    """So that a machine that starts the same command again and again needs to know nothing."""
+    config = check(parse(["--resume", "--name", "new", "--storage", str(tmp_path)])).config
+    assert (config.name, config.trials) == ("new", 40)
 
 
 def test_trials_are_shared_equally_and_the_rest_goes_to_the_first(tmp_path: Path) -> None:

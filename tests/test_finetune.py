@@ -25,9 +25,9 @@ from study.packing import hungriest, measure
 from study.prepare import prepare_images
 from study.step import TrainingStep
 from study.training import (
-    EpochMetrics,
     Run,
     Snapshot,
+    TakeState,
     TrainingData,
     TrainingState,
     build_model,
@@ -229,20 +229,36 @@ def test_a_step_exchanges_no_data_with_python(data: TrainingData) -> None:
         step(rows, torch.ones(4, 3, dtype=torch.int64))
 
 
+@pytest.mark.parametrize("stopped_after", [0, 1, 2, 3])
 def test_a_run_taken_up_again_ends_like_one_that_was_not_stopped(
-    small_dataset: Dataset, random_weights: Weights, tmp_path: Path
+    small_dataset: Dataset, random_weights: Weights, stopped_after: int, tmp_path: Path
 ) -> None:
+    """In its backbone's warm-up (the first two states) as well as after it."""
     data = arrays(small_dataset, random_weights, augment="flip").to(CPU)
-    values = {**RECIPE, "backbone_warmup_epochs": 1, "frozen_layers": "stage-3"}
+    values = {**RECIPE, "backbone_warmup_epochs": 2, "frozen_layers": "stage-3"}
     states: list[TrainingState] = []
+    epochs: list[int] = []
 
-    def report(_: EpochMetrics, take_state: Callable[[], TrainingState]) -> None:
-        states.append(take_state())
+    def save(epoch: int, take: TakeState) -> None:
+        epochs.append(epoch)
+        states.append(take())
 
-    whole = train(values, data, seed=5, epochs=3, metric="val_loss", report=report)
-    save_state(tmp_path / "state", states[0])
-    resume = load_state(tmp_path / "state")
-    resumed = train(values, data, seed=5, epochs=3, metric="val_loss", resume=resume)
+    whole = train(values, data, seed=5, epochs=3, metric="val_loss", save=save)
+    assert epochs == [0, 0, 1, 2, 3]
+    save_state(tmp_path / "state", states[stopped_after], "this run")
+    resume = load_state(tmp_path / "state", "this run")
+    assert resume.warmup == (stopped_after < 2)
+    trained_again: list[int] = []
+    resumed = train(
+        values,
+        data,
+        seed=5,
+        epochs=3,
+        metric="val_loss",
+        save=lambda epoch, _: trained_again.append(epoch),
+        resume=resume,
+    )
+    assert trained_again == epochs[stopped_after + 1 :]
     assert same(resumed.last, whole.last)
     assert same(resumed.best, whole.best)
 

@@ -40,7 +40,8 @@ def test_it_is_tried_again_alone_and_its_neighbours_go_on(
         )
     )
     training = ray.put(TrainingArrays(made_up(300), made_up(50), made_up(51), 10))
-    settings = RunSettings(study.config.epochs, study.config.metric, 1, gpu_share=0.5)
+    study.rundir.path.mkdir()
+    settings = RunSettings(2, study.config.metric, 1, study.rundir, gpu_share=0.5)
     search(study, training, settings, Resources(1, 0.5, 2), Screen())
 
     trials = {row.run_id: row for row in study.rundir.read_trials()}
@@ -54,9 +55,9 @@ def test_it_is_tried_again_alone_and_its_neighbours_go_on(
         "dropout-002": ("completed", 1),
     }
     error = trials["no-dropout-001"].error
-    assert error.startswith("out of GPU memory, without another run beside it: CUDA out of memory")
+    assert error.startswith("without another run beside it, out of memory: CUDA out of memory")
     said = capsys.readouterr().out
-    assert said.count("out of GPU memory; it runs again at the end, alone") == 2
+    assert said.count("; it runs again at the end, alone") == 2
     assert [row.epoch for row in study.rundir.read_epochs() if row.run_id == "dropout-001"] == [
         1,
         2,

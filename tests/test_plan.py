@@ -82,7 +82,7 @@ def test_disk_is_bounded_by_what_runs_and_what_is_kept() -> None:
     weights = 4 * (23_561_152 + head_parameters("1024", 1000))
     use = plan_disk(check(StudyConfig(transfer="finetune")), at_once=2)
     assert use.running == 2 * 2 * 4 * weights
-    assert use.kept == (2 * 3 + 1 + 1) * weights
+    assert use.kept == (2 * 3 + 2 * 2 + 1) * weights
     frozen = plan_disk(check(StudyConfig(transfer="frozen")), at_once=2)
     head = 4 * head_parameters("2048-512", 1000)
     assert frozen.running == 2 * 2 * 4 * head

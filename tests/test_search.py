@@ -4,7 +4,6 @@ The searcher and the scheduler are driven by hand here, in the calls and the ord
 makes them (read off its controller); tests/test_end_to_end.py has a real Ray in their place.
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -15,14 +14,11 @@ from optuna.trial import TrialState
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
-from safetensors.torch import save_file
 
 from analysis.rundir import EpochRow
 from search_spaces import find_space
 from study.scheduler import ArmScheduler, rung_decision
-from study.search import find_state
-from study.searcher import ArmSearch, SavedState, StudySearch, open_storage, open_study, state_of
-from study.worker import STATE_FILE
+from study.searcher import ArmSearch, StudySearch, open_storage, open_study, settle, state_of
 
 SPACE = find_space("dropout")
 CONTROLLER = cast(TuneController, None)
@@ -60,11 +56,10 @@ class FakeTrial:
 
     trial_id: str
     arm: str
-    resumed_epochs: int = 0
     config: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.config = {"arm": self.arm, "resumed_epochs": self.resumed_epochs}
+        self.config = {"arm": self.arm, "run_id": self.trial_id}
 
 
 def suggest(search: StudySearch, trial_id: str) -> dict[str, Any]:
@@ -85,7 +80,10 @@ def test_arms_take_turns_and_get_equal_shares(storage: optuna.storages.RDBStorag
     search = make_search(storage, trials=3)
     arms = [suggest(search, f"t{i}")["arm"] for i in range(6)]
     assert arms == ["no-dropout", "dropout"] * 3
-    assert search.suggest("t6") == Searcher.FINISHED
+    assert search.suggest("t6") is None
+    for i in range(6):
+        finish(search, f"t{i}", [0.5] * EPOCHS)
+    assert search.suggest("t7") == Searcher.FINISHED
 
 
 def test_hyperparameters_lie_in_the_arm_and_the_recipe(storage: optuna.storages.RDBStorage) -> None:
@@ -162,26 +160,63 @@ def test_a_new_start_goes_on_where_the_last_one_stopped(
         assert after["hyperparameters"] == before["hyperparameters"]
         assert (before["attempt"], after["attempt"]) == (1, 2)
         assert after["seed"] == before["seed"]
-    assert second.suggest("b8") == Searcher.FINISHED
+    assert second.suggest("b8") is None
     everything = [*drawn[:2], *again]
     assert len({trial["run_id"] for trial in everything}) == 10
     # A sampler with the first start's seed would draw the first start's points again.
     assert len({str(trial["hyperparameters"]) for trial in everything}) == 10
 
 
-def test_an_interrupted_trial_goes_on_from_what_it_has_left(
-    storage: optuna.storages.RDBStorage, tmp_path: Path
+def test_a_trial_that_was_lost_goes_on_at_once(storage: optuna.storages.RDBStorage) -> None:
+    search = make_search(storage, trials=2)
+    drawn = [suggest(search, f"t{i}") for i in range(4)]
+    # Everything has started, but what runs may still be lost.
+    assert search.suggest("none yet") is None
+    finish(search, "t1", [0.5] * EPOCHS)
+    search.on_trial_complete("t0", error=True)
+    assert search.count_loss("t0") == 1
+    search.put_back("t0")
+    again = suggest(search, "t4")
+    assert again["run_id"] == drawn[0]["run_id"]
+    assert again["hyperparameters"] == drawn[0]["hyperparameters"]
+    assert (again["seed"], again["attempt"]) == (drawn[0]["seed"], 2)
+    search.on_trial_complete("t4", error=True)
+    assert search.count_loss("t4") == 2
+    search.fail("t4", "failed", "lost 2 times")
+    finish(search, "t2", [0.5] * EPOCHS)
+    finish(search, "t3", [0.5] * EPOCHS)
+    assert search.suggest("t5") == Searcher.FINISHED
+
+
+def test_what_was_started_goes_on_after_the_deadline(storage: optuna.storages.RDBStorage) -> None:
+    suggest(make_search(storage), "a0")
+    late = make_search(storage, deadline=0.0)
+    assert suggest(late, "b0")["run_id"] == "no-dropout-000"
+    assert late.suggest("b1") is None
+    finish(late, "b0", [0.5] * EPOCHS)
+    assert late.suggest("b2") == Searcher.FINISHED
+
+
+@pytest.mark.parametrize(
+    ("scores", "state"), [([0.5, 0.6, 0.61], "pruned"), ([0.5] * 15, "completed")]
+)
+def test_an_end_that_optuna_has_not_heard_of_is_told(
+    storage: optuna.storages.RDBStorage, scores: list[float], state: str
 ) -> None:
-    left = {"no-dropout-000": SavedState(tmp_path / "state", 4)}
-    first = make_search(storage)
-    assert suggest(first, "a0")["resume_from"] == ""
-    suggest(first, "a1")
-    second = make_search(storage, find_state=left.get)
-    again = [suggest(second, name) for name in ("b0", "b1", "b2")]
-    found = {trial["run_id"]: (trial["resume_from"], trial["resumed_epochs"]) for trial in again}
-    assert found["no-dropout-000"] == (str(tmp_path / "state"), 4)
-    assert found["dropout-000"] == ("", 0)
-    assert found["no-dropout-001"] == ("", 0)
+    """The driver died between the last epoch's row and telling Optuna."""
+    search = make_search(storage)
+    suggest(search, "a")
+    search.on_trial_result("a", {"training_iteration": 1, "score": scores[0]})
+    study = open_study(storage, "no-dropout", "max")
+    (unfinished,) = study.trials
+    rows = [make_row("no-dropout-000", i, score) for i, score in enumerate(scores, start=1)]
+    settle(study, unfinished, rows, EPOCHS)
+    (trial,) = study.trials
+    assert state_of(trial) == state
+    assert trial.value == scores[-1]
+    assert trial.intermediate_values == dict(enumerate(scores, start=1))
+    assert trial.state == (TrialState.PRUNED if state == "pruned" else TrialState.COMPLETE)
+    assert suggest(make_search(storage), "b")["run_id"] != "no-dropout-000"
 
 
 def test_a_trial_set_aside_runs_last_and_alone(storage: optuna.storages.RDBStorage) -> None:
@@ -196,7 +231,7 @@ def test_a_trial_set_aside_runs_last_and_alone(storage: optuna.storages.RDBStora
     assert make_search(storage, trials=2).suggest("t5") == Searcher.FINISHED
     larger = make_search(storage, trials=3)
     assert [suggest(larger, name)["run_id"][-3:] for name in ("u0", "u1")] == ["002", "002"]
-    assert larger.suggest("u2") == Searcher.FINISHED
+    assert larger.suggest("u2") is None
     finish(larger, "u0", [0.5] * EPOCHS)
     finish(larger, "u1", [0.5] * EPOCHS)
     last = make_search(storage, trials=3, alone=True)
@@ -204,23 +239,9 @@ def test_a_trial_set_aside_runs_last_and_alone(storage: optuna.storages.RDBStora
     assert again["run_id"] == drawn[0]["run_id"]
     assert again["hyperparameters"] == drawn[0]["hyperparameters"]
     assert again["attempt"] == 2
-    assert last.suggest("t7") == Searcher.FINISHED
-
-
-def test_the_state_with_most_epochs_is_found(tmp_path: Path) -> None:
-    for part, epochs in (("part-1", 2), ("part-2", 4)):
-        folder = tmp_path / part / "dropout-000" / f"checkpoint_{epochs:06d}"
-        folder.mkdir(parents=True)
-        metadata = {"history": json.dumps([{}] * epochs), "best_epoch": "1"}
-        save_file({}, folder / STATE_FILE, metadata)
-    damaged = tmp_path / "part-3" / "dropout-000" / "checkpoint_000005"
-    damaged.mkdir(parents=True)
-    (damaged / STATE_FILE).write_bytes(b"cut short")
-    found = find_state(tmp_path, "dropout-000")
-    assert found is not None
-    assert found.epochs == 4
-    assert "part-2" in str(found.path)
-    assert find_state(tmp_path, "dropout-001") is None
+    assert last.suggest("t7") is None
+    finish(last, "t6", [0.5] * EPOCHS)
+    assert last.suggest("t8") == Searcher.FINISHED
 
 
 def test_a_repeated_epoch_is_told_once(storage: optuna.storages.RDBStorage) -> None:
@@ -251,10 +272,9 @@ def run_through(
     arm: str,
     trial_id: str,
     scores: list[float],
-    resumed_epochs: int = 0,
 ) -> int:
     """Run a trial until ASHA stops it or the scores end; the epoch that it reached."""
-    trial = cast(Trial, FakeTrial(trial_id, arm, resumed_epochs))
+    trial = cast(Trial, FakeTrial(trial_id, arm))
     scheduler.on_trial_add(CONTROLLER, trial)
     for epoch, score in enumerate(scores, start=1):
         result = {"training_iteration": epoch, "score": score}
@@ -290,15 +310,24 @@ def test_the_best_third_goes_on(scheduler: ArmScheduler) -> None:
     assert reached[4:] == [EPOCHS, 3]
 
 
-def test_epochs_reported_again_enter_the_rungs_but_are_not_decided_anew(
-    scheduler: ArmScheduler,
-) -> None:
+def test_a_rung_is_not_decided_twice() -> None:
     """Before its interruption the trial went past the rung at 3, which better ones fill since."""
-    for i in range(6):
-        run_through(scheduler, "dropout", f"better{i}", [0.8] * EPOCHS)
-    assert run_through(scheduler, "dropout", "resumed", [0.5] * EPOCHS, resumed_epochs=4) == 9
+    history = [make_row("resumed", epoch, 0.5) for epoch in range(1, 5)]
+    history += [make_row(f"better{i}", epoch, 0.8) for i in range(6) for epoch in range(1, 16)]
+    scheduler = ArmScheduler(["no-dropout", "dropout"], "max", EPOCHS, history)
     assert scheduler.rungs("dropout")[3]["resumed"] == 0.5
+    before = scheduler.rungs("dropout")[3]
+    assert run_through(scheduler, "dropout", "resumed", [0.5] * EPOCHS) == 9
+    assert scheduler.rungs("dropout")[3] == before
     assert run_through(scheduler, "dropout", "new", [0.5] * EPOCHS) == 3
+
+
+def test_a_rung_that_the_driver_died_at_is_decided() -> None:
+    """The epoch was trained and its state saved, but the driver has not written its row."""
+    history = [make_row("resumed", epoch, 0.5) for epoch in (1, 2)]
+    history += [make_row(f"better{i}", epoch, 0.8) for i in range(6) for epoch in range(1, 16)]
+    scheduler = ArmScheduler(["no-dropout", "dropout"], "max", EPOCHS, history)
+    assert run_through(scheduler, "dropout", "resumed", [0.5] * EPOCHS) == 3
 
 
 def test_replay_restores_the_rungs() -> None:

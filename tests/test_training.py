@@ -1,7 +1,6 @@
 """The training loop, on small synthetic features (two Gaussian clouds per class)."""
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,9 @@ import torch
 from torch import Tensor
 
 from study import step, training
-from study.checkpoint import load_state, read_epochs, save_state
+from study.checkpoint import load_state, save_state, save_whole
 from study.config import Metric
+from study.errors import StorageError
 from study.head import Dropout, build_head, restore_head
 from study.optimizer import learning_rate_factor
 from study.streams import derive_seed
@@ -20,6 +20,7 @@ from study.training import (
     EpochMetrics,
     NonFiniteLossError,
     Part,
+    TakeState,
     TrainingData,
     TrainingState,
     batches,
@@ -145,11 +146,8 @@ def test_the_best_epoch_goes_by_the_metric(data: TrainingData) -> None:
     for metric in metrics:
         reported: list[EpochMetrics] = []
 
-        def report(metrics: EpochMetrics, _: object, to: list[EpochMetrics] = reported) -> None:
-            to.append(metrics)
-
         values = {**RECIPE, "learning_rate": 3e-2, "dropout": 0.0}
-        run = train(values, data, seed=3, epochs=8, metric=metric, report=report)
+        run = train(values, data, seed=3, epochs=8, metric=metric, report=reported.append)
         curve = [getattr(epoch, metric) for epoch in run.epochs]
         best = max(curve) if metric == "val_accuracy" else min(curve)
         assert run.best.epoch == 1 + curve.index(best) < 8
@@ -184,12 +182,11 @@ def test_a_run_taken_up_again_ends_like_one_that_was_not_stopped(
     values = {**RECIPE, "lr_schedule": "cosine", "lr_warmup_epochs": 2, "learning_rate": 1e-2}
     states: list[TrainingState] = []
 
-    def report(_: EpochMetrics, take_state: Callable[[], TrainingState]) -> None:
-        states.append(take_state())
+    def save(_: int, take: TakeState) -> None:
+        states.append(take())
 
-    whole = train(values, data, seed=5, epochs=5, metric="val_accuracy", report=report)
-    save_state(tmp_path / "state", states[stopped_after - 1])
-    assert read_epochs(tmp_path / "state") == stopped_after
+    whole = train(values, data, seed=5, epochs=5, metric="val_accuracy", save=save)
+    save_state(tmp_path / "state", states[stopped_after - 1], "this run")
     again: list[EpochMetrics] = []
     resumed = train(
         values,
@@ -197,8 +194,8 @@ def test_a_run_taken_up_again_ends_like_one_that_was_not_stopped(
         seed=5,
         epochs=5,
         metric="val_accuracy",
-        report=lambda metrics, _: again.append(metrics),
-        resume=load_state(tmp_path / "state"),
+        report=again.append,
+        resume=load_state(tmp_path / "state", "this run"),
     )
     assert [epoch.epoch for epoch in again] == list(range(stopped_after + 1, 6))
     assert [*map(outcome, resumed.epochs)] == [*map(outcome, whole.epochs)]
@@ -216,14 +213,35 @@ def test_the_schedule_spans_the_run(data: TrainingData, monkeypatch: pytest.Monk
     assert factors == [learning_rate_factor(values, step, steps, 3) for step in range(3 * steps)]
 
 
-def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
+def test_a_damaged_state_is_refused_and_another_runs_too(
+    data: TrainingData, tmp_path: Path
+) -> None:
     path = tmp_path / "state"
-    assert read_epochs(path) == 0
-    for content in (b"", b"garbage", b"\x08\0\0\0\0\0\0\0{}      "):
+    train(
+        RECIPE,
+        data,
+        seed=5,
+        epochs=1,
+        metric="val_loss",
+        save=lambda _, take: save_state(path, take(), "this run"),
+    )
+    whole = path.read_bytes()
+    assert load_state(path, "this run").history[-1].epoch == 1
+    with pytest.raises(ValueError, match="it is another run's"):
+        load_state(path, "another run")
+    for content in (b"", b"garbage", b"\x08\0\0\0\0\0\0\0{}      ", whole[:-1], whole[:300]):
         path.write_bytes(content)
-        assert read_epochs(path) == 0
         with pytest.raises(ValueError, match="is no state of a training run"):
-            load_state(path)
+            load_state(path, "this run")
+    path.unlink()
+    with pytest.raises(ValueError, match="is no state of a training run"):
+        load_state(path, "this run")
+
+
+def test_where_a_run_directory_has_vanished_none_takes_its_place(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"cannot be written to \(No such file"):
+        save_whole(tmp_path / "vanished" / "states" / "a.safetensors", {"a": torch.zeros(1)})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_last_batch_of_one_joins_the_one_before() -> None:

@@ -30,7 +30,7 @@ from study.config import StudyConfig, check
 from study.data import load_dataset, make_split
 from study.features import load_features
 from study.hardware import cpu_count
-from study.phases import choose_preprocess
+from study.phases import choose_preprocess, run_settings
 from study.plan import plan_resources
 from study.prepare import prepare_features
 from study.ray_session import local_ray
@@ -38,7 +38,6 @@ from study.screen import Screen
 from study.search import search
 from study.training import TrainingData, train
 from study.weights import load_weights
-from study.worker import RunSettings
 
 CPU = torch.device("cpu")
 
@@ -90,8 +89,9 @@ def measure(config: StudyConfig, arrays: TrainingArrays) -> Repeat:
     study = check(config)
     with local_ray(config):
         start = time.monotonic()
-        settings = RunSettings(config.epochs, config.metric, 1)
-        search(study, ray.put(arrays), settings, plan_resources(study), Screen())
+        study.rundir.path.mkdir()
+        resources = plan_resources(study)
+        search(study, ray.put(arrays), run_settings(study, resources), resources, Screen())
         whole = time.monotonic() - start
     rows = study.rundir.read_epochs()
     searching = max(row.end for row in rows) - min(row.start for row in rows)

@@ -1,0 +1,132 @@
+"""What an earlier start has left, looked at before anything is written.
+
+What only this file knows (study.json, optuna.db, epochs.jsonl, verdict.json) must be whole, or the
+study is refused and stays as it is. Everything else is made anew where it is missing or damaged:
+trials.csv and confirm.csv from what they are made of, a confirmation run by training it again, the
+report and the bundle at the end in any case.
+"""
+
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from filelock import FileLock, Timeout
+
+from analysis.codec import from_json
+from analysis.errors import RunDirError
+from analysis.optuna_db import read_searches
+from analysis.rundir import EpochRow, RunDir
+from study.config import Study
+from study.errors import UserError, storage_error
+from study.searcher import run_id
+
+#: The file by which a process holds a run directory.
+LOCK = ".lock"
+
+
+@contextmanager
+def only_writer(rundir: RunDir) -> Iterator[None]:
+    """Let no other process write to a run directory while a block runs; it is made if need be.
+
+    A process that dies lets go. A directory that is as empty as it was made is removed again.
+
+    Raises:
+        UserError: Another process has it, or it cannot be made.
+    """
+    is_new = not rundir.path.exists()
+    try:
+        rundir.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(rundir.path / LOCK)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"{rundir.path}: another process works on this study; wait for its end, stop it, or"
+            " give another --name."
+        ) from None
+    except OSError as error:
+        raise storage_error(error, rundir.path) or error from error
+    try:
+        yield
+    finally:
+        lock.release()
+        if is_new and {file.name for file in rundir.path.glob("*")} <= {LOCK}:
+            shutil.rmtree(rundir.path, ignore_errors=True)
+
+
+def refuse_foreign(rundir: RunDir) -> None:
+    """Refuse to begin in a directory that holds something.
+
+    Raises:
+        UserError: It does.
+    """
+    if {file.name for file in rundir.path.iterdir()} - {LOCK}:
+        raise UserError(
+            f"{rundir.path} holds no study.json, but other files: bring study.json back, or give"
+            " another --name."
+        )
+
+
+def check_left(study: Study) -> None:
+    """Make sure that a study can go on with what it has left.
+
+    Raises:
+        UserError: Names the file that is damaged or missing; nothing has been written.
+    """
+    try:
+        for problem in _problems(study):
+            raise RunDirError(problem)
+    except RunDirError as error:
+        raise UserError(
+            f"--resume: {error}. Bring back a copy of the file, or start anew under another --name."
+        ) from error
+
+
+def _problems(study: Study) -> Iterator[str]:
+    rundir = study.rundir
+    rows = rundir.read_epochs()
+    if rundir.verdict.exists():
+        from_json(rundir.verdict.read_bytes(), str(rundir.verdict))
+    searched = [row for row in rows if row.phase == "search"]
+    if not rundir.optuna_db.exists():
+        if searched:
+            yield f"{rundir.optuna_db} is missing, but epochs.jsonl holds epochs of trials"
+        return
+    yield from _database_problems(study)
+    yield from _differences(study, searched)
+
+
+def _database_problems(study: Study) -> Iterator[str]:
+    file = study.rundir.optuna_db
+    try:
+        # Read and write, so that SQLite can finish what a crash has left in its journal; a file
+        # that is not there is not made.
+        with sqlite3.connect(f"file:{file}?mode=rw", uri=True) as database:
+            (verdict,) = database.execute("PRAGMA quick_check(1)").fetchone()
+            if verdict != "ok":
+                yield f"{file} is damaged: {verdict}"
+            tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
+            if "trials" not in tables and study.rundir.read_epochs():
+                yield f"{file} holds no trials"
+    except sqlite3.Error as error:
+        yield f"{file} is damaged: {error}"
+
+
+def _differences(study: Study, rows: list[EpochRow]) -> Iterator[str]:
+    """Where optuna.db and epochs.jsonl disagree on trials that have ended."""
+    rundir = study.rundir
+    if rundir.optuna_db.stat().st_size == 0:  # made, and nothing in it yet
+        return
+    epochs: dict[str, set[int]] = {}
+    for row in rows:
+        epochs.setdefault(row.run_id, set()).add(row.epoch)
+    known = set()
+    for arm, ot_study in read_searches(rundir.optuna_db).items():
+        for trial in ot_study.get_trials(deepcopy=False):
+            name = run_id(arm, trial.number)
+            known.add(name)
+            lacking = trial.intermediate_values.keys() - epochs.get(name, set())
+            if trial.state.is_finished() and lacking:
+                yield f"{rundir.epochs} lacks epoch {min(lacking)} of trial {name}"
+    if lost := epochs.keys() - known:
+        yield f"{rundir.optuna_db} lacks trial {min(lost)}, of which epochs.jsonl holds epochs"
