@@ -31,6 +31,11 @@ def record_verdict(path: Path, verdict: Verdict, gain: ArticleGain | None = None
     """
     directory = RunDir(path)
     looks = _earlier_looks(directory.verdict)
+    known_looks = {look["evidence"] for look in looks}
+    for file in directory.earlier_confirms:
+        evidence = hashlib.sha256(file.read_bytes()).hexdigest()
+        if evidence not in known_looks:
+            looks.append({"evidence": evidence, "outcome": "lost", "sentence": f"See {file.name}."})
     if directory.confirm.is_file():
         evidence = hashlib.sha256(directory.confirm.read_bytes()).hexdigest()
         look = {"evidence": evidence, "outcome": verdict.outcome, "sentence": verdict.sentence}
@@ -57,9 +62,8 @@ def _record_gain(gain: ArticleGain | None) -> Mapping[str, Any] | None:
 
 
 def _earlier_looks(file: Path) -> list[dict[str, Any]]:
-    if not file.is_file():
-        return []
-    return list(from_json(file.read_bytes(), str(file)).get("looks", []))
+    record = from_json(file.read_bytes(), str(file)) if file.is_file() else {}
+    return list(record.get("looks", []))
 
 
 def _record(verdict: Verdict) -> Mapping[str, Any]:

@@ -287,6 +287,11 @@ class RunDir:
             )
         return record
 
+    def delete_partial(self) -> None:
+        """Delete the halves of files that a crash has left."""
+        for file in self.path.rglob(".*.part"):
+            file.unlink(missing_ok=True)
+
     def append_epochs(self, rows: Iterable[EpochRow]) -> None:
         """Append rows in one write, and return when they are on the disk."""
         content = "".join(to_json(asdict(row)) for row in rows).encode()
@@ -407,7 +412,7 @@ class RunDir:
 
     def put_confirmation_away(self, run_id: str) -> None:
         """Move a confirmation run of an earlier look out of the way of the coming one's."""
-        away = self.confirm_dir / f"before-look-{self.looks + 1}"
+        away = self.confirm_dir / f"before-look-{len(self.earlier_confirms) + 1}"
         away.mkdir(exist_ok=True)
         for file in (self.confirm_dir / f"{run_id}.json", self.predictions(run_id)):
             if file.exists():
@@ -415,14 +420,17 @@ class RunDir:
         self.weights(run_id).unlink(missing_ok=True)
 
     @property
-    def looks(self) -> int:
-        """How often confirm.csv was put away for a further look at the test set."""
-        return len(list(self.confirm_dir.glob("look-*.csv")))
+    def earlier_confirms(self) -> list[Path]:
+        """The confirm.csv of each earlier look at the test set, in order."""
+        numbered = sorted(
+            (len(file.name), file.name) for file in self.confirm_dir.glob("look-*.csv")
+        )
+        return [self.confirm_dir / name for _, name in numbered]
 
     def put_confirm_away(self) -> None:
         """Make room for the confirm.csv of another look at the test set."""
         if self.confirm.exists():
-            self.confirm.replace(self.confirm_dir / f"look-{self.looks + 1}.csv")
+            self.confirm.replace(self.confirm_dir / f"look-{len(self.earlier_confirms) + 1}.csv")
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

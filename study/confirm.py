@@ -148,12 +148,15 @@ def find_done(study: Study, planned: Sequence[PlannedRun], screen: Screen) -> di
     """
     rundir = study.rundir
     wanted = {run.run_id: run for run in planned}
+    written = Counter(row.run_id for row in rundir.read_epochs())
     done: dict[str, ConfirmRow] = {}
     for file in sorted(rundir.confirm_dir.glob("*.json")):
         run_id = file.stem
         try:
             row = rundir.read_confirmation(run_id)
             read_predictions(rundir.predictions(run_id))
+            if written[run_id] < row.epochs:
+                raise RunDirError(f"{rundir.epochs} lacks epochs of {run_id}")
         except RunDirError as error:
             screen.say(f"{error}; this confirmation run is trained again.")
             rundir.delete_confirmation(run_id)

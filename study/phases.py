@@ -100,6 +100,7 @@ def prepare(study: Study, screen: Screen) -> Inputs:
         record = rundir.read_study()
         check_same_request(record, study)
         check_left(study)
+        rundir.delete_partial()
     try:
         inputs = load_inputs(study, pinned_sources(record))
     except UserError:

@@ -61,8 +61,8 @@ def plan_resources(study: Study, runs_per_gpu: int | None = None) -> Resources:
 def plan_disk(study: Study, at_once: int) -> DiskUse:
     """How much disk the weights of a study need at most.
 
-    A running trial keeps its weights, two moments of each for the optimizer, and its best weights;
-    for a moment twice, since the new ones are written before the old ones are deleted.
+    A run that goes on keeps its weights, two moments of each for the optimizer, and its best
+    weights; for a moment twice, since the new ones are written before the old ones are deleted.
 
     Args:
         study: Its space says how wide heads get.
@@ -141,8 +141,11 @@ def plan_table(study: Study) -> Table:
     table.add_row("confirmation", _confirmation(study))
     table.add_row("resources", _resources(study, resources))
     use = plan_disk(study, cpu_count() if _is_measured(study) else resources.at_once)
-    running = f"{use.running / 1e9:.1f} GB while the search runs, and " if use.running else ""
-    table.add_row("disk", f"weights take at most {running}{use.kept / 1e9:.1f} GB that stay")
+    table.add_row(
+        "disk",
+        f"weights take at most {use.running / 1e9:.1f} GB while runs go on, and"
+        f" {use.kept / 1e9:.1f} GB that stay",
+    )
     if config.time_budget:
         table.add_row(
             "time budget", f"the search starts no trial after {config.time_budget:g} minutes"

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,18 +17,31 @@ from study.hardware import cpu_count
 def local_ray(config: StudyConfig) -> Iterator[None]:
     """Run a block with a Ray of this machine's own cores and GPUs."""
     _quieten(config.verbose)
-    ray.init(
-        address="local",
-        num_cpus=cpu_count(),
-        include_dashboard=False,
-        configure_logging=config.verbose,
-        log_to_driver=config.verbose,
-        logging_level=logging.INFO if config.verbose else logging.CRITICAL,
-    )
     try:
+        with _own_sigterm():
+            ray.init(
+                address="local",
+                num_cpus=cpu_count(),
+                include_dashboard=False,
+                configure_logging=config.verbose,
+                log_to_driver=config.verbose,
+                logging_level=logging.INFO if config.verbose else logging.CRITICAL,
+            )
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep what this process does on SIGTERM: `ray.init` sets a handler that ends it at once."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit:  # Ray's handler was quicker
+        raise KeyboardInterrupt(signal.SIGTERM) from None
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _quieten(verbose: bool) -> None:

@@ -1,13 +1,22 @@
 """Training functions that do what a healthy machine does not; workers import them from here."""
 
+import ctypes
+import os
+import re
+import signal
+from collections.abc import Callable
 from typing import Any
 from unittest.mock import patch
 
 import ray
 import torch
+from ray import tune
 
 from study.arrays import TrainingArrays
-from study.worker import RunSettings, run_trial
+from study.worker import Attempt, Confirmation, RunSettings, run_confirmation, run_trial
+
+#: The run that something happens to, and the epoch after which it happens.
+VICTIM, AFTER_EPOCH = "dropout-001", 2
 
 
 def run_trial_short_of_memory(
@@ -25,3 +34,65 @@ def run_trial_short_of_memory(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
     with patch("ray.get_gpu_ids", return_value=[]):
         run_trial(config, shared, settings)
+
+
+def trial_with(
+    fault: Callable[[], None], *, attempts: int = 1, victim: str = VICTIM
+) -> Callable[..., None]:
+    """`run_trial`, but something happens to a trial after its second epoch.
+
+    Args:
+        fault: What happens, in the trial's own process.
+        attempts: To so many attempts at the trial.
+        victim: To trials with such a run id, a regular expression.
+    """
+
+    def run(
+        config: dict[str, Any],
+        shared: "list[ray.ObjectRef[TrainingArrays]]",
+        settings: RunSettings,
+    ) -> None:
+        report = tune.report
+
+        def report_and_fail(metrics: dict[str, Any]) -> None:
+            report(metrics)
+            if metrics["epoch"] == AFTER_EPOCH:
+                fault()
+
+        hit = re.fullmatch(victim, config["run_id"]) and config["attempt"] <= attempts
+        with patch("ray.tune.report", report_and_fail if hit else report):
+            run_trial(config, shared, settings)
+
+    return run
+
+
+def confirmation_with(fault: Callable[[], None], victim: str) -> Callable[..., Confirmation]:
+    """`run_confirmation`, but something happens to the first attempt at a run, at its end."""
+
+    def run(attempt: Attempt, shared: list[Any], settings: RunSettings) -> Confirmation:
+        confirmation = run_confirmation(attempt, shared, settings)
+        if attempt.run_id == victim and attempt.number == 1:
+            fault()
+        return confirmation
+
+    return run
+
+
+def kill_the_worker() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def raise_an_error() -> None:
+    raise RuntimeError(f"nothing works at address 0x{os.getpid():x}\nand a second line")
+
+
+def hang_for_good() -> None:
+    """Where Python itself cannot go on: in C code that holds the interpreter's lock."""
+    ctypes.PyDLL(None).sleep(3600)
+
+
+def eat_memory() -> None:
+    """Until someone stops it."""
+    eaten = []
+    while True:
+        eaten.append(bytearray(os.urandom(1 << 20)) * 100)

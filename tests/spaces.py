@@ -20,3 +20,11 @@ WARM_UP = Space(
     ),
     recipe={"learning_rate": Float(1e-4, 1e-3)},
 )
+
+#: Trains in no time.
+TINY = Space(
+    name="tiny",
+    question="What becomes of trials that something happens to?",
+    arms=(Arm("no-dropout", {"dropout": Fixed(0.0)}), Arm("dropout", {"dropout": Float(0.1, 0.5)})),
+    recipe={"head": Fixed("32"), "learning_rate": Float(1e-4, 1e-2), "batch_size": Fixed(64)},
+)

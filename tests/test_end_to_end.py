@@ -257,7 +257,8 @@ def test_a_finished_study_is_extended_and_looks_at_the_test_set_again(
     assert "Look 2 at the test set" in done.stdout
     record = rundir.read_study()
     assert (record["config"]["trials"], record["config"]["seeds"]) == (10, 3)
-    assert [start["trials"] for start in record["starts"]] == [7, 10]
+    trials_asked = [start["trials"] for start in record["starts"]]
+    assert (trials_asked[0], trials_asked[-1]) == (7, 10)
 
 
 @pytest.mark.parametrize(

@@ -1,48 +1,44 @@
-"""Trials that run out of GPU memory, under a real Ray that believes to have a GPU."""
+"""Too little memory: the GPU's, the machine's, and that of Ray's object store."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import ray
 
 from study.arrays import PartArrays, TrainingArrays
-from study.config import StudyConfig, check
 from study.packing import Resources
+from study.phases import run_settings
 from study.screen import Screen
 from study.search import search
-from study.worker import RunSettings
-from tests.faults import run_trial_short_of_memory
+from tests.faults import eat_memory, run_trial_short_of_memory, trial_with
+from tests.tiny import TRAINING, make_study, part, run_search
 
 
 @pytest.fixture
-def one_gpu() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False)
-    yield
+def a_ray() -> Iterator[Callable[..., None]]:
+    """A Ray of the test's own: a function that starts it."""
+
+    def start(**options: Any) -> None:
+        ray.init(address="local", num_cpus=2, include_dashboard=False, **options)
+
+    yield start
     ray.shutdown()
 
 
-def made_up(rows: int) -> PartArrays:
-    random = np.random.default_rng(rows)
-    bits = random.normal(size=(rows, 16)).astype(np.float32).view(np.uint32) >> 16
-    return PartArrays(bits.astype(np.uint16), np.arange(rows) % 10)
-
-
-@pytest.mark.usefixtures("one_gpu")
-def test_it_is_tried_again_alone_and_its_neighbours_go_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_trial_out_of_gpu_memory_is_tried_again_alone_and_its_neighbours_go_on(
+    a_ray: Callable[..., None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """Under a real Ray that believes to have a GPU."""
+    a_ray(num_gpus=1)
     monkeypatch.setattr("study.search.run_trial", run_trial_short_of_memory)
-    study = check(
-        StudyConfig(
-            trials=6, epochs=2, transfer="frozen", gpus_per_trial=0.5, storage=tmp_path, name="a"
-        )
-    )
-    training = ray.put(TrainingArrays(made_up(300), made_up(50), made_up(51), 10))
-    study.rundir.path.mkdir()
-    settings = RunSettings(2, study.config.metric, 1, study.rundir, gpu_share=0.5)
-    search(study, training, settings, Resources(1, 0.5, 2), Screen())
+    study = make_study(tmp_path, epochs=2, gpus_per_trial=0.5)
+    run_search(study, Resources(1, 0.5, 2))
 
     trials = {row.run_id: row for row in study.rundir.read_trials()}
     states = {name: (row.state, row.attempts) for name, row in trials.items()}
@@ -62,3 +58,43 @@ def test_it_is_tried_again_alone_and_its_neighbours_go_on(
         1,
         2,
     ]
+
+
+def test_a_trial_that_eats_all_memory_is_tried_again_alone(
+    a_ray: Callable[..., None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Ray's memory monitor ends it, before the kernel ends something else."""
+    total, available = memory()
+    limit = (total - available + 4e9) / total
+    a_ray(_system_config={"memory_usage_threshold": limit, "memory_monitor_refresh_ms": 50})
+    monkeypatch.setattr("study.search.run_trial", trial_with(eat_memory))
+    study = make_study(tmp_path)
+    trials = run_search(study)
+    assert trials.pop("dropout-001")[1] == 2
+    assert {attempts for _, attempts in trials.values()} == {1}
+    assert "it runs again at the end, alone" in capsys.readouterr().out
+
+
+def memory() -> tuple[float, float]:
+    """Bytes in all, and bytes available."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    values = {name: 1024.0 * int(rest.split()[0]) for name, rest in (x.split(":") for x in lines)}
+    return values["MemTotal"], values["MemAvailable"]
+
+
+def test_data_that_the_object_store_cannot_hold_are_laid_on_the_disk(
+    a_ray: Callable[..., None], tmp_path: Path
+) -> None:
+    a_ray(object_store_memory=80 << 20)
+    study = make_study(tmp_path, trials=2, epochs=1)
+    train = TRAINING.train
+    wide = PartArrays(np.tile(train.inputs, 8000), train.labels)
+    assert wide.inputs.nbytes > 120 << 20
+    small = PartArrays(np.tile(part(100).inputs, 8000), part(100).labels)
+    reference = ray.put(TrainingArrays(wide, small, small, 10))
+    resources = Resources(1, 0.0, 2)
+    search(study, reference, run_settings(study, resources), resources, Screen())
+    assert [row.state for row in study.rundir.read_trials()] == ["completed"] * 2
