@@ -105,6 +105,10 @@ def _database_problems(study: Study) -> Iterator[str]:
             (verdict,) = database.execute("PRAGMA quick_check(1)").fetchone()
             if verdict != "ok":
                 yield f"{file} is damaged: {verdict}"
+            (pages,) = database.execute("PRAGMA page_count").fetchone()
+            (size,) = database.execute("PRAGMA page_size").fetchone()
+            if pages * size != file.stat().st_size:
+                yield f"{file} is damaged: it was cut short"
             tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
             if "trials" not in tables and study.rundir.read_epochs():
                 yield f"{file} holds no trials"
