@@ -36,7 +36,7 @@ def test_study_record_comes_back_with_its_format(run: RunDir) -> None:
 
 
 def test_rows_come_back_with_their_types(run: RunDir) -> None:
-    failed = replace(TRIAL, state="failed", best_epoch=0, error='one, two "three"\nfour')
+    failed = replace(TRIAL, state="failed", best_epoch=0, error='one, two "three"\nfour\rfive')
     run.write_trials([TRIAL, failed])
     run.write_confirm([CONFIRM])
     run.append_epochs([EPOCH])
@@ -175,6 +175,7 @@ def test_every_trial_state_comes_back(run: RunDir) -> None:
         ("study.json", '{"format": 2}', "has format 2; this version"),
         ("epochs.jsonl", "hello\n", "epochs.jsonl, line 1: not a JSON object"),
         ("epochs.jsonl", '{"phase": "search"}\n', "epochs.jsonl, line 1: missing or unknown"),
+        ("epochs.jsonl", "[" * 100_000 + "\n", "epochs.jsonl, line 1: not a JSON object"),
         ("trials.csv", "a,b\n1,2\n", "trials.csv, row 1: missing or unknown: "),
         ("trials.csv", "run_id,arm\n1,2,3\n", "trials.csv, row 1: has not as many values"),
         ("confirm.csv", b"\xff\xfe\x00", "confirm.csv: not a CSV file"),
@@ -214,6 +215,23 @@ def test_a_value_that_makes_no_sense_is_named(
     run.trials.write_text(f"{header}\n{','.join(values)}\n")
     with pytest.raises(RunDirError, match=f"trials.csv, row 1: {column}: '{bad}' makes no sense"):
         run.read_trials()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("test_loss", 10**400), ("hyperparameters", {"head": ["256"]})]
+)
+def test_a_value_of_another_type_is_named(run: RunDir, field: str, value: object) -> None:
+    write_confirmation(run, "run-1")
+    file = run.confirm_dir / "run-1.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), field: value}))
+    with pytest.raises(RunDirError, match=rf"run-1.json: {field}: .* makes no sense"):
+        run.read_confirmations()
+
+
+def test_a_line_break_in_a_path_is_escaped(tmp_path: Path) -> None:
+    with pytest.raises(RunDirError) as caught:
+        RunDir(tmp_path / "a\nb\udcff").read_study()
+    assert str(caught.value) == rf"{tmp_path}/a\nb\udcff: no such directory"
 
 
 @pytest.mark.parametrize(
