@@ -36,7 +36,7 @@ def test_study_record_comes_back_with_its_format(run: RunDir) -> None:
 
 
 def test_rows_come_back_with_their_types(run: RunDir) -> None:
-    failed = replace(TRIAL, state="failed", best_epoch=0, error='one, two "three"\nfour\rfive')
+    failed = replace(TRIAL, state="failed", best_epoch=0, error='one, two "three"\nfour')
     run.write_trials([TRIAL, failed])
     run.write_confirm([CONFIRM])
     run.append_epochs([EPOCH])
@@ -45,6 +45,12 @@ def test_rows_come_back_with_their_types(run: RunDir) -> None:
     assert run.read_epochs() == [EPOCH]
     assert TRIAL.hyperparameters["head"] == "256"
     assert TRIAL.hyperparameters["batch_size"] == 128
+
+
+@pytest.mark.parametrize("error", ["one\rtwo", "one\r", "\r\n", "\n", "\N{LINE SEPARATOR}", "\0"])
+def test_line_breaks_come_back(run: RunDir, error: str) -> None:
+    run.write_trials([replace(TRIAL, error=error), TRIAL])
+    assert run.read_trials() == [replace(TRIAL, error=error), TRIAL]
 
 
 def test_arms_may_have_different_hyperparameters(run: RunDir) -> None:
@@ -101,6 +107,13 @@ def test_an_attempt_from_the_start_replaces_all_of_the_earlier_one(run: RunDir) 
     run.append_epochs(epoch("a", 1, number) for number in (1, 2, 3))
     run.append_epochs([epoch("b", 1, 1), epoch("a", 2, 1)])
     assert keys(run.read_epochs()) == [("b", 1, 1), ("a", 2, 1)]
+
+
+def test_a_late_row_of_an_earlier_attempt_is_left_out(run: RunDir) -> None:
+    run.append_epochs([epoch("a", 1, 1), epoch("a", 2, 1), epoch("a", 1, 2), epoch("a", 2, 2)])
+    assert keys(run.read_epochs()) == [("a", 2, 1), ("a", 2, 2)]
+    run.append_epochs([epoch("a", 1, 3)])
+    assert keys(run.read_epochs()) == [("a", 2, 1), ("a", 2, 2)]
 
 
 def test_of_one_epoch_written_twice_the_last_is_kept(run: RunDir) -> None:
