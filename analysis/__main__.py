@@ -29,7 +29,7 @@ def main() -> int:
     )
     run_dirs = parser.parse_args().run_dir
     width = None if sys.stdout.isatty() else PIPE_WIDTH
-    console = Console(highlight=False, width=width)
+    console = Console(highlight=False, markup=False, width=width)
     try:
         if len(run_dirs) > 1:
             console.print(write_comparison(run_dirs, COMPARISON).to_rich())

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, asdict, fields
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 
 from analysis.errors import RunDirError
@@ -37,7 +38,7 @@ def from_json(text: bytes, place: str) -> dict[str, Any]:
     """
     try:
         parsed = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         parsed = None
     if not isinstance(parsed, dict):
         raise RunDirError(f"{place}: not a JSON object")
@@ -59,13 +60,15 @@ def to_csv(kind: type[Row], rows: Sequence[Row]) -> str:
     columns: list[str] = []
     for field in fields(kind):
         columns += names if field.name == HYPERPARAMETERS else [field.name]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    lines: list[str] = []
+    # Of this end of a line either character is quoted; readers take a lone \r for one, too.
+    file = SimpleNamespace(write=lines.append)
+    writer = csv.DictWriter(file, columns, restval="", lineterminator="\r\n")
     writer.writeheader()
     for row in rows:
         values = _without_nan(asdict(row))
         writer.writerow(values.pop(HYPERPARAMETERS) | values)
-    return text.getvalue()
+    return "".join(line.removesuffix("\r\n") + "\n" for line in lines)
 
 
 def from_csv(kind: type[Row], text: bytes, place: str) -> list[Row]:
@@ -105,13 +108,13 @@ def _checked(field: Field[Any], value: Any, place: str) -> Any:
     if field.type is float:
         if value is None:
             return math.nan
-        if type(value) is int:
+        if type(value) is int and value.bit_length() < 1024:  # else no float is that large
             return float(value)
         fits = type(value) is float
     elif get_origin(field.type) is Literal:
         fits = value in get_args(field.type)
     elif field.name == HYPERPARAMETERS:
-        fits = isinstance(value, dict)
+        fits = isinstance(value, dict) and {*map(type, value.values())} <= {float, int, str}
     else:
         fits = type(value) is field.type
     if not fits:

@@ -96,7 +96,9 @@ def _edge(frames: StudyFrames, _: Verdict) -> Iterator[Finding]:
     at_edge = []
     for champion in champions:
         for name, r in ranges.get(str(champion["arm"]), {}).items():
-            value = float(champion[name])
+            value = _number(champion.get(name))
+            if not r.low <= value <= r.high:  # the storage is not of these trials
+                continue
             low, place, high = (math.log(x) if r.log else x for x in (r.low, value, r.high))
             if not EDGE < (place - low) / (high - low) < 1 - EDGE:
                 at_edge.append(f"{champion['arm']}: {name} {value:.3g} in {r.low:g} to {r.high:g}")
@@ -107,6 +109,13 @@ def _edge(frames: StudyFrames, _: Verdict) -> Iterator[Finding]:
         "where the best value stands at the edge of a range, a better one may lie beyond it",
         "widen that range in a space of your own (search_spaces/README.md).",
     )
+
+
+def _number(value: object) -> float:
+    try:
+        return float(str(value))
+    except ValueError:
+        return math.nan
 
 
 def _time_budget(frames: StudyFrames, _: Verdict) -> Iterator[Finding]:

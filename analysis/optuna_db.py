@@ -1,7 +1,9 @@
 """What Optuna's storage of a run directory holds that the rows do not: ranges and studies."""
 
+import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import optuna
@@ -47,7 +49,9 @@ def read_searches(file: Path) -> Mapping[str, optuna.Study]:
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
-        storage = optuna.storages.RDBStorage(f"sqlite:///{file.resolve()}")
+        # In a URL some characters of a path would mean something.
+        connect = partial(sqlite3.connect, file.resolve())
+        storage = optuna.storages.RDBStorage("sqlite://", engine_kwargs={"creator": connect})
         names = optuna.study.get_all_study_names(storage)
         return {name: optuna.load_study(study_name=name, storage=storage) for name in names}
     except Exception as error:  # SQLAlchemy, Alembic and Optuna each have errors of their own

@@ -3,6 +3,7 @@
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,9 @@ from numpy.typing import NDArray
 from analysis.errors import RunDirError
 from analysis.frames import StudyFrames
 from analysis.rundir import RunDir
+
+#: Bytes; a hundred thousand images of a thousand classes have a fifth of it.
+LARGEST = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -49,10 +53,33 @@ def read_predictions(file: Path) -> Predictions:
     """Read a file of predictions.
 
     Raises:
-        RunDirError: It cannot be read.
+        RunDirError: It cannot be read, or holds no predictions.
     """
     try:
+        # Of what is no archive numpy would say how to load it as a pickle.
+        with zipfile.ZipFile(file) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > LARGEST:
+            raise ValueError(f"it unpacks to {size:,} bytes, which no predictions have")
+        # Without allow_pickle, as here, no array can hold code.
         with np.load(file) as stored:
-            return Predictions(stored["test_logits"].astype(np.float32), stored["test_labels"])
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise RunDirError(f"{file} cannot be read: {error}") from error
+            return _predictions(stored["test_logits"], stored["test_labels"])
+    # A damaged archive or array can raise nearly anything.
+    except Exception as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise RunDirError(f"{file} cannot be read: {reason}") from error
+
+
+def _predictions(logits: NDArray[Any], labels: NDArray[Any]) -> Predictions:
+    """Check that the arrays belong together.
+
+    Raises:
+        ValueError: They do not.
+    """
+    if logits.ndim != 2 or logits.dtype.kind != "f" or not logits.size:
+        raise ValueError(f"test_logits are {logits.dtype} {[*logits.shape]}, not [images, classes]")
+    if labels.shape != logits.shape[:1] or labels.dtype.kind != "i":
+        raise ValueError(f"test_labels are {labels.dtype} {[*labels.shape]}, not one per image")
+    if labels.min() < 0 or labels.max() >= logits.shape[1]:
+        raise ValueError(f"test_labels are not all among the {logits.shape[1]} classes")
+    return Predictions(logits.astype(np.float32), labels.astype(np.int64))

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from search_spaces.ranges import Choice, Fixed, Float, Range, SpaceError, Value
+from search_spaces.ranges import Choice, Fixed, Float, Range, SpaceError, Value, is_finite
 
 
 @dataclass(frozen=True)
@@ -59,32 +59,38 @@ class Parameter:
 
 def _number(value: Value) -> float:
     """The value, or NaN, which fails every comparison, where it is no finite number."""
-    if isinstance(value, str | bool) or not math.isfinite(value):
+    if isinstance(value, str | bool) or not is_finite(value):
         return math.nan
     return value
 
 
-def _is_count(value: Value) -> bool:
-    return isinstance(value, int) and _number(value) >= 1
+def is_count(value: Value, low: int = 1) -> bool:
+    """Whether it is a whole number of so many or more."""
+    return isinstance(value, int) and _number(value) >= low
 
 
 def _is_whole(value: Value) -> bool:
-    return isinstance(value, int) and _number(value) >= 0
+    return is_count(value, 0)
 
 
-def _one_of(*options: str) -> "Rule":
+def one_of(*options: str) -> Rule:
+    """The rule that a value is one of some words."""
     words = f"{', '.join(map(repr, options[:-1]))} or {options[-1]!r}"
     return Rule(words, lambda value: value in options)
 
 
+#: Widths of at most six digits: no network is wider.
+WIDTH_PATTERN = r"[1-9][0-9]{0,5}(-[1-9][0-9]{0,5})*"
+
+
 def _is_widths(value: Value) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"[1-9]\d*(-[1-9]\d*)*", value) is not None
+    return isinstance(value, str) and re.fullmatch(WIDTH_PATTERN, value) is not None
 
 
 RATE = Rule("a number from 0 up to, but not including, 1", lambda value: 0 <= _number(value) < 1)
 POSITIVE = Rule("a number above 0", lambda value: _number(value) > 0)
 NOT_NEGATIVE = Rule("a number of 0 or more", lambda value: _number(value) >= 0)
-COUNT = Rule("a whole number of 1 or more", _is_count)
+COUNT = Rule("a whole number of 1 or more", is_count)
 WHOLE = Rule("a whole number of 0 or more", _is_whole)
 WIDTHS = Rule("text such as '512' or '512-256'", _is_widths)
 
@@ -129,7 +135,7 @@ PARAMETERS: Mapping[str, Parameter] = {
             "adam or adamw",
             default="adamw",
             range=Fixed("adamw"),
-            rule=_one_of("adam", "adamw"),
+            rule=one_of("adam", "adamw"),
         ),
         Parameter(
             "dropout",
@@ -168,7 +174,7 @@ PARAMETERS: Mapping[str, Parameter] = {
             "the learning rates after that: constant, or falling to 0 along half a cosine",
             default="constant",
             range=Choice(("constant", "cosine")),
-            rule=_one_of("constant", "cosine"),
+            rule=one_of("constant", "cosine"),
         ),
         Parameter(
             "backbone_lr_ratio",
@@ -183,7 +189,7 @@ PARAMETERS: Mapping[str, Parameter] = {
             "what of the backbone stays as it was pretrained: none, the stem, or all to stage 3",
             default="none",
             range=Choice(("none", "stem", "stage-3")),
-            rule=_one_of("none", "stem", "stage-3"),
+            rule=one_of("none", "stem", "stage-3"),
             backbone=True,
         ),
         Parameter(
@@ -192,7 +198,7 @@ PARAMETERS: Mapping[str, Parameter] = {
             " update the running ones, or the pretrained ones, unchanged (pretrained)",
             default="batch",
             range=Choice(("batch", "pretrained")),
-            rule=_one_of("batch", "pretrained"),
+            rule=one_of("batch", "pretrained"),
             backbone=True,
         ),
         Parameter(

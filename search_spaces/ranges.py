@@ -6,6 +6,14 @@ from dataclasses import dataclass
 Value = float | int | str
 
 
+def is_finite(value: float) -> bool:
+    """Whether it is a number that a float can hold."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that is too large
+        return False
+
+
 class SpaceError(ValueError):
     """A space that makes no sense, or cannot be found; the message is one line."""
 
@@ -47,7 +55,7 @@ class Float:
     log: bool = False
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+        if not (is_finite(self.low) and is_finite(self.high) and self.low < self.high):
             raise SpaceError(f"Float({self.low}, {self.high}): low must be below high")
         if self.log and self.low <= 0:
             raise SpaceError(f"Float({self.low}, {self.high}, log=True): low must be above 0")

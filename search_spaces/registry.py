@@ -46,7 +46,8 @@ def _import_space(spec: str) -> Space:
     module_name, _, name = spec.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # whatever the user's module does wrong, the user hears of it here
+    # Whatever the user's module does wrong, the user hears of it here; a script may also exit.
+    except (Exception, SystemExit) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise SpaceError(f"cannot import the module of space {spec!r}: {reason}") from error
     if not hasattr(module, name):

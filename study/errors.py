@@ -2,6 +2,8 @@
 
 import errno
 
+from analysis.errors import on_one_line
+
 #: What the operating system says when a place for files is full, read-only, gone or broken.
 _STORAGE_ERRNOS = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENOENT, errno.ESTALE, errno.EACCES,
@@ -20,8 +22,12 @@ class UserError(Exception):
     """A mistake that the user can mend, or a thing that only the user can provide.
 
     The message is complete in itself: what is wrong, where, and what to do. `run_study.py` prints
-    it without a traceback and exits with status 2.
+    it without a traceback and exits with status 2. It is one line, whatever the name of a file in
+    it.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(on_one_line(message))
 
 
 class StudyStoppedError(UserError):

@@ -12,12 +12,11 @@ import sys
 import tarfile
 import time
 import urllib.request
-import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from study.errors import UserError
 from study.progress import console, progress
@@ -27,6 +26,10 @@ TIMEOUT = 10
 #: Seconds without a new byte after which npm counts as stuck.
 STALL = 60
 CHUNK = 1 << 20
+#: Bytes of a file, and of all files of an archive, beyond which they are not read; the largest real
+#: ones have 31 MB and 190 MB.
+LARGEST_FILE = 256 << 20
+LARGEST_ARCHIVE = 1 << 30
 
 T = TypeVar("T")
 
@@ -157,19 +160,47 @@ def read_members(archive: Path, wanted: Iterable[str]) -> dict[str, bytes]:
         wanted: File names, without folders.
 
     Raises:
-        ValueError: If it cannot be read as a tar archive.
+        ValueError: If it cannot be read as a tar archive, or holds more than is reasonable.
     """
     wanted = set(wanted)
     try:
-        with tarfile.open(archive) as tar:
+        with tarfile.open(archive, tarinfo=_SmallMember) as tar:
             found = {}
             for member in tar:
+                _refuse_large(member.size, member.offset_data)
                 name = member.name.rsplit("/", 1)[-1]
+                # Links and devices are no files; what they point to is never looked at.
                 if name in wanted and member.isfile() and (file := tar.extractfile(member)):
                     found[name] = file.read()
             return found
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+    except _TooLargeError:
+        raise
+    # Each compression has errors of its own, and damaged headers raise nearly anything.
+    except Exception as error:
         raise ValueError("it cannot be read as a tar archive") from error
+
+
+class _TooLargeError(ValueError):
+    """An archive that would fill the memory."""
+
+
+class _SmallMember(tarfile.TarInfo):
+    """A member whose header may not ask for too much: extended headers are read as a whole."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        member = super().frombuf(buf, encoding, errors)
+        _refuse_large(member.size)
+        return member
+
+
+def _refuse_large(size: int, start: int = 0) -> None:
+    if size < 0:  # tarfile would go backwards, and never come to an end
+        raise ValueError("a size below zero")
+    if size > LARGEST_FILE:
+        raise _TooLargeError(f"a file in it has {size:,} bytes, more than any that is wanted")
+    if start + size > LARGEST_ARCHIVE:
+        raise _TooLargeError(f"it unpacks to more than {LARGEST_ARCHIVE:,} bytes")
 
 
 def _watch(process: subprocess.Popen[bytes], folder: Path, package: NpmPackage) -> None:

@@ -125,7 +125,8 @@ def check_state(state: Mapping[str, Tensor]) -> State:
         The backbone's tensors in fp32: without `fc.*` and `num_batches_tracked`, which are ignored.
 
     Raises:
-        ValueError: Names the first tensor that is missing, unknown, of another shape or not finite.
+        ValueError: Names the first tensor that is missing, unknown, of another shape, of
+            another kind or not finite.
     """
     model = empty_resnet50(TORCHVISION).state_dict()
     expected = {name: value.shape for name, value in model.items() if not _is_ignored(name)}
@@ -134,7 +135,9 @@ def check_state(state: Mapping[str, Tensor]) -> State:
             raise ValueError(f"{name} is missing")
         if state[name].shape != shape:
             raise ValueError(f"{name} has shape {[*state[name].shape]} instead of {[*shape]}")
-        if not state[name].isfinite().all():
+        if not _is_plain(state[name]):
+            raise ValueError(f"{name} is no dense tensor of floating-point numbers")
+        if not state[name].float().isfinite().all():
             raise ValueError(f"{name} holds values that are not finite")
     for name in state:
         if name not in expected and not _is_ignored(name):
@@ -262,7 +265,7 @@ def _weights(
         source=source,
         sha256=digest(state),
         state=state,
-        classifier={name: value.float() for name, value in tensors.items() if name in CLASSIFIER},
+        classifier={k: v.float() for k, v in tensors.items() if k in CLASSIFIER and _is_plain(v)},
         architecture=architecture,
         preprocess=preprocess,
     )
@@ -322,8 +325,10 @@ def _read_pth(path: Path) -> State:
     # torch.load raises nearly anything for a file that it cannot read.
     except Exception as error:
         raise ValueError(f"torch cannot load it ({_first_line(error)})") from error
-    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
-        raise ValueError("it is not a state dict, a dictionary of tensors")
+    if not isinstance(tensors, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in tensors.items()
+    ):
+        raise ValueError("it is not a state dict, a dictionary of tensors by name")
     return tensors
 
 
@@ -338,9 +343,14 @@ def _read_package(tarball: Path) -> State:
     files = read_members(tarball, (KERAS_MANIFEST, *KERAS_SHARDS))
     if missing := [name for name in (KERAS_MANIFEST, *KERAS_SHARDS) if name not in files]:
         raise ValueError(f"{missing[0]} is missing in it")
-    return convert_keras(
-        json.loads(files[KERAS_MANIFEST]), b"".join(files[name] for name in KERAS_SHARDS)
-    )
+    shards = b"".join(files[name] for name in KERAS_SHARDS)
+    try:
+        return convert_keras(json.loads(files[KERAS_MANIFEST]), shards)
+    # A manifest can hold anything, or nothing of what is needed.
+    except Exception as error:
+        raise ValueError(
+            f"its {KERAS_MANIFEST} does not fit its data ({_first_line(error)})"
+        ) from error
 
 
 def _read_keras(manifest: Mapping[str, Any], data: bytes) -> State:
@@ -368,6 +378,12 @@ def _layer_names() -> Iterator[tuple[str, str, str, str]]:
             if block == 0:
                 shortcut = f"{ours}.downsample"
                 yield f"{shortcut}.0", f"{shortcut}.1", f"res{theirs}1", f"bn{theirs}1"
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether the numbers are there, one by one, as numbers; a file may hold other tensors."""
+    dense = tensor.layout == torch.strided and not tensor.is_meta
+    return dense and tensor.is_floating_point()
 
 
 def _is_ignored(name: str) -> bool:

@@ -48,6 +48,12 @@ def test_rows_come_back_with_their_types(run: RunDir) -> None:
     assert TRIAL.hyperparameters["batch_size"] == 128
 
 
+@pytest.mark.parametrize("error", ["one\rtwo", "one\r", "\r\n", "\n", "\N{LINE SEPARATOR}", "\0"])
+def test_line_breaks_come_back(run: RunDir, error: str) -> None:
+    run.write_trials([replace(TRIAL, error=error), TRIAL])
+    assert run.read_trials() == [replace(TRIAL, error=error), TRIAL]
+
+
 def test_arms_may_have_different_hyperparameters(run: RunDir) -> None:
     layerwise = replace(TRIAL, hyperparameters={"head": "512-256", "dropout_1": 0.25})
     run.write_trials([TRIAL, layerwise])
@@ -102,6 +108,13 @@ def test_an_attempt_from_the_start_replaces_all_of_the_earlier_one(run: RunDir) 
     run.append_epochs(epoch("a", 1, number) for number in (1, 2, 3))
     run.append_epochs([epoch("b", 1, 1), epoch("a", 2, 1)])
     assert keys(run.read_epochs()) == [("b", 1, 1), ("a", 2, 1)]
+
+
+def test_a_late_row_of_an_earlier_attempt_is_left_out(run: RunDir) -> None:
+    run.append_epochs([epoch("a", 1, 1), epoch("a", 2, 1), epoch("a", 1, 2), epoch("a", 2, 2)])
+    assert keys(run.read_epochs()) == [("a", 2, 1), ("a", 2, 2)]
+    run.append_epochs([epoch("a", 1, 3)])
+    assert keys(run.read_epochs()) == [("a", 2, 1), ("a", 2, 2)]
 
 
 def test_of_one_epoch_written_twice_the_last_is_kept(run: RunDir) -> None:
@@ -184,6 +197,7 @@ def test_every_trial_state_comes_back(run: RunDir) -> None:
         ("study.json", '{"format": 2}', "has format 2; this version"),
         ("epochs.jsonl", "hello\n", "epochs.jsonl, line 1: not a JSON object"),
         ("epochs.jsonl", '{"phase": "search"}\n', "epochs.jsonl, line 1: missing or unknown"),
+        ("epochs.jsonl", "[" * 100_000 + "\n", "epochs.jsonl, line 1: not a JSON object"),
         ("trials.csv", "a,b\n1,2\n", "trials.csv, row 1: missing or unknown: "),
         ("trials.csv", "run_id,arm\n1,2,3\n", "trials.csv, row 1: has not as many values"),
         ("confirm.csv", b"\xff\xfe\x00", "confirm.csv: not a CSV file"),
@@ -222,6 +236,23 @@ def test_a_value_that_makes_no_sense_is_named(
     run.trials.write_text(f"{header}\n{','.join(values)}\n")
     with pytest.raises(RunDirError, match=f"trials.csv, row 1: {column}: '{bad}' makes no sense"):
         run.read_trials()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("test_loss", 10**400), ("hyperparameters", {"head": ["256"]})]
+)
+def test_a_value_of_another_type_is_named(run: RunDir, field: str, value: object) -> None:
+    write_confirmation(run, "run-1")
+    file = run.confirm_dir / "run-1.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), field: value}))
+    with pytest.raises(RunDirError, match=rf"run-1.json: {field}: .* makes no sense"):
+        run.read_confirmations()
+
+
+def test_a_line_break_in_a_path_is_escaped(tmp_path: Path) -> None:
+    with pytest.raises(RunDirError) as caught:
+        RunDir(tmp_path / "a\nb\udcff").read_study()
+    assert str(caught.value) == rf"{tmp_path}/a\nb\udcff: no such directory"
 
 
 @pytest.mark.parametrize(

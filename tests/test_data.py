@@ -5,7 +5,9 @@ import io
 import json
 import struct
 import tarfile
+import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +120,48 @@ def test_number_of_images_out_of_range(images: int) -> None:
         load_dataset("cifar10", images=images)
 
 
+def with_labels(dataset: Dataset, labels: list[int] | np.ndarray, training: int) -> Dataset:
+    pixels = dataset.pixels[: len(labels)]
+    return replace(
+        dataset, pixels=pixels, labels=np.asarray(labels, np.int64), training_count=training
+    )
+
+
+@pytest.mark.parametrize("label", [-1, 10])
+def test_label_that_stands_for_no_class(small_dataset: Dataset, label: int) -> None:
+    labels = small_dataset.labels.copy()
+    labels[[7, 9]] = label
+    with pytest.raises(UserError) as error:
+        make_split(with_labels(small_dataset, labels, small_dataset.training_count))
+    assert str(error.value) == (
+        f"tests/fixtures: image 7 has label {label}, but labels go from 0 (airplane) to 9 (truck);"
+        " mend the labels."
+    )
+
+
+@pytest.mark.parametrize(
+    ("training", "test", "part"), [(0, 0, "train"), (5, 1, "val"), (6, 0, "test")]
+)
+def test_class_without_an_image_in_a_part(
+    small_dataset: Dataset, training: int, test: int, part: str
+) -> None:
+    others = [label for label in range(10) if label != 3]
+    labels = 6 * others + training * [3] + others + test * [3]
+    with pytest.raises(UserError) as error:
+        make_split(with_labels(small_dataset, labels, 54 + training))
+    assert str(error.value).startswith(
+        f"tests/fixtures: class cat has {training} training and {test} test images, which leaves"
+        f" none for {part}; give it 6 training images"
+    )
+
+
+def test_fewest_images_that_can_be_split(small_dataset: Dataset) -> None:
+    """Of other classes than CIFAR-10's, too."""
+    dataset = with_labels(small_dataset, 6 * [0, 1, 2] + [2, 1, 0], 18)
+    split = make_split(replace(dataset, classes=("ant", "bee", "cow")))
+    assert [len(split.train), len(split.val), len(split.test)] == [15, 3, 3]
+
+
 # --- layouts ----------------------------------------------------------------------------------
 
 
@@ -160,6 +204,14 @@ def write(files: Files, folder: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def own_pickles(binary: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the rebuilt pickles pass for the official ones, which also hold file names."""
+    md5 = {name: hashlib.md5(content).hexdigest() for name, content in python_files(binary).items()}
+    monkeypatch.setattr(data, "PICKLES", md5)
+
+
+@pytest.mark.usefixtures("own_pickles")
 @pytest.mark.parametrize("layout", [dict, python_files, npm_files])
 def test_folder_of_any_layout(
     binary: Files, tmp_path: Path, layout: Callable[[Files], Files]
@@ -196,13 +248,94 @@ def test_incomplete_data_are_refused(binary: Files, tmp_path: Path) -> None:
         load_dataset(str(write(cut, tmp_path / "cut")))
 
 
-def test_pickle_that_calls_something_is_refused(tmp_path: Path) -> None:
-    victim = tmp_path / "victim"
-    attack = f"cos\nmkdir\n(V{victim}\ntR.".encode()
-    folder = write(dict.fromkeys(BATCHES, attack), tmp_path / "data")
+def attack(victim: Path) -> Files:
+    """Pickles that make a folder when they are read."""
+    return dict.fromkeys(BATCHES, f"cos\nmkdir\n(V{victim}\ntR.".encode())
+
+
+def test_pickle_is_read_only_if_it_is_the_official_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write(attack(tmp_path / "victim"), tmp_path / "data")
+    read: list[bytes] = []
+    monkeypatch.setattr(data, "_decode_pickle", read.append)
+    with pytest.raises(UserError) as error:
+        load_dataset(str(folder))
+    assert str(error.value).startswith(
+        f"--data {folder}: its data_batch_1 is not CIFAR-10's (its MD5 is another); give a folder"
+    )
+    assert read == []
+    assert not (tmp_path / "victim").exists()
+
+
+def test_pickles_are_torchvisions() -> None:
+    assert data.PICKLES["data_batch_1"] == "c99cafc152244af753f735de768cd75f"
+    assert [*data.PICKLES] == [*BATCHES]
+
+
+def test_second_wall_against_pickles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pickle that calls something is refused even if its MD5 is right."""
+    files = attack(tmp_path / "victim")
+    md5 = {name: hashlib.md5(content).hexdigest() for name, content in files.items()}
+    monkeypatch.setattr(data, "PICKLES", md5)
+    folder = write(files, tmp_path / "data")
     with pytest.raises(UserError, match=r"os\.mkdir has no place in it"):
         load_dataset(str(folder))
-    assert not victim.exists()
+    assert not (tmp_path / "victim").exists()
+
+
+def empty_png(width: int, height: int) -> bytes:
+    """A PNG whose header promises so many pixels, and nothing behind it."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + checksum
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+GOOD_PNG, GOOD_LABELS = empty_png(1024, 10_000), b"[0, 1]"
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1024 10000\n%%EndComments\nshowpage\n"
+
+
+@pytest.mark.parametrize(
+    ("png", "labels", "reason"),
+    [
+        (empty_png(10_000, 8_000), GOOD_LABELS, "an image of 10000 x 8000 pixels (RGB)"),
+        (empty_png(1 << 30, 1 << 30), GOOD_LABELS, "could be decompression bomb DOS attack"),
+        (POSTSCRIPT, GOOD_LABELS, "cannot identify image file"),
+        (b"text", GOOD_LABELS, "cannot identify image file"),
+        (GOOD_PNG, GOOD_LABELS, "its images or labels cannot be read ("),
+        (None, b'{"label": 3}', "its images or labels cannot be read ("),
+        (None, b"[1e400]", "its images or labels cannot be read ("),
+        (None, b"[" * 100_000, "its images or labels cannot be read ("),
+    ],
+)
+def test_hostile_images_and_labels(
+    png: bytes | None, labels: bytes, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if png is None:  # the images are good
+        zeros = np.zeros((60_000 // 6, 1024, 3), np.uint8)
+        monkeypatch.setattr(data, "_read_png", lambda _: zeros)
+    files = dict.fromkeys(PNG_FILES, png or b"") | dict.fromkeys(LABEL_FILES, labels)
+    folder = write(files, tmp_path / "data")
+    with pytest.raises(UserError) as error:
+        load_dataset(str(folder))
+    assert reason in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    """A folder by the name of a batch; and one that is larger than any, though it takes no room."""
+    (tmp_path / "folder" / "data_batch_1.bin").mkdir(parents=True)
+    with pytest.raises(UserError, match="no files of CIFAR-10 in it"):
+        load_dataset(str(tmp_path / "folder"))
+    (tmp_path / "large").mkdir()
+    with (tmp_path / "large" / "data_batch_2.bin").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(UserError, match=r"data_batch_2\.bin is larger than any file of CIFAR-10;"):
+        load_dataset(str(tmp_path / "large"))
 
 
 def test_path_that_is_of_no_use(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from analysis import load
 from analysis.frames import StudyFrames
 from analysis.health import Finding, check_health
+from analysis.optuna_db import SearchedRange
 from analysis.verdict import compute_verdict
 from tests.made_up import confirmed, searched
 
@@ -48,6 +49,18 @@ def test_what_became_of_the_trials(rows: list[dict[str, Any]], check: str, passe
     finding = findings(searched(rows))[check]
     assert finding.passed is passed
     assert bool(finding.remedy) is not passed
+
+
+@pytest.mark.parametrize("value", ["text", None, 0.0, 3.0])
+def test_a_storage_of_other_trials_says_nothing(
+    monkeypatch: pytest.MonkeyPatch, value: object
+) -> None:
+    ranges = {"dropout": {"learning_rate": SearchedRange(1e-4, 1e-2, log=True)}}
+    monkeypatch.setattr("analysis.health.searched_ranges", lambda _: ranges)
+    study = searched([{"arm": "dropout", "learning_rate": value}])
+    assert findings(study)["edges of the ranges"].passed
+    at_edge = searched([{"arm": "dropout", "learning_rate": 1e-2}])
+    assert not findings(at_edge)["edges of the ranges"].passed
 
 
 def test_a_budget_that_cut_one_arm_is_said() -> None:

@@ -14,6 +14,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 
 from analysis.report import write_report
+from tests.hostile import EVIL, make_hostile_study
 
 STUDY = Path(__file__).parent / "fixtures" / "study"
 DRIVER = shutil.which("chromedriver")
@@ -130,6 +131,18 @@ def test_dark_is_dark_and_readable(browser: webdriver.Chrome) -> None:
     assert brightness(dark[0]) < 60 < 200 < brightness(dark[1])
     # The words in the figures go with the page's.
     assert (light[2], dark[2]) == (light[1], dark[1])
+
+
+@pytest.mark.filterwarnings("ignore:constrained_layout not applied")
+def test_hostile_names_do_nothing(browser: webdriver.Chrome, page: Path, tmp_path: Path) -> None:
+    """Were one of them run or loaded, the browser would complain: there is no evil() and no x."""
+    browser.get_log("browser")
+    try:
+        browser.get(write_report(make_hostile_study(tmp_path).path).path.as_uri())
+        assert EVIL in browser.find_element(By.ID, "verdict").text
+        assert browser.get_log("browser") == []
+    finally:
+        browser.get(page.as_uri())
 
 
 def column(table: WebElement, index: int) -> list[str]:

@@ -112,6 +112,20 @@ def test_what_a_space_leaves_out_has_its_default() -> None:
         (lambda: make_space(settings=(DROPOUT,)), "every value must be Fixed"),
         (lambda: make_space(settings=(NO_DROPOUT, NO_DROPOUT)), "two settings are named"),
         (lambda: make_space(options={"epochs": 3}), "unknown option 'epochs'"),
+        (
+            lambda: make_space(options={"transfer": "some"}),
+            "option transfer: 'some' is not 'auto',",
+        ),
+        (lambda: make_space(options={"image_size": 31}), "image_size: 31 is not a whole number of"),
+        (lambda: make_space(options={"image_size": "96"}), "image_size: '96' is not a whole"),
+        (lambda: make_space(options={"preprocess": ""}), "preprocess: '' is not 'own' or 'raw'"),
+        (lambda: make_space(options={"weights": 3}), "option weights: 3 is not text"),
+        (lambda: make_space(options={"augment": "crop"}), "option augment: 'crop' is not 'none',"),
+        (lambda: Space("a\nb", "?", (DROPOUT,), {}), r"space 'a\nb': use letters"),
+        (lambda: Float(0.0, 10**400), "low must be below high"),
+        (lambda: Arm("a", {"dropout": Fixed(10**400)}), "is not a number from 0"),
+        (lambda: make_space(recipe={"head": Fixed("1" * 5000)}), "is not text such as '512'"),
+        (lambda: make_space(recipe={"head": Fixed("1٣")}), "head: '1٣' is not text such as"),
         (lambda: make_space(recipe={"dropout_1": Fixed(0.1)}), "dropout and dropout_1 together"),
         (
             lambda: make_space(
@@ -152,6 +166,7 @@ def my_spaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     arm = 'Arm("a", {"dropout": Fixed(0.1)})'
     (tmp_path / "own_good.py").write_text(f'{text}MINE = Space("m", "?", ({arm},), {{}})\nX = 3\n')
     (tmp_path / "own_wrong.py").write_text(f'{text}MINE = Space("m", "?", (), {{}})\n')
+    (tmp_path / "own_script.py").write_text("import sys\nsys.exit('done')\n")
     (tmp_path / "own_broken.py").write_text("def (\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     return tmp_path
@@ -171,6 +186,7 @@ def test_a_space_of_ones_own_is_found() -> None:
         ("own_good:X", "is of type int, not a search_spaces.Space"),
         ("own_wrong:MINE", "space m: it has no arms"),
         ("own_broken:MINE", "SyntaxError"),
+        ("own_script:MINE", "SystemExit: done"),
         (":MINE", "cannot import"),
     ],
 )

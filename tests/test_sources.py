@@ -1,8 +1,11 @@
 """Fetching: a web server on this machine and stand-ins for npm take the place of the real ones."""
 
 import base64
+import gzip
 import hashlib
 import io
+import random
+import re
 import sys
 import tarfile
 import threading
@@ -11,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -175,6 +179,101 @@ def test_members_are_read_and_nothing_is_unpacked(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*")] == ["folder", "archive.tgz"]
 
 
+#: What a hostile archive holds by the name of a wanted file, and to what it points.
+SPECIAL = {
+    "symlink": (tarfile.SYMTYPE, "/etc/hostname"),
+    "link": (tarfile.LNKTYPE, "unwanted"),
+    "link to the outside": (tarfile.LNKTYPE, "../../../etc/hostname"),
+    "link to itself": (tarfile.LNKTYPE, "folder/wanted"),
+    "character device": (tarfile.CHRTYPE, ""),
+    "block device": (tarfile.BLKTYPE, ""),
+    "pipe": (tarfile.FIFOTYPE, ""),
+    "folder": (tarfile.DIRTYPE, ""),
+}
+
+
+@pytest.mark.parametrize("kind", SPECIAL)
+def test_what_is_no_file_is_not_read(tmp_path: Path, kind: str) -> None:
+    archive = tmp_path / "archive.tar"
+    with tarfile.open(archive, "w") as tar:
+        add(tar, "unwanted", b"secret")
+        member = tarfile.TarInfo("folder/wanted")
+        member.type, member.linkname = SPECIAL[kind]
+        member.devmajor, member.devminor = 1, 5  # /dev/zero
+        tar.addfile(member)
+    assert read_members(archive, ["wanted"]) == {}
+    assert [path.name for path in tmp_path.iterdir()] == ["archive.tar"]
+
+
+@pytest.mark.parametrize("name", ["/wanted", "/etc/wanted", "../wanted", "a/../../../wanted"])
+def test_no_path_leads_out(tmp_path: Path, name: str) -> None:
+    archive = tmp_path / "folder" / "archive.tar"
+    archive.parent.mkdir()
+    with tarfile.open(archive, "w") as tar:
+        add(tar, name, b"content")
+    assert read_members(archive, ["wanted"]) == {"wanted": b"content"}
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder", "archive.tar"]
+
+
+def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
+
+
+def header(
+    name: str, size: int, kind: bytes = tarfile.REGTYPE, pax: dict[str, str] | None = None
+) -> bytes:
+    """A member's header with nothing behind it, however large it says that it is."""
+    member = tarfile.TarInfo(name)
+    member.size, member.type, member.pax_headers = size, kind, pax or {}
+    return member.tobuf(tarfile.PAX_FORMAT if pax else tarfile.GNU_FORMAT)
+
+
+BOMBS = {
+    "wanted": (header("wanted", 10**12), "a file in it has 1,000,000,000,000 bytes"),
+    "unwanted": (header("unwanted", 10**12), "a file in it has 1,000,000,000,000 bytes"),
+    "said in an extended header": (
+        header("wanted", 1, pax={"size": str(10**12)}),
+        "a file in it has 1,000,000,000,000 bytes",
+    ),
+    "an extended header": (header("x", 10**12, tarfile.XHDTYPE), "a file in it has 1,000,000"),
+    "a long name": (header("x", 10**12, tarfile.GNUTYPE_LONGNAME), "a file in it has 1,000,000"),
+    "a sparse file": (
+        header("wanted", 0, pax={"GNU.sparse.map": "0,0", "GNU.sparse.size": str(10**12)}),
+        "a file in it has 1,000,000,000,000 bytes",
+    ),
+    "below zero": (header("wanted", -512), "it cannot be read as a tar archive"),
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_bomb_is_refused_before_it_is_read(
+    tmp_path: Path, bomb: str, mode: Literal["w", "w:gz"]
+) -> None:
+    """A member that is there would be read after that: these hold nothing but their headers."""
+    content, message = BOMBS[bomb]
+    archive = tmp_path / "archive.tar"
+    with (gzip.open if mode == "w:gz" else open)(archive, "wb") as file:
+        file.write(content + bytes(1024))
+    with pytest.raises(ValueError, match=f"^{message}"):
+        read_members(archive, ["wanted"])
+
+
+def test_many_files_that_are_too_much_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = tmp_path / "archive.tar"
+    with tarfile.open(archive, "w") as tar:
+        for number in range(20):
+            add(tar, f"{number}/wanted", bytes(10_000))
+    assert read_members(archive, ["wanted"]) == {"wanted": bytes(10_000)}
+    monkeypatch.setattr(sources, "LARGEST_ARCHIVE", 100_000)
+    with pytest.raises(ValueError, match=r"^it unpacks to more than 100,000 bytes$"):
+        read_members(archive, ["wanted"])
+
+
 @pytest.mark.parametrize("damage", ["no archive", "cut"])
 def test_damaged_archive(tmp_path: Path, damage: str) -> None:
     archive = tmp_path / "archive.tgz"
@@ -184,6 +283,29 @@ def test_damaged_archive(tmp_path: Path, damage: str) -> None:
     archive.write_bytes(b"text" if damage == "no archive" else content[: len(content) // 2])
     with pytest.raises(ValueError, match="cannot be read as a tar archive"):
         read_members(archive, [Path(__file__).name])
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
+def test_altered_archive_gives_files_or_one_error(
+    tmp_path: Path, mode: Literal["w", "w:gz", "w:bz2", "w:xz"]
+) -> None:
+    archive, chance = tmp_path / "archive", random.Random(0)
+    with tarfile.open(archive, mode) as tar:
+        add(tar, 150 * "n", b"content")
+        add(tar, "wanted", chance.randbytes(100_000))
+    content = archive.read_bytes()
+    reasons = set()
+    for number in range(200):
+        altered = bytearray(content)
+        # Of two, one among the headers.
+        altered[chance.randrange(4096 if number % 2 else len(content))] = chance.randrange(256)
+        archive.write_bytes(altered)
+        try:
+            read_members(archive, ["wanted"])
+        except ValueError as error:
+            reasons.add(re.sub(r"[\d,]+ bytes", "N bytes", str(error)))
+    said = "it cannot be read as a tar archive"
+    assert {said} <= reasons <= {said, "a file in it has N bytes, more than any that is wanted"}
 
 
 def fail(reason: str) -> str:

@@ -1,7 +1,13 @@
 """ImageNet weights: their sources, the checks of a file, and whether they recognise things."""
 
 import hashlib
+import io
+import json
+import pickle
 import re
+import struct
+import tarfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -118,6 +124,36 @@ def test_file_that_does_not_fit(state: dict[str, Tensor], tmp_path: Path) -> Non
     assert refused(tmp_path, {"epoch": 3}).startswith("it is not a state dict")
 
 
+@pytest.mark.filterwarnings("ignore")  # of making such tensors
+@pytest.mark.parametrize(
+    "make",
+    [
+        Tensor.to_sparse,
+        lambda tensor: torch.quantize_per_tensor(tensor, 1.0, 0, torch.qint8),
+        lambda tensor: tensor.to("meta"),
+        lambda tensor: tensor.to(torch.complex64),
+        Tensor.long,
+    ],
+)
+def test_tensor_of_another_kind(state: dict[str, Tensor], make: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(ValueError, match=r"^conv1\.weight is no dense tensor of floating-point"):
+        weights.check_state(state | {"conv1.weight": make(state["conv1.weight"])})
+    # What a study has no use for does not matter.
+    useless = state | {"fc.bias": make(torch.zeros(1000))}
+    loaded = weights._weights("path", "", useless, TORCHVISION, PREPROCESSES["imagenet"])
+    assert loaded.classifier == {}
+
+
+def test_value_too_large_for_fp32(state: dict[str, Tensor], tmp_path: Path) -> None:
+    large = state | {"bn1.bias": torch.full((64,), 1e300, dtype=torch.float64)}
+    assert refused(tmp_path, large).startswith("bn1.bias holds values that are not finite")
+
+
+def test_tensors_without_names(state: dict[str, Tensor], tmp_path: Path) -> None:
+    nameless = state | {1: torch.zeros(1)}
+    assert refused(tmp_path, nameless).startswith("it is not a state dict, a dictionary of tensors")
+
+
 class Attack:
     def __reduce__(self) -> tuple[Any, ...]:
         return Path.touch, (Path("victim"),)
@@ -129,6 +165,75 @@ def test_pickle_that_calls_something_is_refused(
     monkeypatch.chdir(tmp_path)
     assert refused(tmp_path, {"conv1.weight": Attack()}).startswith("torch cannot load it (")
     assert not (tmp_path / "victim").exists()
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+@pytest.mark.parametrize("name", ["weights.pth", "weights.bin", "weights.safetensors"])
+def test_bare_pickle_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, protocol: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_bytes(pickle.dumps(Attack(), protocol))
+    with pytest.raises(UserError, match=r"cannot (load it|be read)") as error:
+        load_weights(name)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "victim").exists()
+
+
+def safetensors_file(header: dict[str, Any] | bytes, data: bytes = b"") -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def entry(shape: list[int], start: int, end: int, dtype: str = "F32") -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+
+
+HOSTILE = {
+    "nothing": b"",
+    "a header larger than the file": struct.pack("<Q", 1 << 62) + b"{}",
+    "a header of another format": safetensors_file(b"\xff\xfe"),
+    "a deep header": safetensors_file(b"[" * 100_000),
+    "truncated": safetensors_file({"conv1.weight": entry([100], 0, 400)}, bytes(10)),
+    "overlapping": safetensors_file({"a": entry([2], 0, 8), "b": entry([2], 4, 12)}, bytes(12)),
+    "a gap": safetensors_file({"a": entry([1], 0, 4), "b": entry([1], 8, 12)}, bytes(12)),
+    "a shape without end": safetensors_file({"a": entry([1 << 62, 1 << 62], 0, 4)}, bytes(4)),
+    "a shape below zero": safetensors_file({"a": entry([-1], 0, 4)}, bytes(4)),
+    "an unknown type": safetensors_file({"a": entry([1], 0, 4, "X9")}, bytes(4)),
+}
+
+
+@pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_safetensors(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "weights.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match=r": it cannot be read \(") as error:
+        load_weights(str(tmp_path / "weights.safetensors"))
+    assert "\n" not in str(error.value)
+
+
+MANIFESTS: dict[str, Any] = {
+    "nothing": {},
+    "a list": [],
+    "no layers": {"weightsManifest": [{"weights": []}]},
+    "another layer": {"weightsManifest": [{"weights": [{"name": "a", "shape": [25]}]}]},
+    "a shape below zero": {"weightsManifest": [{"weights": [{"name": "a", "shape": [-5, -5]}]}]},
+    "a shape of text": {"weightsManifest": [{"weights": [{"name": "a", "shape": ["25"]}]}]},
+}
+
+
+@pytest.mark.parametrize("manifest", MANIFESTS.values(), ids=MANIFESTS)
+def test_package_of_something_else(tmp_path: Path, manifest: Any) -> None:
+    files = {weights.KERAS_MANIFEST: json.dumps(manifest).encode()}
+    files |= dict.fromkeys(weights.KERAS_SHARDS, bytes(4))
+    with tarfile.open(tmp_path / "weights.tgz", "w:gz") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(f"package/{name}")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    with pytest.raises(UserError, match=r": its model\.json does not fit its data \(") as error:
+        load_weights(str(tmp_path / "weights.tgz"))
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors", "weights.tgz"])

@@ -1,5 +1,6 @@
 """How every figure looks, and how one becomes a file or a part of the page."""
 
+import html
 import io
 import re
 import textwrap
@@ -51,6 +52,8 @@ STYLE: dict[Any, Any] = {
     # With the date left out too, the same study gives the same file.
     "svg.hashsalt": "analysis",
     "text.color": INK,
+    # Names and errors are written as they are, with a $ too.
+    "text.parse_math": False,
     "xtick.color": INK,
     "ytick.color": INK,
 }
@@ -123,5 +126,5 @@ def render_inline(picture: Picture) -> str:
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{picture.name}-", svg)
     for colour, of_page in PAGE_COLOURS.items():
         svg = svg.replace(colour, of_page)
-    label = f'role="img" aria-label="{picture.title}" '
+    label = f'role="img" aria-label="{html.escape(picture.title)}" '
     return svg.replace("<svg ", f"<svg {label}", 1)
