@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import io
+import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,10 @@ GRACE_PERIOD = 3
 REDUCTION_FACTOR = 3
 
 #: Options that steer how a study runs, not what it finds: they may differ when a study goes on.
+#: Data and weights may lie elsewhere; it is their content that must be the same.
 OPERATIONAL = (
+    "data",
+    "weights",
     "cpus_per_trial",
     "gpus_per_trial",
     "max_concurrent",
@@ -195,12 +199,14 @@ def parse(arguments: Sequence[str] | None = None) -> StudyConfig:
     name = _run_name(config)
     rundir = RunDir(config.storage / name)
     if rundir.study_json.exists():
-        recorded = as_arguments(rundir.read_study().get("config", {}))
+        recorded = rundir.read_study().get("config", {})
         try:
-            _parse(recorded)
+            if not isinstance(recorded, dict):
+                raise UserError("it is no mapping of options")
+            _check_ranges(_parse(as_arguments(recorded)))
         except UserError as error:
             raise RunDirError(f"{rundir.study_json}: its config makes no sense: {error}") from None
-        config = _parse([*recorded, *words])
+        config = _parse([*as_arguments(recorded), *words])
     return replace(config, name=name)
 
 
@@ -252,10 +258,10 @@ def check(config: StudyConfig) -> Study:
                 " computed once, so images cannot vary; add --transfer finetune, or leave --augment"
                 " out."
             )
-    if not config.data.startswith("cifar10") and not Path(config.data).exists():
+    if config.data != "cifar10" and not _exists(config.data):
         raise UserError(f"--data: there is no {config.data}; give 'cifar10' or an existing path.")
     named_weights = ("auto", "imagenet-v1", "imagenet-v2", "keras")
-    if config.weights not in named_weights and not Path(str(config.weights)).exists():
+    if config.weights not in named_weights and not _exists(str(config.weights)):
         raise UserError(
             f"--weights: there is no {config.weights}; give one of {', '.join(named_weights)}, "
             "or an existing file."
@@ -333,14 +339,14 @@ def _check_ranges(config: StudyConfig) -> None:
     )
     for option, value, low in at_least:
         if value is not None and not value >= low:
-            raise UserError(f"--{option} {value:g}: must be {low} or more.")
+            raise UserError(f"--{option} {value}: must be {low} or more.")
     for option, number in (
         ("cpus-per-trial", config.cpus_per_trial),
         ("time-budget", config.time_budget),
         ("trial-timeout", config.trial_timeout),
     ):
-        if number is not None and not number > 0:
-            raise UserError(f"--{option} {number:g}: must be more than 0.")
+        if number is not None and not 0 < number < math.inf:
+            raise UserError(f"--{option} {number:g}: must be a number above 0.")
     if gpus != "auto" and gpus > 1:
         raise UserError(
             f"--gpus-per-trial {gpus:g}: a trial uses one GPU or a part of one; "
@@ -351,11 +357,16 @@ def _check_ranges(config: StudyConfig) -> None:
 def _run_name(config: StudyConfig) -> str:
     """The name of the run directory, which must be new, or there already with `--resume`."""
     storage = config.storage
-    if storage.exists() and not storage.is_dir():
+    try:
+        is_file = storage.exists() and not storage.is_dir()
+    except (OSError, ValueError) as error:
+        raise UserError(f"--storage {storage}: cannot be a folder ({error}).") from None
+    if is_file:
         raise UserError(f"--storage {storage}: is a file; give a folder.")
-    if config.name is not None and not re.fullmatch(r"[\w][\w.-]*", config.name):
+    if config.name is not None and not re.fullmatch(r"\w[\w.-]{,99}", config.name):
         raise UserError(
-            f"--name {config.name!r}: use letters, digits, '-', '_' and '.', as in dropout-1."
+            f"--name {config.name!r}: use letters, digits, '-', '_' and '.', 100 at most, as in"
+            " dropout-1."
         )
     if config.resume:
         return config.name or _latest_run(storage)
@@ -366,6 +377,14 @@ def _run_name(config: StudyConfig) -> str:
             "on with that study."
         )
     return name
+
+
+def _exists(path: str) -> bool:
+    """Whether there is such a file or folder; what cannot be a path is none."""
+    try:
+        return bool(path) and Path(path).exists()
+    except (OSError, ValueError):
+        return False
 
 
 def _latest_run(storage: Path) -> str:

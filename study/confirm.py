@@ -6,7 +6,7 @@ runs of one recipe and one seed are matched pairs that differ in the factor alon
 """
 
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -130,21 +130,35 @@ def confirm(
                 view.count(_ended(run, done[run.run_id]))
         view.already = view.ended
         phase = _Phase(study, screen, [training, test], done)
-        waiting = [run for run in planned if run.run_id not in done]
-        set_aside = _run_all(phase, waiting, settings, resources)
-        if set_aside:
-            alone = replace(resources, gpus=float(resources.gpus > 0), at_once=1)
-            _run_all(phase, set_aside, replace(settings, gpu_share=alone.gpus), alone)
+        while waiting := [r for r in planned if r.run_id not in {*phase.done, *phase.failed}]:
+            set_aside = _run_all(phase, waiting, settings, resources)
+            if set_aside:
+                alone = replace(resources, gpus=float(resources.gpus > 0), at_once=1)
+                _run_all(phase, set_aside, replace(settings, gpu_share=alone.gpus), alone)
+            # A run that was trained again may have turned out worse than one whose weights are
+            # not kept.
+            phase.done = done = find_done(study, planned, screen, phase.failed)
     if not done:
         raise UserError("every confirmation run failed; the reasons stand above and in log.txt.")
     rundir.write_confirm(_in_order(planned, done))
 
 
-def find_done(study: Study, planned: Sequence[PlannedRun], screen: Screen) -> dict[str, ConfirmRow]:
+def find_done(
+    study: Study,
+    planned: Sequence[PlannedRun],
+    screen: Screen,
+    failed: Collection[str] = (),
+) -> dict[str, ConfirmRow]:
     """The planned runs that are done, by run id; what hinders the others is put away.
 
     A run whose files are damaged is to be trained again. Runs of an earlier look that this one has
     no use for, since a champion has changed, are kept in a folder of their own.
+
+    Args:
+        study: Of its run directory.
+        planned: All runs of the confirmation.
+        screen: Is told of damage.
+        failed: Run ids of those that have failed and are not tried again.
     """
     rundir = study.rundir
     wanted = {run.run_id: run for run in planned}
@@ -167,8 +181,11 @@ def find_done(study: Study, planned: Sequence[PlannedRun], screen: Screen) -> di
         else:
             rundir.put_confirmation_away(run_id)
     for name in {run.cell.name: None for run in planned}:
-        rows = _in_order([run for run in planned if run.cell.name == name], done)
-        best = best_of(rows, study.config.metric) if rows else None
+        cell = [run for run in planned if run.cell.name == name]
+        rows = _in_order(cell, done)
+        ended = len(rows) + sum(run.run_id in failed for run in cell)
+        # While runs are missing, the best may be among them.
+        best = best_of(rows, study.config.metric) if rows and ended == len(cell) else None
         if best and not is_readable(rundir.weights(best.run_id)):
             screen.say(f"{rundir.weights(best.run_id)} is missing or damaged; it is made anew.")
             rundir.delete_confirmation(best.run_id)
@@ -196,6 +213,7 @@ class _Phase:
     shared: list[Any]
     """References to training data and test part; in a list Ray hands on what they are."""
     done: dict[str, ConfirmRow]
+    failed: set[str] = field(default_factory=set)
     losses: Counter[str] = field(default_factory=Counter)
 
 
@@ -242,6 +260,7 @@ def _run_all(
                 screen.run_set_aside(run.run_id, f"{reason}; it runs again at the end, alone")
                 continue
             study.rundir.write_failure(run.run_id, attempt_number, failure.traceback)
+            phase.failed.add(run.run_id)
             screen.run_ended(_failed(run, reason))
             if stop := streak.add(reason):
                 raise stop from error

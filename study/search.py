@@ -7,37 +7,25 @@ optuna.db and epochs.jsonl, that runs the trials which are missing.
 import math
 import time
 import traceback
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import optuna
 import ray
-from optuna.trial import FrozenTrial
 from ray import tune
 from ray.tune.experiment import Trial
 
-from analysis.rundir import EpochRow, TrialRow
-from search_spaces import Arm, Value
+from analysis.rundir import TrialRow
 from study.arrays import TrainingArrays
 from study.config import Study
 from study.errors import storage_error
-from study.failures import EmergencyStop
+from study.failures import EmergencyStop, Failure, failure_of
 from study.packing import Resources
-from study.recorder import SearchRecorder, completed_by_arm, delete_worse
+from study.recorder import SearchRecorder
 from study.scheduler import SCORE, ArmScheduler
 from study.screen import EndedRun, Screen
-from study.searcher import (
-    ArmSearch,
-    State,
-    StudySearch,
-    open_storage,
-    open_study,
-    run_id,
-    settle,
-    state_of,
-    trial_seed,
-)
+from study.searcher import ArmSearch, StudySearch, open_storage
+from study.trials import count_interrupted, tidy, trial_rows
 from study.worker import RunSettings, run_trial
 
 
@@ -75,7 +63,7 @@ def search(
             for row in trial_rows(study, storage):
                 view.count(_ended_run(row))
             view.already = view.ended
-            interrupted = _count_interrupted(study, storage)
+            interrupted = count_interrupted(study, storage)
             if view.already or interrupted:
                 screen.say(
                     f"Search: {view.already} of {view.total} trials have ended, {interrupted} were"
@@ -83,30 +71,6 @@ def search(
                 )
             _run_missing(study, storage, training, settings, resources, screen, deadline)
     study.rundir.write_trials(trial_rows(study, storage))
-
-
-def tidy(study: Study, storage: optuna.storages.RDBStorage) -> None:
-    """Finish what an earlier start was doing when it died: ends not yet told, files not deleted."""
-    rundir = study.rundir
-    epochs = _epochs_by_run(study)
-    for arm in study.space.arms:
-        if not study.space.searches(arm):
-            continue
-        ot_study = open_study(storage, arm.name, study.mode)
-        for trial in ot_study.get_trials(deepcopy=False):
-            name = run_id(arm.name, trial.number)
-            rows = epochs.get(name)
-            if trial.state.is_finished() or not rows:
-                continue
-            reached_end = rows[-1].epoch >= study.config.epochs and rundir.weights(name).exists()
-            if rows[-1].rung == "stop" or reached_end:
-                settle(ot_study, trial, rows, study.config.epochs)
-    ended = trial_rows(study, storage)
-    for row in ended:
-        rundir.state(row.run_id).unlink(missing_ok=True)
-        if row.state != "completed":
-            rundir.weights(row.run_id).unlink(missing_ok=True)
-    delete_worse(rundir, completed_by_arm(ended), study.mode)
 
 
 def _run_missing(
@@ -119,70 +83,46 @@ def _run_missing(
     deadline: float | None,
 ) -> None:
     """Run the trials that are missing, at last and one by one those that were set aside."""
-    searched = [arm for arm in study.space.arms if study.space.searches(arm)]
     for alone in (False, True):
-        arms = _arm_searches(study, searched, storage, alone=alone)
-        if all(arm.exhausted for arm in arms.values()):
-            continue
         if alone:
             resources = replace(resources, gpus=float(resources.gpus > 0), at_once=1)
             settings = replace(settings, gpu_share=resources.gpus)
-        searcher, stop = StudySearch(arms, study.mode, deadline), EmergencyStop()
-        recorder = SearchRecorder(
-            study,
-            searcher,
-            screen,
-            stop,
-            trial_rows(study, storage),
-            alone=resources.at_once == 1,
-        )
-        scheduler = ArmScheduler(
-            [arm.name for arm in study.space.arms],
-            study.mode,
-            study.config.epochs,
-            study.rundir.read_epochs(),
-        )
-        tuner = _tuner(study, training, settings, resources, searcher, scheduler, recorder, stop)
-        try:
-            tuner.fit()
-        except Exception as error:  # whatever broke under Ray: what is known of it goes first
-            known = stop.reason or storage_error(_whole_text(error), study.rundir.path)
-            raise known or error from error
-        if stop.reason is not None:
-            raise stop.reason
-
-
-def trial_rows(study: Study, storage: optuna.storages.RDBStorage) -> list[TrialRow]:
-    """Every trial that has ended, arm by arm, from optuna.db and epochs.jsonl."""
-    epochs = _epochs_by_run(study)
-    rows = []
-    for arm in study.space.arms:
-        if not study.space.searches(arm):
-            continue
-        fixed = study.space.fixed_values(arm)
-        for trial in open_study(storage, arm.name, study.mode).get_trials(deepcopy=False):
-            state = state_of(trial)
-            if state is not None:
-                name = run_id(arm.name, trial.number)
-                seed = trial_seed(study.config.seed, arm.name, trial.number)
-                values = {**fixed, **trial.params}
-                rows.append(
-                    _trial_row(trial, state, name, arm.name, values, seed, epochs.get(name, []))
+        while True:
+            arms = _arm_searches(study, storage, alone=alone)
+            if all(arm.exhausted for arm in arms.values()):
+                break
+            searcher, stop = StudySearch(arms, study.mode, deadline), EmergencyStop()
+            try:
+                _tuner(study, storage, training, settings, resources, searcher, stop, screen).fit()
+            except Exception as error:  # whatever broke under Ray: what is known of it goes first
+                known = stop.reason or storage_error(_whole_text(error), study.rundir.path)
+                failure = failure_of(error.__cause__ or error)
+                if known or failure.kind not in ("memory", "lost"):
+                    raise known or error from error
+                # Ray Tune gives up where Ray's memory monitor ends a worker. Which trial it was
+                # that took so much is not known.
+                if failure.kind == "memory":
+                    resources = replace(resources, at_once=max(1, resources.at_once // 2))
+                _lose_all(study, searcher, failure, screen)
+                screen.say(
+                    f"{failure.reason}; the trials under way go on from their last states,"
+                    f" {resources.at_once} at once"
                 )
-    return rows
+                continue
+            if stop.reason is not None:
+                raise stop.reason
+            break
 
 
-def _count_interrupted(study: Study, storage: optuna.storages.RDBStorage) -> int:
-    searched = [arm for arm in study.space.arms if study.space.searches(arm)]
-    studies = [open_study(storage, arm.name, study.mode) for arm in searched]
-    return sum(not trial.state.is_finished() for ot in studies for trial in ot.get_trials(False))
-
-
-def _epochs_by_run(study: Study) -> dict[str, list[EpochRow]]:
-    epochs: dict[str, list[EpochRow]] = {}
-    for row in study.rundir.read_epochs():
-        epochs.setdefault(row.run_id, []).append(row)
-    return epochs
+def _lose_all(study: Study, searcher: StudySearch, failure: Failure, screen: Screen) -> None:
+    """Count a loss for every trial under way; one that was lost too often has failed."""
+    for trial_id in sorted(searcher.running):
+        losses = searcher.count_loss(trial_id)
+        if losses > study.config.max_failures:
+            reason = f"lost {losses} times; the last time {failure.reason}"
+            run = searcher.fail(trial_id, "failed", reason)
+            study.rundir.write_failure(run, losses, failure.traceback)
+            screen.say(f"{run}  failed  {reason}")
 
 
 def _whole_text(error: BaseException) -> str:
@@ -190,7 +130,7 @@ def _whole_text(error: BaseException) -> str:
 
 
 def _arm_searches(
-    study: Study, arms: Iterable[Arm], storage: optuna.storages.RDBStorage, *, alone: bool
+    study: Study, storage: optuna.storages.RDBStorage, *, alone: bool
 ) -> dict[str, ArmSearch]:
     return {
         arm.name: ArmSearch(
@@ -203,20 +143,27 @@ def _arm_searches(
             seed=study.config.seed,
             alone=alone,
         )
-        for arm in arms
+        for arm in study.space.arms
+        if study.space.searches(arm)
     }
 
 
 def _tuner(
     study: Study,
+    storage: optuna.storages.RDBStorage,
     training: "ray.ObjectRef[TrainingArrays]",
     settings: RunSettings,
     resources: Resources,
     searcher: StudySearch,
-    scheduler: ArmScheduler,
-    recorder: SearchRecorder,
     stop: EmergencyStop,
+    screen: Screen,
 ) -> tune.Tuner:
+    ended = trial_rows(study, storage)
+    alone = resources.at_once == 1
+    recorder = SearchRecorder(study, searcher, screen, stop, ended, alone=alone)
+    arms = [arm.name for arm in study.space.arms]
+    epochs = study.rundir.read_epochs()
+    scheduler = ArmScheduler(arms, study.mode, study.config.epochs, epochs)
     # The reference travels in a list so that Ray hands on the reference, not the arrays.
     trainable = tune.with_parameters(run_trial, shared=[training], settings=settings)
     return tune.Tuner(
@@ -251,38 +198,6 @@ def _folder_name(trial: Trial) -> str:
 def _next_part(search: Path) -> str:
     numbers = [int(path.name.removeprefix("part-")) for path in search.glob("part-*")]
     return f"part-{max(numbers, default=0) + 1}"
-
-
-def _trial_row(
-    trial: FrozenTrial,
-    state: State,
-    name: str,
-    arm: str,
-    hyperparameters: dict[str, Value],
-    seed: int,
-    epochs: list[EpochRow],
-) -> TrialRow:
-    reached = [row for row in epochs if row.score == epochs[-1].score]
-    # The score is the best so far, so the first epoch that has it is the best epoch.
-    best = reached[0] if reached else None
-    return TrialRow(
-        run_id=name,
-        arm=arm,
-        hyperparameters=hyperparameters,
-        seed=seed,
-        state=state,
-        epochs=len(epochs),
-        best_epoch=best.epoch if best else 0,
-        score=best.score if best else math.nan,
-        train_loss=best.train_loss if best else math.nan,
-        train_accuracy=best.train_accuracy if best else math.nan,
-        val_loss=best.val_loss if best else math.nan,
-        val_accuracy=best.val_accuracy if best else math.nan,
-        start=epochs[0].start if best else math.nan,
-        end=epochs[-1].end if best else math.nan,
-        attempts=trial.user_attrs["attempts"],
-        error=trial.user_attrs.get("error", ""),
-    )
 
 
 def _ended_run(row: TrialRow) -> EndedRun:

@@ -176,10 +176,12 @@ class ArmSearch(OptunaSearch):
         """Add an epoch's score to the intermediate values."""
         self._report(trial_id, result)
 
-    def fail(self, trial_id: str, state: Literal["diverged", "failed"], error: str) -> None:
-        """Tell Optuna that a trial raised."""
-        self._ot_trials[trial_id].set_user_attr("error", error)
-        _tell(self._study, self._ot_trials[trial_id], state, value=None)
+    def fail(self, trial_id: str, state: Literal["diverged", "failed"], error: str) -> str:
+        """Tell Optuna that a trial raised; its run id."""
+        ot_trial = self._ot_trials[trial_id]
+        ot_trial.set_user_attr("error", error)
+        _tell(self._study, ot_trial, state, value=None)
+        return run_id(self.arm, ot_trial.number)
 
     def set_aside(self, trial_id: str) -> None:
         """Leave a trial to be run again later, without others beside it."""
@@ -252,7 +254,8 @@ class StudySearch(Searcher):
         self._arms = arms
         self._deadline = deadline
         self._of: dict[str, ArmSearch] = {}
-        self._running: set[str] = set()
+        self.running: set[str] = set()
+        """Ray's ids of the trials under way."""
 
     def suggest(  # type: ignore[override]  # Searcher.FINISHED is a str
         self, trial_id: str
@@ -263,11 +266,11 @@ class StudySearch(Searcher):
             arm for arm in self._arms.values() if arm.interrupted or not (late or arm.exhausted)
         ]
         if not waiting:
-            return None if self._running else str(Searcher.FINISHED)
+            return None if self.running else str(Searcher.FINISHED)
         arm = min(waiting, key=lambda arm: (not arm.interrupted, arm.started))
         self._of[trial_id] = arm
         suggested = arm.suggest(trial_id)
-        self._running.add(trial_id)
+        self.running.add(trial_id)
         return suggested
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -280,17 +283,17 @@ class StudySearch(Searcher):
         """Pass the end of a trial on to the arm."""
         self._of[trial_id].on_trial_complete(trial_id, result, error)
         if not error:
-            self._running.discard(trial_id)
+            self.running.discard(trial_id)
 
-    def fail(self, trial_id: str, state: Literal["diverged", "failed"], error: str) -> None:
-        """Pass on to the arm that a trial raised, and why."""
-        self._of[trial_id].fail(trial_id, state, error)
-        self._running.discard(trial_id)
+    def fail(self, trial_id: str, state: Literal["diverged", "failed"], error: str) -> str:
+        """Pass on to the arm that a trial raised, and why; its run id."""
+        self.running.discard(trial_id)
+        return self._of[trial_id].fail(trial_id, state, error)
 
     def set_aside(self, trial_id: str) -> None:
         """Pass on to the arm that a trial is to be run again later, alone."""
         self._of[trial_id].set_aside(trial_id)
-        self._running.discard(trial_id)
+        self.running.discard(trial_id)
 
     def count_loss(self, trial_id: str) -> int:
         """How often a trial was lost, this time included."""
@@ -299,7 +302,7 @@ class StudySearch(Searcher):
     def put_back(self, trial_id: str) -> None:
         """Pass on to the arm that a trial was lost and is to go on."""
         self._of[trial_id].put_back(trial_id)
-        self._running.discard(trial_id)
+        self.running.discard(trial_id)
 
     def set_search_properties(
         self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: object

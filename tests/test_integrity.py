@@ -231,6 +231,7 @@ def test_halves_of_files_and_states_of_ended_trials_are_cleared_away(rundir: Run
     left = rundir.weights("dropout-001").with_name(".dropout-001.safetensors.part")
     left.write_bytes(b"half")
     rundir.delete_partial()
+    rundir.put_confirm_away()
     run_search(go_on(rundir))
     assert not rundir.state("dropout-001").exists()
     assert not left.exists()

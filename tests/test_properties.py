@@ -405,9 +405,6 @@ FAR = "-" + 400 * "9"
 LONG = 300 * "x"
 
 
-@pytest.mark.xfail(
-    reason="study/config.py: to be said in one line", raises=(OverflowError, OSError), strict=True
-)
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -427,16 +424,22 @@ def test_numbers_and_names_beyond_all_bounds(nowhere: Path, arguments: list[str]
     assert list(nowhere.iterdir()) == []
 
 
-@pytest.mark.xfail(
-    reason="study/config.py: recorded options are not checked", raises=TypeError, strict=True
-)
 @pytest.mark.parametrize(
-    "config", [None, 3, {"image_size": "large"}, {"space": 3}, {"space": ["dropout"]}]
+    "config",
+    [
+        None,
+        3,
+        {"image_size": "large"},
+        {"image_size": 3},
+        {"space": 3},
+        {"space": ["dropout"]},
+        {"transfer": "bogus"},
+        {"a\nb": "c\nd"},
+    ],
 )
 def test_study_that_goes_on_with_options_of_no_sense(tmp_path: Path, config: object) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "study.json").write_text(json.dumps({"format": 1, "config": config}))
-    try:
-        check(StudyConfig(storage=tmp_path, name="a", resume=True, transfer="frozen"))
-    except (UserError, RunDirError) as error:
-        check_line(error)
+    with pytest.raises((UserError, RunDirError)) as error:
+        check(parse(["--resume", "--storage", str(tmp_path), "--name", "a"]))
+    check_line(error.value)

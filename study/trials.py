@@ -1,0 +1,102 @@
+"""The trials of a study as an earlier start has left them, in optuna.db and epochs.jsonl."""
+
+import math
+
+import optuna
+from optuna.trial import FrozenTrial
+
+from analysis.rundir import EpochRow, TrialRow
+from search_spaces import Value
+from study.config import Study
+from study.recorder import completed_by_arm, delete_worse
+from study.searcher import State, open_study, run_id, settle, state_of, trial_seed
+
+
+def trial_rows(study: Study, storage: optuna.storages.RDBStorage) -> list[TrialRow]:
+    """Every trial that has ended, arm by arm, from optuna.db and epochs.jsonl."""
+    epochs = _epochs_by_run(study)
+    rows = []
+    for arm in study.space.arms:
+        if not study.space.searches(arm):
+            continue
+        fixed = study.space.fixed_values(arm)
+        for trial in open_study(storage, arm.name, study.mode).get_trials(deepcopy=False):
+            state = state_of(trial)
+            if state is not None:
+                name = run_id(arm.name, trial.number)
+                seed = trial_seed(study.config.seed, arm.name, trial.number)
+                values = {**fixed, **trial.params}
+                rows.append(
+                    _trial_row(trial, state, name, arm.name, values, seed, epochs.get(name, []))
+                )
+    return rows
+
+
+def count_interrupted(study: Study, storage: optuna.storages.RDBStorage) -> int:
+    """How many trials have begun and not ended."""
+    searched = [arm for arm in study.space.arms if study.space.searches(arm)]
+    studies = [open_study(storage, arm.name, study.mode) for arm in searched]
+    return sum(not trial.state.is_finished() for ot in studies for trial in ot.get_trials(False))
+
+
+def tidy(study: Study, storage: optuna.storages.RDBStorage) -> None:
+    """Finish what an earlier start was doing when it died: ends not yet told, files not deleted."""
+    rundir = study.rundir
+    epochs = _epochs_by_run(study)
+    for arm in study.space.arms:
+        if not study.space.searches(arm):
+            continue
+        ot_study = open_study(storage, arm.name, study.mode)
+        for trial in ot_study.get_trials(deepcopy=False):
+            name = run_id(arm.name, trial.number)
+            rows = epochs.get(name)
+            if trial.state.is_finished() or not rows:
+                continue
+            reached_end = rows[-1].epoch >= study.config.epochs and rundir.weights(name).exists()
+            if rows[-1].rung == "stop" or reached_end:
+                settle(ot_study, trial, rows, study.config.epochs)
+    ended = trial_rows(study, storage)
+    for row in ended:
+        rundir.state(row.run_id).unlink(missing_ok=True)
+        if row.state != "completed":
+            rundir.weights(row.run_id).unlink(missing_ok=True)
+    delete_worse(rundir, completed_by_arm(ended), study.mode)
+
+
+def _epochs_by_run(study: Study) -> dict[str, list[EpochRow]]:
+    epochs: dict[str, list[EpochRow]] = {}
+    for row in study.rundir.read_epochs():
+        epochs.setdefault(row.run_id, []).append(row)
+    return epochs
+
+
+def _trial_row(
+    trial: FrozenTrial,
+    state: State,
+    name: str,
+    arm: str,
+    hyperparameters: dict[str, Value],
+    seed: int,
+    epochs: list[EpochRow],
+) -> TrialRow:
+    reached = [row for row in epochs if row.score == epochs[-1].score]
+    # The score is the best so far, so the first epoch that has it is the best epoch.
+    best = reached[0] if reached else None
+    return TrialRow(
+        run_id=name,
+        arm=arm,
+        hyperparameters=hyperparameters,
+        seed=seed,
+        state=state,
+        epochs=len(epochs),
+        best_epoch=best.epoch if best else 0,
+        score=best.score if best else math.nan,
+        train_loss=best.train_loss if best else math.nan,
+        train_accuracy=best.train_accuracy if best else math.nan,
+        val_loss=best.val_loss if best else math.nan,
+        val_accuracy=best.val_accuracy if best else math.nan,
+        start=epochs[0].start if best else math.nan,
+        end=epochs[-1].end if best else math.nan,
+        attempts=trial.user_attrs["attempts"],
+        error=trial.user_attrs.get("error", ""),
+    )
