@@ -49,9 +49,7 @@ def read_searches(file: Path) -> Mapping[str, optuna.Study]:
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
-        # In a URL some characters of a path would mean something.
-        connect = partial(sqlite3.connect, file.resolve())
-        storage = optuna.storages.RDBStorage("sqlite://", engine_kwargs={"creator": connect})
+        storage = open_storage(file)
         names = optuna.study.get_all_study_names(storage)
         return {name: optuna.load_study(study_name=name, storage=storage) for name in names}
     except Exception as error:  # SQLAlchemy, Alembic and Optuna each have errors of their own
@@ -59,6 +57,13 @@ def read_searches(file: Path) -> Mapping[str, optuna.Study]:
         raise RunDirError(f"{file} cannot be read: {reason}") from error
     finally:
         optuna.logging.set_verbosity(verbosity)
+
+
+def open_storage(file: Path) -> optuna.storages.RDBStorage:
+    """The Optuna storage in a file; made where it is not there."""
+    # In a URL some characters of a path would mean something.
+    connect = partial(sqlite3.connect, file.resolve())
+    return optuna.storages.RDBStorage("sqlite://", engine_kwargs={"creator": connect})
 
 
 def searched_ranges(path: Path) -> Mapping[str, Mapping[str, SearchedRange]]:

@@ -158,7 +158,7 @@ class ConfirmRow:
         last_test_accuracy: See there.
         last_test_loss: See there.
         epochs: Of the run, all that were asked for.
-        seconds: Duration of the run.
+        seconds: Duration of the run; of one that was interrupted, of its last attempt.
     """
 
     run_id: str

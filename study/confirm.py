@@ -21,7 +21,7 @@ from study.champions import Champion
 from study.checkpoint import is_readable, save_whole
 from study.config import Metric, Study
 from study.errors import StorageError, UserError, storage_error
-from study.failures import FailureStreak, describe_hang, failure_of
+from study.failures import FailureStreak, failure_of, read_hang
 from study.packing import Resources
 from study.screen import EndedRun, Screen
 from study.streams import derive_seed
@@ -129,7 +129,7 @@ def confirm(
             if run.run_id in done:
                 view.count(_ended(run, done[run.run_id]))
         view.already = view.ended
-        phase = _Phase(study, screen, [training, test], done)
+        phase = _Phase(study, screen, planned, [training, test], done)
         while waiting := [r for r in planned if r.run_id not in {*phase.done, *phase.failed}]:
             set_aside = _run_all(phase, waiting, settings, resources)
             if set_aside:
@@ -210,6 +210,7 @@ class _Phase:
 
     study: Study
     screen: Screen
+    planned: Sequence[PlannedRun]
     shared: list[Any]
     """References to training data and test part; in a list Ray hands on what they are."""
     done: dict[str, ConfirmRow]
@@ -247,22 +248,21 @@ def _run_all(
             failure = failure_of(error)
             if failure.kind == "storage":
                 raise StorageError(failure.reason) from error
-            reason = failure.reason
             if failure.kind == "lost":
-                reason = describe_hang(study.rundir.failure(run.run_id, attempt_number)) or reason
+                failure = read_hang(study.rundir.failure(run.run_id, attempt_number)) or failure
                 phase.losses[run.run_id] += 1
                 if phase.losses[run.run_id] <= study.config.max_failures:
                     waiting.appendleft(run)
-                    screen.run_set_aside(run.run_id, f"{reason}; it goes on from its last state")
+                    screen.run_set_aside(run.run_id, f"{failure.reason}; it goes on")
                     continue
             if failure.kind == "memory" and resources.at_once > 1:
                 set_aside.append(run)
-                screen.run_set_aside(run.run_id, f"{reason}; it runs again at the end, alone")
+                screen.run_set_aside(run.run_id, f"{failure.reason}; it runs again, alone")
                 continue
             study.rundir.write_failure(run.run_id, attempt_number, failure.traceback)
             phase.failed.add(run.run_id)
-            screen.run_ended(_failed(run, reason))
-            if stop := streak.add(reason):
+            screen.run_ended(_failed(run, failure.reason))
+            if stop := streak.add(failure.reason):
                 raise stop from error
             continue
         streak.end()
@@ -275,9 +275,9 @@ def _keep(phase: _Phase, run: PlannedRun, confirmation: Confirmation, attempt: i
     """Write down a run; its weights too if it is the best of its cell so far."""
     rundir, metric = phase.study.rundir, phase.study.config.metric
     row = _row(run, confirmation)
-    cell = [*phase.done.values(), row]
-    cell = [r for r in cell if (r.recipe, r.setting) == (row.recipe, row.setting)]
-    best = best_of(sorted(cell, key=lambda r: r.run_id), metric)
+    known = {**phase.done, run.run_id: row}
+    cell = _in_order([other for other in phase.planned if other.cell == run.cell], known)
+    best = best_of(cell, metric)
     try:
         if best is row:
             save_whole(rundir.weights(run.run_id), confirmation.best.weights)

@@ -60,11 +60,12 @@ def failure_from_text(traceback: str) -> Failure:
     return Failure("lost", f"its process or machine was lost ({lines[-1]})", traceback)
 
 
-def describe_hang(file: Path) -> str:
-    """That an attempt hung, if its watchdog has left in this file where it stood."""
-    if not (file.exists() and file.read_text().startswith("Timeout")):
-        return ""
-    return f"no epoch ended within --trial-timeout (where it stood: {file})"
+def read_hang(file: Path) -> Failure | None:
+    """What the watchdog of a run that hung has left in its failure file; None where it did not."""
+    text = file.read_text() if file.exists() else ""
+    if not text.startswith("Timeout"):
+        return None
+    return Failure("lost", f"no epoch ended within --trial-timeout (where it stood: {file})", text)
 
 
 class EmergencyStop(tune.Stopper):

@@ -15,9 +15,9 @@ from study.failures import (
     EmergencyStop,
     Failure,
     FailureStreak,
-    describe_hang,
     failure_from_text,
     failure_of,
+    read_hang,
 )
 from study.scheduler import EPOCH, SCORE, rung_decision
 from study.screen import EndedRun, Screen
@@ -127,12 +127,13 @@ class SearchRecorder(Callback):
         run_id, attempt = trial.config["run_id"], trial.config["attempt"]
         failure = _failure_of(trial)
         state: Literal["diverged", "failed"] = "failed"
-        reason = failure.reason
+        reason, traceback = failure.reason, failure.traceback
         if failure.kind == "storage":
             self._stop.reason = StorageError(reason)
             return
         if failure.kind == "lost":
-            reason = describe_hang(self._study.rundir.failure(run_id, attempt)) or reason
+            if hang := read_hang(self._study.rundir.failure(run_id, attempt)):
+                reason, traceback = hang.reason, hang.traceback
             losses = self._searcher.count_loss(trial.trial_id)
             if losses <= self._study.config.max_failures:
                 self._searcher.put_back(trial.trial_id)
@@ -147,11 +148,12 @@ class SearchRecorder(Callback):
             reason = f"without another run beside it, {reason}"
         elif failure.kind == "diverged":
             state = "diverged"
-        self._study.rundir.state(run_id).unlink(missing_ok=True)
+        for file in (self._study.rundir.state(run_id), self._study.rundir.weights(run_id)):
+            file.unlink(missing_ok=True)
         self._searcher.fail(trial.trial_id, state, reason)
         self._show_failed(trial, state, reason)
         if state == "failed":
-            self._study.rundir.write_failure(run_id, attempt, failure.traceback)
+            self._study.rundir.write_failure(run_id, attempt, traceback)
             self._stop.reason = self._stop.reason or self._streak.add(reason)
 
     def _show_failed(self, trial: Trial, state: Literal["diverged", "failed"], reason: str) -> None:
@@ -193,9 +195,13 @@ def delete_worse(
     completed: Mapping[str, Iterable[tuple[float, str]]],
     mode: Literal["min", "max"],
 ) -> None:
-    """Delete the weights of all but the best trials of each arm."""
+    """Delete the weights of all but the best trials of each arm; of equal ones the first are kept.
+
+    So the champion, the first of the best, is always among them.
+    """
     for trials in completed.values():
-        ranked = sorted(trials, reverse=mode == "max")
+        by_number = sorted(trials, key=lambda trial: int(trial[1].rsplit("-", 1)[1]))
+        ranked = sorted(by_number, key=lambda trial: trial[0], reverse=mode == "max")
         for _, run_id in ranked[KEPT_PER_ARM:]:
             rundir.weights(run_id).unlink(missing_ok=True)
 

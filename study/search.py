@@ -15,6 +15,7 @@ import ray
 from ray import tune
 from ray.tune.experiment import Trial
 
+from analysis.optuna_db import open_storage
 from analysis.rundir import TrialRow
 from study.arrays import TrainingArrays
 from study.config import Study
@@ -24,7 +25,7 @@ from study.packing import Resources
 from study.recorder import SearchRecorder
 from study.scheduler import SCORE, ArmScheduler
 from study.screen import EndedRun, Screen
-from study.searcher import ArmSearch, StudySearch, open_storage
+from study.searcher import ArmSearch, StudySearch
 from study.trials import count_interrupted, tidy, trial_rows
 from study.worker import RunSettings, run_trial
 
@@ -64,10 +65,10 @@ def search(
                 view.count(_ended_run(row))
             view.already = view.ended
             interrupted = count_interrupted(study, storage)
-            if view.already or interrupted:
+            if interrupted or 0 < view.already < view.total:
                 screen.say(
-                    f"Search: {view.already} of {view.total} trials have ended, {interrupted} were"
-                    " interrupted and go on from their last states"
+                    f"Search: {view.already} of {view.total} trials have ended;"
+                    f" {interrupted or 'none'} were interrupted and go on from their last states"
                 )
             _run_missing(study, storage, training, settings, resources, screen, deadline)
     study.rundir.write_trials(trial_rows(study, storage))

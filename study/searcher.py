@@ -12,7 +12,6 @@ Ray's `OptunaSearch` is the engine. Three things are added to it, each because i
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import optuna
@@ -41,12 +40,6 @@ def run_id(arm: str, number: int) -> str:
 def trial_seed(seed: int, arm: str, number: int) -> int:
     """The seed of a trial, from the study's."""
     return derive_seed(seed, "trial", arm, number)
-
-
-def open_storage(path: Path) -> optuna.storages.RDBStorage:
-    """The Optuna storage of a run directory; made where it is not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return optuna.storages.RDBStorage(f"sqlite:///{path.resolve()}")
 
 
 def open_study(

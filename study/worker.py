@@ -21,6 +21,7 @@ from search_spaces import Value
 from study.arrays import PartArrays, TrainingArrays
 from study.checkpoint import load_state, save_state, save_whole
 from study.config import Metric
+from study.errors import storage_error
 from study.packing import Load, measure, memory_share
 from study.training import (
     EpochMetrics,
@@ -257,8 +258,12 @@ def _watched(attempt: Attempt, settings: RunSettings) -> Iterator[Callable[[], N
         yield lambda: None
         return
     seconds, path = settings.timeout, settings.rundir.failure(attempt.run_id, attempt.number)
-    path.parent.mkdir(exist_ok=True)
-    with path.open("w") as file:
+    try:
+        path.parent.mkdir(exist_ok=True)
+        opened = path.open("w")
+    except OSError as error:
+        raise storage_error(error, path) or error from error
+    with opened as file:
         # The interpreter's own watchdog: it needs no cooperation of the code that hangs.
         def alive() -> None:
             faulthandler.dump_traceback_later(seconds, exit=True, file=file)

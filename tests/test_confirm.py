@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from analysis.rundir import TrialRow
+from analysis.rundir import RunDir, TrialRow
 from search_spaces import Value, find_space
 from study.champions import Champion, champions
 from study.config import StudyConfig, check
 from study.confirm import cells, planned_runs
 from study.errors import UserError
+from study.recorder import delete_worse
 from study.searcher import trial_seed
 
 RECIPE_A: dict[str, Value] = {"head": "512", "learning_rate": 1e-3, "batch_size": 128}
@@ -100,3 +101,17 @@ def test_a_champion_reached_the_last_epoch(tmp_path: Path) -> None:
     study.rundir.write_trials([*rows[:3], trial("dropout-000", "dropout", "diverged", 0.9, "boom")])
     with pytest.raises(UserError, match=r"arm dropout: no trial reached .* boom"):
         champions(study)
+
+
+def test_of_equal_trials_the_first_keep_their_weights(tmp_path: Path) -> None:
+    """The champion is the first of the best."""
+    rundir = RunDir(tmp_path)
+    names = [f"dropout-{number:03d}" for number in (2, 10, 0, 1, 1001)]
+    rundir.weights("any").parent.mkdir()
+    for name in names:
+        rundir.weights(name).touch()
+    delete_worse(rundir, {"dropout": [(0.5, name) for name in names]}, "max")
+    kept = {path.stem for path in rundir.weights("any").parent.iterdir()}
+    assert kept == {"dropout-000", "dropout-001", "dropout-002"}
+    delete_worse(rundir, {"dropout": [(0.5, name) for name in names]}, "min")
+    assert {path.stem for path in rundir.weights("any").parent.iterdir()} == kept

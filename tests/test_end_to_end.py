@@ -99,7 +99,7 @@ def test_the_best_runs_keep_their_weights_and_no_state_is_left(finished: Finishe
     rundir, expected = finished.rundir, set[str]()
     for arm in ("no-dropout", "dropout"):
         rows = [row for row in rundir.read_trials() if row.arm == arm and row.state == "completed"]
-        best = sorted(rows, key=lambda row: (row.score, row.run_id))[-3:]
+        best = sorted(rows, key=lambda row: (-row.score, row.run_id))[:3]
         expected |= {row.run_id for row in best}
     cells: dict[tuple[str, str], list[ConfirmRow]] = {}
     for run in rundir.read_confirm():
@@ -430,7 +430,7 @@ def test_an_interrupted_study_goes_on(how: signal.Signals, status: int, tmp_path
 
     done = run("--resume", rundir.path)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"Search: \d of 6 trials have ended, [12] were interrupted", done.stdout)
+    assert re.search(r"Search: \d of 6 trials have ended; [12] were interrupted", done.stdout)
     trials = rundir.read_trials()
     assert len(trials) == 6
     # No epoch that is in a state was trained, or written, again.

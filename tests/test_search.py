@@ -15,10 +15,11 @@ from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
+from analysis.optuna_db import open_storage
 from analysis.rundir import EpochRow
 from search_spaces import find_space
 from study.scheduler import ArmScheduler, rung_decision
-from study.searcher import ArmSearch, StudySearch, open_storage, open_study, settle, state_of
+from study.searcher import ArmSearch, StudySearch, open_study, settle, state_of
 
 SPACE = find_space("dropout")
 CONTROLLER = cast(TuneController, None)
