@@ -172,11 +172,15 @@ class Study:
         return tuple(rungs)
 
     @property
+    def searched(self) -> tuple[search_spaces.Arm, ...]:
+        """The arms that have something to search."""
+        return tuple(arm for arm in self.space.arms if self.space.searches(arm))
+
+    @property
     def trials_per_arm(self) -> dict[str, int]:
         """Trials that each arm gets; a remainder goes to the first arms."""
-        searched = [arm.name for arm in self.space.arms if self.space.searches(arm)]
-        share, rest = divmod(self.config.trials, max(len(searched), 1))
-        quota = {name: share + (i < rest) for i, name in enumerate(searched)}
+        share, rest = divmod(self.config.trials, max(len(self.searched), 1))
+        quota = {arm.name: share + (i < rest) for i, arm in enumerate(self.searched)}
         return {arm.name: quota.get(arm.name, 0) for arm in self.space.arms}
 
 
@@ -268,13 +272,13 @@ def check(config: StudyConfig) -> Study:
         )
     config = replace(config, name=_run_name(config))
     study = Study(config, space, RunDir(config.storage / str(config.name)), left_out)
-    searched = [arm for arm in space.arms if space.searches(arm)]
-    if config.trials < len(searched):
+    arms = len(study.searched)
+    if config.trials < arms:
         raise UserError(
-            f"--trials {config.trials}: the space {space.name} searches {len(searched)} arms; "
-            f"give at least {len(searched)} trials."
+            f"--trials {config.trials}: the space {space.name} searches {arms} arms; "
+            f"give at least {arms} trials."
         )
-    if not searched and config.seeds == 0:
+    if not arms and config.seeds == 0:
         raise UserError(
             f"--seeds 0: the space {space.name} has nothing to search, so nothing would run; "
             "give at least 1 seed."

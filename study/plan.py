@@ -12,7 +12,7 @@ from study.config import Study
 from study.errors import UserError
 from study.hardware import cpu_count, gpu_count
 from study.packing import Resources, head_parameters
-from study.recorder import KEPT_PER_ARM
+from study.trials import KEPT_PER_ARM
 
 #: Parameters of a ResNet50 without its classifier, running statistics included.
 BACKBONE_PARAMETERS = 23_561_152

@@ -1,14 +1,14 @@
 """What happens in the search, written down and shown while it happens."""
 
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 
-from analysis.rundir import EpochRow, RunDir, TrialRow
+from analysis.rundir import EpochRow, TrialRow
 from study.config import Study
 from study.errors import StorageError, storage_error
 from study.failures import (
@@ -22,10 +22,8 @@ from study.failures import (
 from study.scheduler import EPOCH, SCORE, rung_decision
 from study.screen import EndedRun, Screen
 from study.searcher import StudySearch
+from study.trials import completed_by_arm, delete_worse
 from study.worker import AGAIN, worker_name
-
-#: Per arm, the weights of so many of the best trials are kept.
-KEPT_PER_ARM = 3
 
 
 class SearchRecorder(Callback):
@@ -179,31 +177,6 @@ class SearchRecorder(Callback):
             # Optuna must not hear of an end whose epoch is not written.
             raise
         self._written.add((row.run_id, row.epoch))
-
-
-def completed_by_arm(ended: Iterable[TrialRow]) -> dict[str, list[tuple[float, str]]]:
-    """Score and run id of the completed trials of each arm."""
-    completed: dict[str, list[tuple[float, str]]] = {}
-    for row in ended:
-        if row.state == "completed":
-            completed.setdefault(row.arm, []).append((row.score, row.run_id))
-    return completed
-
-
-def delete_worse(
-    rundir: RunDir,
-    completed: Mapping[str, Iterable[tuple[float, str]]],
-    mode: Literal["min", "max"],
-) -> None:
-    """Delete the weights of all but the best trials of each arm; of equal ones the first are kept.
-
-    So the champion, the first of the best, is always among them.
-    """
-    for trials in completed.values():
-        by_number = sorted(trials, key=lambda trial: int(trial[1].rsplit("-", 1)[1]))
-        ranked = sorted(by_number, key=lambda trial: trial[0], reverse=mode == "max")
-        for _, run_id in ranked[KEPT_PER_ARM:]:
-            rundir.weights(run_id).unlink(missing_ok=True)
 
 
 def _failure_of(trial: Trial) -> Failure:

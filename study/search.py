@@ -51,15 +51,14 @@ def search(
     Raises:
         UserError: The run directory cannot be written to, or trial after trial has failed.
     """
-    searched = [arm for arm in study.space.arms if study.space.searches(arm)]
-    if not searched:
+    if not study.searched:
         return
     config = study.config
     storage = open_storage(study.rundir.optuna_db)
     if not study.rundir.confirm.exists():
         deadline = None if config.time_budget is None else time.time() + 60 * config.time_budget
         tidy(study, storage)
-        groups = {arm.name: study.trials_per_arm[arm.name] for arm in searched}
+        groups = {arm.name: study.trials_per_arm[arm.name] for arm in study.searched}
         with screen.phase("Search", config.metric, config.epochs, groups) as view:
             for row in trial_rows(study, storage):
                 view.count(_ended_run(row))
@@ -144,8 +143,7 @@ def _arm_searches(
             seed=study.config.seed,
             alone=alone,
         )
-        for arm in study.space.arms
-        if study.space.searches(arm)
+        for arm in study.searched
     }
 
 

@@ -1,24 +1,26 @@
 """The trials of a study as an earlier start has left them, in optuna.db and epochs.jsonl."""
 
 import math
+from collections.abc import Iterable, Mapping
+from typing import Literal
 
 import optuna
 from optuna.trial import FrozenTrial
 
-from analysis.rundir import EpochRow, TrialRow
+from analysis.rundir import EpochRow, RunDir, TrialRow
 from search_spaces import Value
 from study.config import Study
-from study.recorder import completed_by_arm, delete_worse
 from study.searcher import State, open_study, run_id, settle, state_of, trial_seed
+
+#: Per arm, the weights of so many of the best trials are kept.
+KEPT_PER_ARM = 3
 
 
 def trial_rows(study: Study, storage: optuna.storages.RDBStorage) -> list[TrialRow]:
     """Every trial that has ended, arm by arm, from optuna.db and epochs.jsonl."""
     epochs = _epochs_by_run(study)
     rows = []
-    for arm in study.space.arms:
-        if not study.space.searches(arm):
-            continue
+    for arm in study.searched:
         fixed = study.space.fixed_values(arm)
         for trial in open_study(storage, arm.name, study.mode).get_trials(deepcopy=False):
             state = state_of(trial)
@@ -34,8 +36,7 @@ def trial_rows(study: Study, storage: optuna.storages.RDBStorage) -> list[TrialR
 
 def count_interrupted(study: Study, storage: optuna.storages.RDBStorage) -> int:
     """How many trials have begun and not ended."""
-    searched = [arm for arm in study.space.arms if study.space.searches(arm)]
-    studies = [open_study(storage, arm.name, study.mode) for arm in searched]
+    studies = [open_study(storage, arm.name, study.mode) for arm in study.searched]
     return sum(not trial.state.is_finished() for ot in studies for trial in ot.get_trials(False))
 
 
@@ -43,9 +44,7 @@ def tidy(study: Study, storage: optuna.storages.RDBStorage) -> None:
     """Finish what an earlier start was doing when it died: ends not yet told, files not deleted."""
     rundir = study.rundir
     epochs = _epochs_by_run(study)
-    for arm in study.space.arms:
-        if not study.space.searches(arm):
-            continue
+    for arm in study.searched:
         ot_study = open_study(storage, arm.name, study.mode)
         for trial in ot_study.get_trials(deepcopy=False):
             name = run_id(arm.name, trial.number)
@@ -61,6 +60,31 @@ def tidy(study: Study, storage: optuna.storages.RDBStorage) -> None:
         if row.state != "completed":
             rundir.weights(row.run_id).unlink(missing_ok=True)
     delete_worse(rundir, completed_by_arm(ended), study.mode)
+
+
+def completed_by_arm(ended: Iterable[TrialRow]) -> dict[str, list[tuple[float, str]]]:
+    """Score and run id of the completed trials of each arm."""
+    completed: dict[str, list[tuple[float, str]]] = {}
+    for row in ended:
+        if row.state == "completed":
+            completed.setdefault(row.arm, []).append((row.score, row.run_id))
+    return completed
+
+
+def delete_worse(
+    rundir: RunDir,
+    completed: Mapping[str, Iterable[tuple[float, str]]],
+    mode: Literal["min", "max"],
+) -> None:
+    """Delete the weights of all but the best trials of each arm; of equal ones the first are kept.
+
+    So the champion, the first of the best, is always among them.
+    """
+    for trials in completed.values():
+        by_number = sorted(trials, key=lambda trial: int(trial[1].rsplit("-", 1)[1]))
+        ranked = sorted(by_number, key=lambda trial: trial[0], reverse=mode == "max")
+        for _, name in ranked[KEPT_PER_ARM:]:
+            rundir.weights(name).unlink(missing_ok=True)
 
 
 def _epochs_by_run(study: Study) -> dict[str, list[EpochRow]]:

@@ -11,8 +11,8 @@ from study.champions import Champion, champions
 from study.config import StudyConfig, check
 from study.confirm import cells, planned_runs
 from study.errors import UserError
-from study.recorder import delete_worse
 from study.searcher import trial_seed
+from study.trials import delete_worse
 
 RECIPE_A: dict[str, Value] = {"head": "512", "learning_rate": 1e-3, "batch_size": 128}
 RECIPE_B: dict[str, Value] = {"head": "1024-512", "learning_rate": 3e-4, "batch_size": 512}
