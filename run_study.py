@@ -20,7 +20,7 @@ from study.errors import StudyStoppedError, UserError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a study; `arguments` as in `sys.argv[1:]`."""
     study = None
-    listen(signal.SIGTERM, signal.SIGHUP)
+    received = listen(signal.SIGTERM, signal.SIGHUP)
     try:
         study = check(parse(arguments))
         # Only now: ray and torch take seconds to import, which a wrong option need not wait for.
@@ -30,21 +30,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (UserError, RunDirError) as error:
         stopped = isinstance(error, StudyStoppedError)
         return leave(f"{error}{go_on(study) if stopped else ''}", 2)
-    except KeyboardInterrupt as stop:
-        number = stop.args[0] if stop.args else signal.SIGINT
+    except KeyboardInterrupt:
+        number = received[0] if received else signal.SIGINT
         return leave(f"interrupted.{go_on(study)}", 128 + number)
     return 0
 
 
-def listen(*numbers: signal.Signals) -> None:
-    """Take signals that end a process as Ctrl-C is taken, unless they are to be ignored."""
+def listen(*numbers: signal.Signals) -> list[int]:
+    """Take signals that end a process as Ctrl-C is taken, unless they are to be ignored.
+
+    Returns:
+        Those received so far. (An exception of ours would not come through: Ray raises its own.)
+    """
+    received: list[int] = []
 
     def interrupt(number: int, _: FrameType | None) -> None:
-        raise KeyboardInterrupt(number)
+        received.append(number)
+        raise KeyboardInterrupt
 
     for number in numbers:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, interrupt)
+    return received
 
 
 def go_on(study: Study | None) -> str:

@@ -39,7 +39,8 @@ def _own_sigterm() -> Iterator[None]:
     try:
         yield
     except SystemExit:  # Ray's handler was quicker
-        raise KeyboardInterrupt(signal.SIGTERM) from None
+        signal.signal(signal.SIGTERM, handler)
+        signal.raise_signal(signal.SIGTERM)
     finally:
         signal.signal(signal.SIGTERM, handler)
 

@@ -91,7 +91,8 @@ def _kill_once(rundir: RunDir, after: float, number: signal.Signals) -> Kill:
         dying = time.monotonic() - start
         # It may have been about to end.
         expected = -number if number == signal.SIGKILL else 128 + number
-        assert process.returncode in (expected, 0), f"{said.decode()}\n{wrong.decode()}"
+        ends = (expected, 0)
+        assert process.returncode in ends, f"{process.returncode}\n{said.decode()}{wrong.decode()}"
         return Kill(after, number, phase, process.returncode, dying)
     said, wrong = process.communicate()
     assert process.returncode == 0, f"{said.decode()}\n{wrong.decode()}"
