@@ -8,7 +8,7 @@ runs of one recipe and one seed are matched pairs that differ in the factor alon
 from collections import Counter, deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import ray
 from ray.exceptions import RayError
@@ -129,7 +129,8 @@ def confirm(
             if run.run_id in done:
                 view.count(_ended(run, done[run.run_id]))
         view.already = view.ended
-        phase = _Phase(study, screen, planned, [training, test], done)
+        streak = FailureStreak(config.stop_after_failures)
+        phase = _Phase(study, screen, planned, [training, test], done, streak)
         while waiting := [r for r in planned if r.run_id not in {*phase.done, *phase.failed}]:
             set_aside = _run_all(phase, waiting, settings, resources)
             if set_aside:
@@ -214,6 +215,7 @@ class _Phase:
     shared: list[Any]
     """References to training data and test part; in a list Ray hands on what they are."""
     done: dict[str, ConfirmRow]
+    streak: FailureStreak
     failed: set[str] = field(default_factory=set)
     losses: Counter[str] = field(default_factory=Counter)
 
@@ -229,7 +231,6 @@ def _run_all(
     )
     attempts = Counter({row.run_id: row.attempt for row in study.rundir.read_epochs()})
     attempts.update(run.run_id for run in runs if study.rundir.state(run.run_id).exists())
-    streak = FailureStreak(study.config.stop_after_failures)
     waiting, running = deque(runs), dict[ray.ObjectRef[Confirmation], PlannedRun]()
     set_aside: list[PlannedRun] = []
     while waiting or running:
@@ -241,34 +242,48 @@ def _run_all(
             screen.run_goes_on(run.run_id, 0, None)
         (reference,), _ = ray.wait(list(running), num_returns=1)
         run = running.pop(reference)
-        attempt_number = attempts[run.run_id]
         try:
-            confirmation = ray.get(reference)
+            row = _keep(phase, run, ray.get(reference), attempts[run.run_id])
         except RayError as error:
-            failure = failure_of(error)
-            if failure.kind == "storage":
-                raise StorageError(failure.reason) from error
-            if failure.kind == "lost":
-                failure = read_hang(study.rundir.failure(run.run_id, attempt_number)) or failure
-                phase.losses[run.run_id] += 1
-                if phase.losses[run.run_id] <= study.config.max_failures:
+            alone = resources.at_once == 1
+            match _what_follows(phase, run, attempts[run.run_id], error, alone=alone):
+                case "now":
                     waiting.appendleft(run)
-                    screen.run_set_aside(run.run_id, f"{failure.reason}; it goes on")
-                    continue
-            if failure.kind == "memory" and resources.at_once > 1:
-                set_aside.append(run)
-                screen.run_set_aside(run.run_id, f"{failure.reason}; it runs again, alone")
-                continue
-            study.rundir.write_failure(run.run_id, attempt_number, failure.traceback)
-            phase.failed.add(run.run_id)
-            screen.run_ended(_failed(run, failure.reason))
-            if stop := streak.add(failure.reason):
-                raise stop from error
-            continue
-        streak.end()
-        row = _keep(phase, run, confirmation, attempt_number)
-        screen.run_ended(_ended(run, row))
+                case "at the end":
+                    set_aside.append(run)
+        else:
+            phase.streak.end()
+            screen.run_ended(_ended(run, row))
     return set_aside
+
+
+def _what_follows(
+    phase: _Phase, run: PlannedRun, attempt: int, error: RayError, *, alone: bool
+) -> Literal["now", "at the end", "never"]:
+    """Whether a run that did not end well is tried again.
+
+    Raises:
+        StudyStoppedError: The study is not to go on.
+    """
+    rundir, screen = phase.study.rundir, phase.screen
+    failure = failure_of(error)
+    if failure.kind == "storage":
+        raise StorageError(failure.reason) from error
+    if failure.kind == "lost":
+        failure = read_hang(rundir.failure(run.run_id, attempt)) or failure
+        phase.losses[run.run_id] += 1
+        if phase.losses[run.run_id] <= phase.study.config.max_failures:
+            screen.run_set_aside(run.run_id, f"{failure.reason}; it goes on from its last state")
+            return "now"
+    if failure.kind == "memory" and not alone:
+        screen.run_set_aside(run.run_id, f"{failure.reason}; it runs again at the end, alone")
+        return "at the end"
+    rundir.write_failure(run.run_id, attempt, failure.traceback)
+    phase.failed.add(run.run_id)
+    screen.run_ended(_failed(run, failure.reason))
+    if stop := phase.streak.add(failure.reason):
+        raise stop from error
+    return "never"
 
 
 def _keep(phase: _Phase, run: PlannedRun, confirmation: Confirmation, attempt: int) -> ConfirmRow:

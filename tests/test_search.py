@@ -53,14 +53,16 @@ def storage(tmp_path: Path) -> optuna.storages.RDBStorage:
 
 @dataclass
 class FakeTrial:
-    """What the scheduler reads of one of Ray's trials."""
+    """What the scheduler reads of one of Ray's trials, whose own ids mean nothing."""
 
-    trial_id: str
+    run_id: str
     arm: str
+    trial_id: str = field(init=False)
     config: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.config = {"arm": self.arm, "run_id": self.trial_id}
+        self.trial_id = f"ray-{id(self)}"
+        self.config = {"arm": self.arm, "run_id": self.run_id}
 
 
 def suggest(search: StudySearch, trial_id: str) -> dict[str, Any]:
