@@ -16,6 +16,7 @@ from ray.exceptions import RayError
 from analysis.predictions import read_predictions
 from analysis.rundir import ConfirmRow, EpochRow, RunDirError
 from search_spaces import Fixed, Space, Value
+from study import interrupt
 from study.arrays import PartArrays, TrainingArrays
 from study.champions import Champion
 from study.checkpoint import is_readable, save_whole
@@ -240,10 +241,13 @@ def _run_all(
             attempt = Attempt(run.run_id, attempts[run.run_id], run.cell.hyperparameters, run.seed)
             running[task.remote(attempt, phase.shared, settings)] = run
             screen.run_goes_on(run.run_id, 0, None)
-        (reference,), _ = ray.wait(list(running), num_returns=1)
-        run = running.pop(reference)
+        interrupt.check()
+        ended, _ = ray.wait(list(running), num_returns=1, timeout=1)
+        if not ended:
+            continue
+        run = running.pop(ended[0])
         try:
-            row = _keep(phase, run, ray.get(reference), attempts[run.run_id])
+            row = _keep(phase, run, ray.get(ended[0]), attempts[run.run_id])
         except RayError as error:
             alone = resources.at_once == 1
             match _what_follows(phase, run, attempts[run.run_id], error, alone=alone):

@@ -8,6 +8,7 @@ from ray.exceptions import RayError
 
 from analysis.report import Report, write_report
 from analysis.rundir import RunDir
+from study import interrupt
 from study.arrays import TrainingArrays
 from study.backbone import PREPROCESSES, Preprocess
 from study.champions import champions
@@ -145,10 +146,12 @@ def run_phases(study: Study, inputs: Inputs, screen: Screen) -> tuple[Report, Ex
         check_disk(study, plan_disk(study, resources.at_once))
         settings = run_settings(study, resources)
         search(study, training, settings, resources, screen)
+        interrupt.check()
         found = champions(study)
         if config.seeds:
             test = ray.put(prepared.test)
             confirm(study, found, training, test, settings, resources, screen)
+    interrupt.check()
     exported = export(
         study,
         found,

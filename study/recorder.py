@@ -9,6 +9,7 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 
 from analysis.rundir import EpochRow, TrialRow
+from study import interrupt
 from study.config import Study
 from study.errors import StorageError, storage_error
 from study.failures import (
@@ -57,6 +58,10 @@ class SearchRecorder(Callback):
         self._streak = FailureStreak(study.config.stop_after_failures)
         self._written = {(row.run_id, row.epoch) for row in study.rundir.read_epochs()}
         self._completed = completed_by_arm(ended)
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: object) -> None:
+        """End the search if the study was interrupted; called ten times a second."""
+        interrupt.check()
 
     def on_trial_start(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: object

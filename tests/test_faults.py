@@ -1,6 +1,7 @@
 """Faults while runs go on, each really done, under a real Ray: what is lost, and what is said."""
 
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ import ray
 import torch
 
 from analysis.rundir import RunDir
-from study import phases
+from study import interrupt, phases
 from study.config import check, parse
 from study.errors import StorageError, StudyStoppedError
 from study.training import train
@@ -28,9 +29,13 @@ from tests.tiny import TRAINING, make_study, run_confirm, run_search
 
 @pytest.fixture(scope="module", autouse=True)
 def local_ray() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    start_ray()
     yield
     ray.shutdown()
+
+
+def start_ray() -> None:
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
 
 
 def healthy(arms: tuple[str, ...] = ("no-dropout", "dropout")) -> set[str]:
@@ -233,3 +238,22 @@ def test_a_confirmation_run_that_is_lost_runs_again_and_one_that_raises_is_left_
     else:
         assert "in raise_an_error" in study.rundir.failure(victim, 1).read_text()
     assert not list(study.rundir.path.glob("states/*")) or victim not in rows
+
+
+def test_an_interrupt_that_got_lost_ends_the_study_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Code that is not ours may swallow the exception; the signal is remembered."""
+    study = make_study(tmp_path, seeds=2)
+    with monkeypatch.context() as lost:
+        lost.setattr(interrupt, "received", [signal.SIGINT])
+        for phase in (run_confirm, run_search):
+            with pytest.raises(KeyboardInterrupt):
+                phase(study)
+        assert interrupt.status() == 130
+    assert not study.rundir.trials.exists()
+    assert not study.rundir.confirm.exists()
+    # The command would end Ray, and with it what still runs.
+    ray.shutdown()
+    start_ray()
+    assert run_search(study).keys() == healthy()

@@ -1,0 +1,38 @@
+"""The signals that end a study.
+
+Each raises KeyboardInterrupt where it strikes. An exception may get lost in code that is not ours,
+so the signal is remembered too, and the long loops look whether there was one.
+"""
+
+import signal
+from types import FrameType
+
+#: Those that have come so far.
+received: list[int] = []
+
+
+def listen() -> None:
+    """Take SIGTERM and SIGHUP as Ctrl-C is taken; one that is to be ignored is left alone."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _interrupt)
+
+
+def check() -> None:
+    """End the study if a signal has come.
+
+    Raises:
+        KeyboardInterrupt: It has.
+    """
+    if received:
+        raise KeyboardInterrupt
+
+
+def status() -> int:
+    """The exit status of a process that was interrupted: 128 and the signal's number."""
+    return 128 + (received[0] if received else signal.SIGINT)
+
+
+def _interrupt(number: int, _: FrameType | None) -> None:
+    received.append(number)
+    raise KeyboardInterrupt
