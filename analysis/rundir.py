@@ -22,6 +22,7 @@
                      with every look at the test set; tables/*.csv and *.md, figures/*.svg and *.png
       best_model/    the bundle
       log.txt        what the study said
+      .lock          held by the process that works on the study
 
 Accuracies are fractions from 0 to 1, losses mean cross-entropies in nats per image, times Unix
 seconds (or seconds, for a duration). A figure that does not exist or is not finite is NaN in the

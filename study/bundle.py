@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from analysis.rundir import write_whole
@@ -24,7 +24,7 @@ from study.features import folded
 from study.head import restore_head
 from study.prepare import Standardisation
 from study.progress import progress
-from study.tensors import part_of
+from study.tensors import part_of, save_whole
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT = 1
@@ -112,9 +112,7 @@ def save(path: Path, bundle: Bundle, record: Mapping[str, Any]) -> None:
         "feature_mean": bundle.standardisation.mean,
         "feature_std": bundle.standardisation.std,
     }
-    partial = path / f".{WEIGHTS}.part"
-    save_file({name: value.contiguous() for name, value in tensors.items()}, partial)
-    partial.replace(path / WEIGHTS)
+    save_whole(path / WEIGHTS, {name: value.contiguous() for name, value in tensors.items()})
     config = {
         "format": FORMAT,
         "model": "ResNet50 backbone, standardised features, head of Linear, ReLU and Dropout",

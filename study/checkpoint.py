@@ -6,16 +6,12 @@ one, and whether the backbone still warms up.
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
-from study.errors import storage_error
-from study.tensors import part_of
+from study.tensors import part_of, save_whole
 from study.training import EpochMetrics, Snapshot, TrainingState
 
 
@@ -48,24 +44,6 @@ def save_state(path: Path, state: TrainingState, fingerprint: str) -> None:
     save_whole(path, tensors, metadata)
 
 
-def save_whole(
-    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
-) -> None:
-    """Write a safetensors file under another name, then give it its own.
-
-    Raises:
-        StorageError: It cannot be written.
-    """
-    partial = path.with_name(f".{path.name}.part")
-    try:
-        # Not its parents: where a run directory has vanished, none is to take its place.
-        path.parent.mkdir(exist_ok=True)
-        save_file(dict(tensors), partial, metadata)
-        partial.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise storage_error(error, path) or error from error
-
-
 def load_state(path: Path, fingerprint: str) -> TrainingState:
     """Read a state.
 
@@ -86,12 +64,3 @@ def load_state(path: Path, fingerprint: str) -> TrainingState:
         raise ValueError(f"{path} is no state of a training run ({error})") from error
     optimizer, best_so_far = part_of(tensors, "optimizer."), Snapshot(best_epoch, best)
     return TrainingState(model, optimizer, history, best_so_far, warmup)
-
-
-def is_readable(path: Path) -> bool:
-    """Whether a safetensors file is there, and whole by what its header says."""
-    try:
-        with safe_open(path, "pt"):
-            return True
-    except (OSError, SafetensorError):
-        return False

@@ -19,13 +19,13 @@ from search_spaces import Fixed, Space, Value
 from study import interrupt
 from study.arrays import PartArrays, TrainingArrays
 from study.champions import Champion
-from study.checkpoint import is_readable, save_whole
 from study.config import Metric, Study
 from study.errors import StorageError, UserError, storage_error
 from study.failures import FailureStreak, failure_of, read_hang
 from study.packing import Resources
 from study.screen import EndedRun, Screen
 from study.streams import derive_seed
+from study.tensors import is_readable, save_whole
 from study.training import EpochMetrics, is_better
 from study.worker import Attempt, Confirmation, RunSettings, run_confirmation
 

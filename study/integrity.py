@@ -60,7 +60,9 @@ def refuse_foreign(rundir: RunDir) -> None:
     Raises:
         UserError: It does.
     """
-    if {file.name for file in rundir.path.iterdir()} - {LOCK}:
+    # A start that was killed in its first moment has left as much.
+    begun = {LOCK, f".{rundir.study_json.name}.part"}
+    if {file.name for file in rundir.path.iterdir()} - begun:
         raise UserError(
             f"{rundir.path} holds no study.json, but other files: bring study.json back, or give"
             " another --name."

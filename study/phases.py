@@ -15,7 +15,7 @@ from study.champions import champions
 from study.config import Study
 from study.confirm import confirm
 from study.data import Dataset, Split, load_dataset, make_split
-from study.errors import StudyStoppedError, UserError
+from study.errors import StudyStoppedError, UserError, storage_error
 from study.export import Exported, export
 from study.features import Features, load_features
 from study.hardware import cpu_count, gpu_count
@@ -69,14 +69,12 @@ def run(study: Study) -> None:
         try:
             inputs = prepare(study, screen)
             report, exported = run_phases(study, inputs, screen)
-        except RayError as error:
-            reason = str(error).strip().splitlines()[0]
-            stopped = StudyStoppedError(f"Ray has failed: {type(error).__name__}: {reason}")
-            screen.log_error(stopped)
-            raise stopped from error
         except BaseException as error:
-            screen.log_error(error)
-            raise
+            known = what_the_user_can_mend(study, error)
+            screen.log_error(known or error)
+            if known is None:
+                raise
+            raise known from error
     for part in report.as_rich():
         screen.say()
         screen.say(part)
@@ -84,6 +82,16 @@ def run(study: Study) -> None:
     screen.say(f"Used: {report.inputs}")
     screen.say(f"Report: {report.path}")
     screen.say(f"Best model: {study.rundir.best_model} ({describe_exported(exported)})")
+
+
+def what_the_user_can_mend(study: Study, error: BaseException) -> StudyStoppedError | None:
+    """What an error of the disk's or of Ray's means to the user; None for any other."""
+    if isinstance(error, RayError):
+        reason = str(error).strip().splitlines()[0]
+        return StudyStoppedError(f"Ray has failed: {type(error).__name__}: {reason}.")
+    if isinstance(error, OSError):
+        return storage_error(error, study.rundir.path)
+    return None
 
 
 def prepare(study: Study, screen: Screen) -> Inputs:

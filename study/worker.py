@@ -19,10 +19,11 @@ from ray import tune
 from analysis.rundir import RunDir
 from search_spaces import Value
 from study.arrays import PartArrays, TrainingArrays
-from study.checkpoint import load_state, save_state, save_whole
+from study.checkpoint import load_state, save_state
 from study.config import Metric
 from study.errors import storage_error
 from study.packing import Load, measure, memory_share
+from study.tensors import save_whole
 from study.training import (
     EpochMetrics,
     Part,

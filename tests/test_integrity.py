@@ -1,5 +1,6 @@
 """A run directory whose files are missing, cut short or garbage, each in turn, and two starts."""
 
+import errno
 import multiprocessing
 import shutil
 import time
@@ -16,7 +17,7 @@ from analysis.rundir import RunDir, RunDirError
 from search_spaces import Fixed
 from study import phases
 from study.config import Study, check, parse
-from study.errors import UserError
+from study.errors import StorageError, UserError
 from study.integrity import only_writer
 from tests import spaces
 from tests.tiny import make_study, run_confirm, run_search
@@ -182,6 +183,24 @@ def test_files_beside_a_missing_record_are_not_written_over(tmp_path: Path) -> N
     assert [path.name for path in (tmp_path / "study").iterdir() if path.name != ".lock"] == [
         "letter.txt"
     ]
+
+
+def test_a_start_that_was_killed_in_its_first_moment_begins_anew(tmp_path: Path) -> None:
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / ".study.json.part").write_text("{")
+    with pytest.raises(WentOnError):
+        phases.run(go_on(RunDir(tmp_path / "study"), "--transfer", "frozen"))
+
+
+def test_a_disk_that_is_full_at_the_end_is_said_in_one_line(
+    rundir: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(phases, "prepare", full)
+    with pytest.raises(StorageError, match="No space left on device"):
+        phases.run(go_on(rundir))
 
 
 def hold(path: Path, held: Event, seconds: float) -> None:

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from study import step, training
-from study.checkpoint import load_state, save_state, save_whole
+from study.checkpoint import load_state, save_state
 from study.config import Metric
 from study.errors import StorageError
 from study.head import Dropout, build_head, restore_head
 from study.optimizer import learning_rate_factor
 from study.streams import derive_seed
+from study.tensors import save_whole
 from study.training import (
     EpochMetrics,
     NonFiniteLossError,
