@@ -12,7 +12,14 @@ from typing import Literal
 
 import torch
 from ray import tune
-from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
+from ray.exceptions import (
+    NodeDiedError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 
 from study.errors import StorageError, StudyStoppedError, storage_error
 from study.training import NonFiniteLossError
@@ -46,7 +53,7 @@ def failure_of(error: BaseException) -> Failure:
     ):
         return Failure("memory", f"out of memory: {text}", str(error))
     if isinstance(cause, RayError) and not isinstance(cause, RayTaskError):
-        return Failure("lost", f"its process or machine was lost ({text})", str(error))
+        return Failure("lost", _loss(cause), str(error))
     return Failure("failed", f"{type(cause).__name__}: {text}", str(error))
 
 
@@ -57,7 +64,7 @@ def failure_from_text(traceback: str) -> Failure:
         return Failure("storage", str(storage), traceback)
     if "OOM" in traceback or "running low on memory" in traceback:
         return Failure("memory", "out of memory: Ray has stopped it", traceback)
-    return Failure("lost", f"its process or machine was lost ({lines[-1]})", traceback)
+    return Failure("lost", f"Ray has lost it ({lines[-1]})", traceback)
 
 
 def read_hang(file: Path) -> Failure | None:
@@ -108,6 +115,14 @@ class FailureStreak:
             " tracebacks are in failures/ of the run directory. Mend the cause, or let more of them"
             " fail with --stop-after-failures."
         )
+
+
+def _loss(error: RayError) -> str:
+    if "node has died" in str(error) or isinstance(error, NodeDiedError):
+        return "its machine was lost"
+    if isinstance(error, RayActorError | WorkerCrashedError):
+        return "its process died"
+    return f"Ray has lost it ({type(error).__name__}: {_first_line(error)})"
 
 
 def _first_line(error: BaseException | None) -> str:
