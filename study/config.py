@@ -100,7 +100,8 @@ class StudyConfig:
     max_concurrent: int | None = None
     """Trials that run at once, at most. Default: as many as fit."""
     time_budget: float | None = None
-    """Minutes after which the search starts no more trials (those running finish)."""
+    """Minutes, counted from each start, after which the search starts no more trials (those running
+    finish)."""
     max_failures: int = 3
     """Times that a run is tried again, from its last saved state, after its process or machine was
     lost. A run that fails by itself is not tried again."""

@@ -66,11 +66,20 @@ class Kill:
     """Seconds from the signal to the end of the process."""
 
 
-def run_killed(rundir: RunDir, kills: int, stream: random.Random) -> list[Kill]:
-    """Run a study to its end, killing it a few times on the way."""
+def run_killed(
+    rundir: RunDir, kills: int, stream: random.Random, latest: float = LATEST
+) -> list[Kill]:
+    """Run a study to its end, killing it a few times on the way.
+
+    Args:
+        rundir: Where the study comes into being.
+        kills: How many at most; a study that has ended is not killed any more.
+        stream: Of moments and signals.
+        latest: Seconds from a start to the latest kill.
+    """
     done: list[Kill] = []
     for _ in range(kills):
-        done.append(_kill_once(rundir, stream.uniform(0.5, LATEST), stream.choice(SIGNALS)))
+        done.append(_kill_once(rundir, stream.uniform(0.5, latest), stream.choice(SIGNALS)))
         if done[-1].phase == "none: it had ended":
             break
     process = _start(rundir)
