@@ -7,6 +7,7 @@ status 0: the study is finished; 2: something that the user can mend, in one lin
 interrupted by Ctrl-C, SIGTERM or SIGHUP.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -46,4 +47,10 @@ def leave(message: str, status: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_status = main()
+    if interrupt.received:
+        # What Ray does at the end of an interrupted process may abort it, with a status of its own.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_status)
+    sys.exit(exit_status)
