@@ -237,17 +237,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--per-study", type=int, default=5)
+    parser.add_argument("--latest", type=float, default=LATEST, help="seconds from a start")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     stream = random.Random(options.seed)
     phases: Counter[str] = Counter()
     slowest, studies, again, left = 0.0, 0, 0, options.kills
-    print(f"run_study.py {OPTIONS}", flush=True)
+    print(f"run_study.py {OPTIONS}\nkills up to {options.latest:g} s after a start", flush=True)
     while left > 0:
         folder = Path(tempfile.mkdtemp())
         rundir = RunDir(folder / "killed")
         studies += 1
-        done = run_killed(rundir, min(left, options.per_study), stream)
+        done = run_killed(rundir, min(left, options.per_study), stream, options.latest)
         hits = [kill for kill in done if kill.phase != "none: it had ended"]
         for kill in hits:
             phases[kill.phase] += 1
