@@ -4,6 +4,7 @@ The searcher and the scheduler are driven by hand here, in the calls and the ord
 makes them (read off its controller); tests/test_end_to_end.py has a real Ray in their place.
 """
 
+import errno
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -16,9 +17,13 @@ from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
 from analysis.optuna_db import open_storage
-from analysis.rundir import EpochRow
+from analysis.rundir import EpochRow, RunDir
 from search_spaces import find_space
+from study.config import StudyConfig, check
+from study.failures import EmergencyStop
+from study.recorder import SearchRecorder
 from study.scheduler import ArmScheduler, rung_decision
+from study.screen import Screen
 from study.searcher import ArmSearch, StudySearch, open_study, settle, state_of
 
 SPACE = find_space("dropout")
@@ -371,3 +376,25 @@ def test_a_rung_decision_is_named_where_there_is_one() -> None:
     assert rung_decision((3, 9), {"training_iteration": 3, "done": True}) == "stop"
     assert rung_decision((3, 9), {"training_iteration": 9}) == "continue"
     assert rung_decision((3, 9), {"training_iteration": 15, "done": True}) == ""
+
+
+def test_an_epoch_that_cannot_be_written_stops_everything_before_optuna_hears_of_an_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = check(StudyConfig(transfer="frozen", storage=tmp_path, name="study"))
+    searcher = make_search(open_storage(tmp_path / "optuna.db"))
+    stop = EmergencyStop()
+    recorder = SearchRecorder(study, searcher, Screen(), stop, [], alone=False)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(RunDir, "append_epochs", full)
+    trial = cast(Trial, FakeTrial("dropout-000", "dropout"))
+    trial.config |= {"attempt": 1, "seed": 1}
+    names = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "score", "start", "end")
+    result = dict.fromkeys(names, 0.5) | {"training_iteration": 1, "node_ip": "here", "pid": 1}
+    with pytest.raises(OSError, match="No space left"):
+        recorder.on_trial_result(1, [trial], trial, result)
+    assert stop.stop_all()
+    assert "free some space" in str(stop.reason)
