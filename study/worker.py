@@ -5,11 +5,11 @@ import gc
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import ray
@@ -130,15 +130,17 @@ def run_trial(
     weights = settings.rundir.weights(attempt.run_id)
 
     def report(metrics: EpochMetrics) -> None:
+        # The process of a trial that ASHA stops waits in here for its next trial.
+        watch.pause()
         tune.report(asdict(metrics))
-        alive()
+        watch.alive()
 
-    with _device(settings) as device, _watched(attempt, settings) as alive:
+    with _device(settings) as device, _watched(attempt, settings) as watch:
         resume = _find_state(attempt, settings)
         save_state_now_and_then = _saver(attempt, settings)
 
         def save(epoch: int, take: TakeState) -> None:
-            alive()
+            watch.alive()
             save_state_now_and_then(epoch, take)
             if epoch == settings.epochs:
                 save_whole(weights, take().best.weights)
@@ -147,7 +149,9 @@ def run_trial(
         for metrics in resume.history if resume and not resume.warmup else ():
             if resume and metrics.epoch == settings.epochs:
                 save_whole(weights, resume.best.weights)
+            watch.pause()
             tune.report({**asdict(metrics), AGAIN: True})
+        watch.alive()
         train(
             attempt.hyperparameters,
             _training_data(shared[0], device),
@@ -173,12 +177,12 @@ def run_confirmation(
         settings: Of the study.
     """
     start = time.monotonic()
-    with _device(settings) as device, _watched(attempt, settings) as alive:
+    with _device(settings) as device, _watched(attempt, settings) as watch:
         data, test = _training_data(shared[0], device), _test_part(shared[1], device)
         save_state_now_and_then = _saver(attempt, settings)
 
         def save(epoch: int, take: TakeState) -> None:
-            alive()
+            watch.alive()
             save_state_now_and_then(epoch, take)
 
         run = train(
@@ -248,32 +252,45 @@ def _find_state(attempt: Attempt, settings: RunSettings) -> TrainingState | None
         return None
 
 
-@contextmanager
-def _watched(attempt: Attempt, settings: RunSettings) -> Iterator[Callable[[], None]]:
-    """End this process if the block hangs; where it stood is left in the run's failure file.
+class _Watch:
+    """Ends this process when it has shown no sign of life for too long.
 
-    Yields:
-        A function to call as a sign of life.
+    It is the interpreter's own watchdog, which needs no cooperation of the code that hangs.
     """
+
+    def __init__(self, seconds: float | None, file: TextIO | None) -> None:
+        """Watch for so many seconds and write where it stood; None: do not watch."""
+        self._seconds, self._file = seconds, file
+
+    def alive(self) -> None:
+        """Show a sign of life."""
+        if self._seconds is not None and self._file is not None:
+            faulthandler.dump_traceback_later(self._seconds, exit=True, file=self._file)
+
+    def pause(self) -> None:
+        """Watch no more until the next sign of life."""
+        faulthandler.cancel_dump_traceback_later()
+
+
+@contextmanager
+def _watched(attempt: Attempt, settings: RunSettings) -> Iterator[_Watch]:
+    """End this process if the block hangs; where it stood is left in the run's failure file."""
     if settings.timeout is None:
-        yield lambda: None
+        yield _Watch(None, None)
         return
-    seconds, path = settings.timeout, settings.rundir.failure(attempt.run_id, attempt.number)
+    path = settings.rundir.failure(attempt.run_id, attempt.number)
     try:
         path.parent.mkdir(exist_ok=True)
         opened = path.open("w")
     except OSError as error:
         raise storage_error(error, path) or error from error
     with opened as file:
-        # The interpreter's own watchdog: it needs no cooperation of the code that hangs.
-        def alive() -> None:
-            faulthandler.dump_traceback_later(seconds, exit=True, file=file)
-
-        alive()
+        watch = _Watch(settings.timeout, file)
+        watch.alive()
         try:
-            yield alive
+            yield watch
         finally:
-            faulthandler.cancel_dump_traceback_later()
+            watch.pause()
             path.unlink(missing_ok=True)
 
 

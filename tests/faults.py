@@ -13,6 +13,7 @@ import torch
 from ray import tune
 
 from study.arrays import TrainingArrays
+from study.training import EpochMetrics, Run, train
 from study.worker import Attempt, Confirmation, RunSettings, run_confirmation, run_trial
 
 #: The run that something happens to, and the epoch after which it happens.
@@ -64,6 +65,26 @@ def trial_with(
             run_trial(config, shared, settings)
 
     return run
+
+
+def hanging_trial(
+    config: dict[str, Any],
+    shared: "list[ray.ObjectRef[TrainingArrays]]",
+    settings: RunSettings,
+) -> None:
+    """`run_trial`, but the first attempt at a trial hangs in its third epoch."""
+
+    def train_and_hang(*arguments: Any, report: Any, **options: Any) -> Run:
+        def report_and_hang(metrics: EpochMetrics) -> None:
+            report(metrics)
+            if metrics.epoch == AFTER_EPOCH:
+                hang_for_good()
+
+        return train(*arguments, report=report_and_hang, **options)
+
+    hit = config["run_id"] == VICTIM and config["attempt"] == 1
+    with patch("study.worker.train", train_and_hang if hit else train):
+        run_trial(config, shared, settings)
 
 
 def confirmation_with(fault: Callable[[], None], victim: str) -> Callable[..., Confirmation]:

@@ -19,7 +19,7 @@ from study.errors import StorageError, StudyStoppedError
 from study.training import train
 from tests.faults import (
     confirmation_with,
-    hang_for_good,
+    hanging_trial,
     kill_the_worker,
     raise_an_error,
     trial_with,
@@ -132,9 +132,9 @@ def test_a_study_in_which_everything_fails_stops_early(
 
 
 def test_a_trial_that_hangs_is_ended_and_goes_on(
-    tmp_path: Path, fault: Callable[..., None], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fault(hang_for_good)
+    monkeypatch.setattr("study.search.run_trial", hanging_trial)
     study = make_study(tmp_path, trial_timeout=0.4)  # a busy machine is slow, too
     trials = run_search(study)
     assert trials.pop("dropout-001")[1] == 2
