@@ -36,6 +36,14 @@ class Resources:
     gpus: float
     """A fraction where runs share a GPU."""
     at_once: int
+    gpu_types: tuple[str, ...] = ()
+    """The types of GPU on which a run fits, as Ray names them; empty where it fits on all."""
+
+    @property
+    def label_selector(self) -> dict[str, str]:
+        """What nodes a run may go to, as Ray takes it."""
+        types = ",".join(self.gpu_types)
+        return {"ray.io/accelerator-type": f"in({types})"} if types else {}
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,11 @@ def runs_per_gpu(load: Load, cpus_per_gpu: float) -> int:
         return 1
     fit = int(load.memory * (1 - RESERVE) / (load.peak + CONTEXT_BYTES))
     return max(1, min(fit, round(1 / load.busy), int(cpus_per_gpu)))
+
+
+def fits(load: Load) -> bool:
+    """Whether a run fits on the GPU on which it was measured."""
+    return load.memory == 0 or load.peak + CONTEXT_BYTES <= load.memory * (1 - RESERVE)
 
 
 def memory_share(gpu_share: float) -> float:

@@ -381,7 +381,7 @@ def test_a_rung_decision_is_named_where_there_is_one() -> None:
 def test_an_epoch_that_cannot_be_written_stops_everything_before_optuna_hears_of_an_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study = check(StudyConfig(transfer="frozen", storage=tmp_path, name="study"))
+    study = check(StudyConfig(transfer="frozen", storage=str(tmp_path), name="study"))
     searcher = make_search(open_storage(tmp_path / "optuna.db"))
     stop = EmergencyStop()
     recorder = SearchRecorder(study, searcher, Screen(), stop, [], alone=False)

@@ -35,7 +35,7 @@ TRAINING = TrainingArrays(part(600), part(100), part(101), 10)
 def make_study(folder: Path, **options: Any) -> Study:
     """A study whose run directory is there, with study.json as its start leaves it."""
     defaults = {"trials": 6, "epochs": EPOCHS, "transfer": "frozen", "space": "tests.spaces:TINY"}
-    study = check(StudyConfig(**{**defaults, **options}, storage=folder, name="study"))
+    study = check(StudyConfig(**{**defaults, **options}, storage=str(folder), name="study"))
     study.rundir.path.mkdir(exist_ok=True)
     study.rundir.write_study(begin(study))
     return study
