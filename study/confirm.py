@@ -188,12 +188,14 @@ def find_done(
         ended = len(rows) + sum(run.run_id in failed for run in cell)
         # While runs are missing, the best may be among them.
         best = best_of(rows, study.config.metric) if rows and ended == len(cell) else None
+        if best:
+            rundir.fetch(rundir.weights(best.run_id))
         if best and not is_readable(rundir.weights(best.run_id)):
             screen.say(f"{rundir.weights(best.run_id)} is missing or damaged; it is made anew.")
             rundir.delete_confirmation(best.run_id)
             del done[best.run_id]
     for run_id in done:
-        rundir.state(run_id).unlink(missing_ok=True)
+        rundir.delete(rundir.state(run_id))
     return done
 
 
@@ -231,7 +233,7 @@ def _run_all(
         num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=0
     )
     attempts = Counter({row.run_id: row.attempt for row in study.rundir.read_epochs()})
-    attempts.update(run.run_id for run in runs if study.rundir.state(run.run_id).exists())
+    attempts.update(run.run_id for run in runs if study.rundir.has(study.rundir.state(run.run_id)))
     waiting, running = deque(runs), dict[ray.ObjectRef[Confirmation], PlannedRun]()
     set_aside: list[PlannedRun] = []
     while waiting or running:
@@ -242,6 +244,7 @@ def _run_all(
             running[task.remote(attempt, phase.shared, settings)] = run
             screen.run_goes_on(run.run_id, 0, None)
         interrupt.check()
+        study.rundir.tick()
         ended, _ = ray.wait(list(running), num_returns=1, timeout=1)
         if not ended:
             continue
@@ -300,6 +303,7 @@ def _keep(phase: _Phase, run: PlannedRun, confirmation: Confirmation, attempt: i
     try:
         if best is row:
             save_whole(rundir.weights(run.run_id), confirmation.best.weights)
+            rundir.wrote(rundir.weights(run.run_id))
         rundir.append_epochs(
             _epoch_row(run, epoch, attempt, confirmation.worker) for epoch in confirmation.epochs
         )
@@ -316,8 +320,8 @@ def _keep(phase: _Phase, run: PlannedRun, confirmation: Confirmation, attempt: i
     phase.done[run.run_id] = row
     for other in cell:
         if other is not best:
-            rundir.weights(other.run_id).unlink(missing_ok=True)
-    rundir.state(run.run_id).unlink(missing_ok=True)
+            rundir.delete(rundir.weights(other.run_id))
+    rundir.delete(rundir.state(run.run_id))
     return row
 
 

@@ -58,6 +58,7 @@ def search(
     if not study.rundir.confirm.exists():
         deadline = None if config.time_budget is None else time.time() + 60 * config.time_budget
         tidy(study, storage)
+        study.rundir.snapshot()
         groups = {arm.name: study.trials_per_arm[arm.name] for arm in study.searched}
         with screen.phase("Search", config.metric, config.epochs, groups) as view:
             for row in trial_rows(study, storage):
@@ -70,6 +71,7 @@ def search(
                     f" {interrupted or 'none'} were interrupted and go on from their last states"
                 )
             _run_missing(study, storage, training, settings, resources, screen, deadline)
+    study.rundir.snapshot()
     study.rundir.write_trials(trial_rows(study, storage))
 
 
