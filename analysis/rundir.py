@@ -56,6 +56,7 @@ __all__ = [
     "RunDir",
     "RunDirError",
     "TrialRow",
+    "check_format",
     "write_whole",
 ]
 
@@ -356,13 +357,8 @@ class RunDir:
             raise RunDirError(f"{self.path}: no such directory")
         if not self.study_json.is_file():
             raise RunDirError(f"{self.path} holds no study.json: it is not a run directory")
-        record = from_json(self.study_json.read_bytes(), str(self.study_json))
-        if record.get("format") != FORMAT:
-            raise RunDirError(
-                f"{self.study_json} has format {record.get('format')}; this version of the project"
-                f" reads format {FORMAT}"
-            )
-        return record
+        where = str(self.study_json)
+        return check_format(from_json(self.study_json.read_bytes(), where), where)
 
     def delete_partial(self) -> None:
         """Delete the halves of files that a crash has left."""
@@ -508,6 +504,20 @@ class RunDir:
         """Make room for the confirm.csv of another look at the test set."""
         number = len(self.earlier_confirms) + 1
         self._move(self.confirm, self.confirm_dir / f"look-{number}.csv")
+
+
+def check_format(record: dict[str, Any], where: str) -> dict[str, Any]:
+    """The content of a study.json, if this version can read it.
+
+    Raises:
+        RunDirError: It has another format.
+    """
+    if record.get("format") != FORMAT:
+        raise RunDirError(
+            f"{where} has format {record.get('format')}; this version of the project reads format"
+            f" {FORMAT}"
+        )
+    return record
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

@@ -19,6 +19,7 @@ import search_spaces
 from analysis.rundir import RunDir, RunDirError
 from study.errors import UserError
 from study.place import Place
+from study.storage import Remote
 
 Metric = Literal["val_accuracy", "val_loss"]
 Transfer = Literal["auto", "frozen", "finetune"]
@@ -147,6 +148,20 @@ class Study:
     def place(self) -> Place:
         """Where the run directory is kept."""
         return Place(self.config.storage)
+
+    @property
+    def remote(self) -> Remote | None:
+        """The run directory in its store; None for one on a disk."""
+        store = self.place.remote
+        return store and store.child(str(self.config.name))
+
+    def where(self, file: Path) -> str:
+        """Where a file of the run directory is, for people."""
+        if self.remote is None:
+            return str(file)
+        return (
+            f"{self.remote.child(file.relative_to(self.rundir.path).as_posix()).uri}, here {file}"
+        )
 
     @property
     def finetunes(self) -> bool:

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import platform
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from study.cluster import Node
 from study.errors import UserError
-from study.storage import Remote, probe_storage, put_token
+from study.probe import probe, probed
+from study.storage import Remote
 
 #: Seconds within which a node must answer; the first worker of a node imports torch.
 TIMEOUT = 120.0
@@ -43,9 +43,8 @@ def inspect_nodes(nodes: Sequence[Node], place: Path | Remote) -> dict[Node, Loo
     Raises:
         UserError: Names every node that is of no use, and why.
     """
-    token = secrets.token_hex(8)
     task = ray.remote(look_around)
-    with put_token(place, token):
+    with probed(place) as token:
         asked = {
             task.options(
                 num_cpus=0,
@@ -100,8 +99,7 @@ def look_around(place: Path | Remote, token: str) -> Look:
         native_bf16 = has_native_bf16(device)
     except ImportError:
         native_bf16 = False
-    name = ray.get_runtime_context().get_node_id()
-    return Look(own_versions(), native_bf16, probe_storage(place, token, name))
+    return Look(own_versions(), native_bf16, probe(place, token))
 
 
 def own_versions() -> dict[str, str]:

@@ -23,10 +23,10 @@ from study.features import Compute, Features, load_features
 from study.hold import held
 from study.integrity import check_left, refuse_foreign
 from study.network import Pretrained
+from study.nodes import differences, inspect_nodes, on_node
 from study.packing import Load, Resources, fits, hungriest, runs_per_gpu
 from study.plan import check_disk, is_measured, plan_disk, plan_resources, plan_table
 from study.prepare import Prepared, prepare_features, prepare_images
-from study.probe import differences, inspect_nodes, on_node
 from study.provenance import (
     begin,
     check_same_inputs,
@@ -86,8 +86,10 @@ def run(study: Study) -> None:
         screen.say(part)
     screen.say()
     screen.say(f"Used: {report.inputs}")
-    screen.say(f"Report: {report.path}")
-    screen.say(f"Best model: {study.rundir.best_model} ({describe_exported(exported)})")
+    screen.say(f"Report: {study.where(report.path)}")
+    screen.say(
+        f"Best model: {study.where(study.rundir.best_model)} ({describe_exported(exported)})"
+    )
 
 
 def what_the_user_can_mend(study: Study, error: BaseException) -> StudyStoppedError | None:
@@ -113,7 +115,7 @@ def inspect(study: Study, machines: Machines, screen: Screen) -> Compute | None:
         return None
     resources = plan_resources(study, machines)
     able = [node for node in machines.nodes if node.room(resources.cpus, resources.gpus)]
-    looks = inspect_nodes(able, study.rundir.path)
+    looks = inspect_nodes(able, study.remote or study.rundir.path.absolute())
     if found := differences(looks):
         screen.say(f"Not the same on all nodes, and figures may depend on it: {found}.")
     native = bool(looks) and all(look.native_bf16 for look in looks.values())
@@ -140,7 +142,7 @@ def prepare(study: Study, machines: Machines, compute: Compute | None, screen: S
         inputs = load_inputs(study, pinned_sources(record), compute)
     except UserError:
         if is_new:
-            rundir.study_json.unlink()
+            rundir.delete(rundir.study_json)
         raise
     used = describe_used(
         inputs.dataset, inputs.split, inputs.weights, inputs.preprocess, inputs.features
@@ -208,6 +210,7 @@ def run_settings(study: Study, resources: Resources) -> RunSettings:
         metric=config.metric,
         threads=max(1, int(config.cpus_per_trial)),
         rundir=RunDir(study.rundir.path.absolute()),
+        remote=study.remote,
         gpu_share=resources.gpus,
         timeout=None if config.trial_timeout is None else 60 * config.trial_timeout,
     )
@@ -229,7 +232,7 @@ def choose_resources(
     }
     for gpu_type, load in loads.items():
         screen.say(
-            f"{gpu_type}: the largest run does not fit; none goes there."
+            f"{gpu_type or 'GPU'}: the largest run does not fit; none goes there."
             if load is None
             else describe_load(load, packed[gpu_type])
         )

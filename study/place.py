@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.codec import from_json
-from analysis.rundir import RunDir
+from analysis.rundir import RunDir, check_format
 from study.errors import UserError
 from study.mirror import working_copy
 from study.storage import Remote, check_uri
@@ -48,7 +48,7 @@ class Place:
         Raises:
             UserError: It cannot, or the URI makes no sense.
         """
-        if self.is_uri:
+        if self.remote:
             check_uri(self.storage)
             return
         folder = Path(self.storage)
@@ -75,7 +75,10 @@ class Place:
             rundir = self.rundir(name)
             return rundir.read_study() if rundir.study_json.exists() else None
         content = self.remote.child(name).read("study.json")
-        return None if content is None else from_json(content, f"{self.of(name)}/study.json")
+        if content is None:
+            return None
+        where = self.remote.child(name).child("study.json").uri
+        return check_format(from_json(content, where), where)
 
     def latest_study(self) -> str:
         """The name of the study that was written to last.
@@ -84,11 +87,8 @@ class Place:
             UserError: There is none.
         """
         if self.remote:
-            written = {
-                entry.name.removesuffix("/study.json"): entry.mtime
-                for entry in self.remote.list("")
-                if entry.name.count("/") == 1 and entry.name.endswith("/study.json")
-            }
+            found = {name: self.remote.find(f"{name}/study.json") for name in self.remote.folders()}
+            written = {name: entry.mtime for name, entry in found.items() if entry}
         else:
             files = Path(self.storage).glob("*/study.json")
             written = {file.parent.name: file.stat().st_mtime for file in files}

@@ -62,11 +62,12 @@ def _no_room(machines: Machines, cpus: float, gpus: float) -> str:
             " --cpus-per-trial or --gpus-per-trial, or, where nodes join on demand, say with"
             " --max-concurrent for how many runs to ask."
         )
-    if cpus > machines.cpus:
-        have, option, wanted, kind = machines.cpus, "cpus-per-trial", cpus, "CPU cores"
+    cores, gpu_count = machines.cpus, machines.gpus
+    if cpus > cores:
+        option, have = f"--cpus-per-trial {cpus:g}", f"{cores:g} CPU cores; give {cores:g}"
     else:
-        have, option, wanted, kind = machines.gpus, "gpus-per-trial", gpus, "GPUs"
-    return f"--{option} {wanted:g}: this machine has {have:g} {kind}; give {have:g} or less."
+        option, have = f"--gpus-per-trial {gpus:g}", f"{gpu_count} GPUs; give {gpu_count}"
+    return f"{option}: this machine has {have} or less."
 
 
 def plan_disk(study: Study, at_once: int) -> DiskUse:
@@ -98,7 +99,7 @@ def check_disk(study: Study, use: DiskUse) -> None:
     Raises:
         UserError: They will not.
     """
-    if study.place.is_uri:
+    if study.remote is not None:
         return
     place = Path(study.config.storage)
     while not place.exists():

@@ -58,9 +58,7 @@ def test_a_node_that_dies_costs_its_trials_no_more_than_an_epoch(
 ) -> None:
     victim = next(iter(cluster.worker_nodes))
     rundir = tmp_path / "study"
-    driver = start(
-        f"{TINY} --trials 6 --epochs 40 --seeds 1 --address {cluster.address}", rundir
-    )
+    driver = start(f"{TINY} --trials 6 --epochs 40 --seeds 1 --address {cluster.address}", rundir)
     wait_for_epochs(rundir, 20, driver)
     cluster.remove_node(victim, allow_graceful=False)
     _, errors = driver.communicate(timeout=300)

@@ -32,7 +32,7 @@ from study.hardware import cpu_count
 from study.phases import choose_preprocess, run_settings
 from study.plan import plan_resources
 from study.prepare import prepare_features
-from study.ray_session import ray_session
+from study.ray_session import find_machines, ray_session
 from study.screen import Screen
 from study.search import search
 from study.training import TrainingData, train
@@ -89,7 +89,7 @@ def measure(config: StudyConfig, arrays: TrainingArrays) -> Repeat:
     with ray_session(config):
         start = time.monotonic()
         study.rundir.path.mkdir()
-        resources = plan_resources(study)
+        resources = plan_resources(study, find_machines(config))
         search(study, ray.put(arrays), run_settings(study, resources), resources, Screen())
         whole = time.monotonic() - start
     rows = study.rundir.read_epochs()
