@@ -9,6 +9,9 @@ from dataclasses import dataclass, replace
 from study.config import StudyConfig
 from study.errors import UserError
 
+#: The label in which Ray says what GPUs a node has.
+GPU_TYPE_LABEL = "ray.io/accelerator-type"
+
 #: Seconds within which the head of a cluster must take a connection.
 CONNECT_TIMEOUT = 10.0
 

@@ -108,8 +108,8 @@ class StudyConfig:
     """Minutes, counted from each start, after which the search starts no more trials (those running
     finish)."""
     max_failures: int = 3
-    """Times that a run is tried again, from its last saved state, after its process or machine was
-    lost. A run that fails by itself is not tried again."""
+    """Times in a row that a run is tried again, from its last saved state, after its process or
+    machine was lost before another epoch ended. A run that fails by itself is not tried again."""
     trial_timeout: float | None = None
     """Minutes without an epoch after which a run is taken to hang, and tried again like one that
     was lost. Default: it may take its time."""

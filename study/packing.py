@@ -13,6 +13,7 @@ import torch
 
 from search_spaces import Space, Value, hidden_widths
 from study.augment import draw_views
+from study.cluster import GPU_TYPE_LABEL
 from study.head import FEATURES
 from study.optimizer import build_optimizer
 from study.step import TrainingStep, own_stream
@@ -41,9 +42,8 @@ class Resources:
 
     @property
     def label_selector(self) -> dict[str, str]:
-        """What nodes a run may go to, as Ray takes it."""
-        types = ",".join(self.gpu_types)
-        return {"ray.io/accelerator-type": f"in({types})"} if types else {}
+        """The nodes that a run may go to, as Ray takes it."""
+        return {GPU_TYPE_LABEL: f"in({','.join(self.gpu_types)})"} if self.gpu_types else {}
 
 
 @dataclass(frozen=True)

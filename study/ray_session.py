@@ -13,7 +13,7 @@ from typing import Any
 import ray
 from ray._private import ray_constants
 
-from study.cluster import Machines, Node, check_reachable, cluster_address
+from study.cluster import GPU_TYPE_LABEL, Machines, Node, check_reachable, cluster_address
 from study.config import StudyConfig, check_address
 from study.errors import UserError
 from study.hardware import cpu_count, gpu_count
@@ -111,13 +111,12 @@ def _nodes() -> list[Node]:
         if not node["Alive"]:
             continue
         has = node["Resources"]
-        types = [name for name in has if name.startswith("accelerator_type:")]
         found.append(
             Node(
                 node["NodeManagerAddress"],
                 has.get("CPU", 0.0),
                 int(has.get("GPU", 0)),
-                types[0].removeprefix("accelerator_type:") if types else "",
+                node["Labels"].get(GPU_TYPE_LABEL, ""),
                 node["NodeID"],
             )
         )

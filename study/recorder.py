@@ -59,6 +59,8 @@ class SearchRecorder(Callback):
         self._streak = FailureStreak(study.config.stop_after_failures)
         self._written = {(row.run_id, row.epoch) for row in study.rundir.read_epochs()}
         self._completed = completed_by_arm(ended)
+        self._came_further = set[str]()
+        """Run ids of those that have ended an epoch since they were last lost."""
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: object) -> None:
         """End the search if the study was interrupted; called ten times a second."""
@@ -145,7 +147,10 @@ class SearchRecorder(Callback):
         if failure.kind == "lost":
             if hang := read_hang(self._study.rundir.failure(run_id, attempt)):
                 reason, traceback = hang.reason, hang.traceback
-            losses = self._searcher.count_loss(trial.trial_id)
+            losses = self._searcher.count_loss(
+                trial.trial_id, came_further=run_id in self._came_further
+            )
+            self._came_further.discard(run_id)
             if losses <= self._study.config.max_failures:
                 self._searcher.put_back(trial.trial_id)
                 self._screen.run_set_aside(run_id, f"{reason}; it goes on from its last state")
@@ -203,6 +208,8 @@ class SearchRecorder(Callback):
             self._stop.reason = storage_error(error, self._study.rundir.epochs)
             # Optuna must not hear of an end whose epoch is not written.
             raise
+        if (row.run_id, row.epoch) not in self._written:
+            self._came_further.add(row.run_id)
         self._written.add((row.run_id, row.epoch))
 
 

@@ -180,9 +180,13 @@ class ArmSearch(OptunaSearch):
         """Leave a trial to be run again later, without others beside it."""
         self._ot_trials[trial_id].set_user_attr("alone", True)
 
-    def count_loss(self, trial_id: str) -> int:
-        """How often a trial was lost, this time included."""
-        losses: int = self._ot_trials[trial_id].user_attrs.get("losses", 0) + 1
+    def count_loss(self, trial_id: str, *, came_further: bool) -> int:
+        """How often a trial was lost since it last came further, this time included.
+
+        A machine that comes and goes may be lost often: what counts are losses without progress.
+        """
+        before = 0 if came_further else self._ot_trials[trial_id].user_attrs.get("losses", 0)
+        losses: int = before + 1
         self._ot_trials[trial_id].set_user_attr("losses", losses)
         return losses
 
@@ -288,9 +292,9 @@ class StudySearch(Searcher):
         self._of[trial_id].set_aside(trial_id)
         self.running.discard(trial_id)
 
-    def count_loss(self, trial_id: str) -> int:
-        """How often a trial was lost, this time included."""
-        return self._of[trial_id].count_loss(trial_id)
+    def count_loss(self, trial_id: str, *, came_further: bool) -> int:
+        """How often a trial was lost since it last came further, this time included."""
+        return self._of[trial_id].count_loss(trial_id, came_further=came_further)
 
     def put_back(self, trial_id: str) -> None:
         """Pass on to the arm that a trial was lost and is to go on."""

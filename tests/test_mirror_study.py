@@ -40,7 +40,7 @@ def test_a_study_in_a_store_goes_on_elsewhere_with_nothing_left_to_do(
     remote = Remote(bucket).child("study")
     study, mirror = with_mirror(make_study(tmp_path, seeds=2), remote)
     trials = run_search(study, remote=remote)
-    run_confirm(study, remote)
+    run_confirm(study, remote=remote)
     mirror.finish()
     mirror.close()
     stored = [entry.name for entry in remote.files()]
@@ -54,7 +54,7 @@ def test_a_study_in_a_store_goes_on_elsewhere_with_nothing_left_to_do(
     assert there.rundir.read_epochs() == study.rundir.read_epochs()
     capsys.readouterr()
     assert run_search(there, remote=remote) == trials
-    run_confirm(there, remote)
+    run_confirm(there, remote=remote)
     assert "runs in" not in capsys.readouterr().out, "something was trained again"
     assert there.rundir.confirm.read_bytes() == study.rundir.confirm.read_bytes()
     mirror.close()

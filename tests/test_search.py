@@ -182,14 +182,14 @@ def test_a_trial_that_was_lost_goes_on_at_once(storage: optuna.storages.RDBStora
     assert search.suggest("none yet") is None
     finish(search, "t1", [0.5] * EPOCHS)
     search.on_trial_complete("t0", error=True)
-    assert search.count_loss("t0") == 1
+    assert search.count_loss("t0", came_further=True) == 1
     search.put_back("t0")
     again = suggest(search, "t4")
     assert again["run_id"] == drawn[0]["run_id"]
     assert again["hyperparameters"] == drawn[0]["hyperparameters"]
     assert (again["seed"], again["attempt"]) == (drawn[0]["seed"], 2)
     search.on_trial_complete("t4", error=True)
-    assert search.count_loss("t4") == 2
+    assert search.count_loss("t4", came_further=False) == 2
     search.fail("t4", "failed", "lost 2 times")
     finish(search, "t2", [0.5] * EPOCHS)
     finish(search, "t3", [0.5] * EPOCHS)

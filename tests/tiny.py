@@ -52,13 +52,13 @@ def run_search(
     return {row.run_id: (row.state, row.attempts) for row in study.rundir.read_trials()}
 
 
-def run_confirm(study: Study, remote: Remote | None = None) -> None:
+def run_confirm(study: Study, resources: Resources = AT_ONCE, remote: Remote | None = None) -> None:
     """Confirm two made-up champions."""
     values = study.space.fixed_values(study.space.arms[0])
     champions = [
         Champion("no-dropout", {**values, "learning_rate": 1e-3}, "no-dropout-000", 0.5),
         Champion("dropout", {**values, "learning_rate": 2e-3, "dropout": 0.3}, "dropout-000", 0.5),
     ]
-    settings = replace(run_settings(study, AT_ONCE), remote=remote)
+    settings = replace(run_settings(study, resources), remote=remote)
     test = ray.put(part(102))
-    confirm(study, champions, ray.put(TRAINING), test, settings, AT_ONCE, Screen())
+    confirm(study, champions, ray.put(TRAINING), test, settings, resources, Screen())
