@@ -24,7 +24,7 @@ from tests.faults import (
     hanging_trial,
     kill_the_worker,
     raise_an_error,
-    trial_that_dies_in_its_second_epoch,
+    trial_that_dies_with_every_epoch,
     trial_with,
 )
 from tests.tiny import TRAINING, make_study, run_confirm, run_search
@@ -107,9 +107,9 @@ def test_a_trial_that_comes_further_may_be_lost_often(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on machines that come and go: only losses without an epoch in between are counted."""
-    monkeypatch.setattr("study.search.run_trial", trial_that_dies_in_its_second_epoch)
+    monkeypatch.setattr("study.search.run_trial", trial_that_dies_with_every_epoch)
     study = make_study(tmp_path, epochs=3, max_failures=1)
-    assert run_search(study)[VICTIM] == ("completed", 3)
+    assert run_search(study)[VICTIM] == ("completed", 4)
 
 
 def test_a_trial_that_raises_has_failed_and_the_others_go_on(
