@@ -62,9 +62,11 @@ def inspect_nodes(nodes: Sequence[Node], place: Path | Remote) -> dict[Node, Loo
                 problems.append(f"{node.address}: {_why_silent(error)}")
     problems += [f"{node.address}: {why}" for node, look in looks.items() if (why := _fault(look))]
     if problems:
+        of_storage = any(look.storage for look in looks.values())
+        remedy = "give a --storage that all nodes reach" if of_storage else "mend that"
         raise UserError(
-            f"{len(problems)} of {len(nodes)} nodes cannot run trials: {'; '.join(problems)}. Mend"
-            " that, or take the node out of the cluster."
+            f"{len(problems)} of {len(nodes)} nodes cannot run trials: {'; '.join(problems)};"
+            f" {remedy}, or take the node out of the cluster."
         )
     return looks
 

@@ -90,6 +90,11 @@ def _why_not(error: Exception) -> str:
             "the cluster wants a token, and this process has not the right one: set"
             " RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH."
         )
+    if "Failed to connect to Ray cluster" in text:
+        return (
+            "what answers there does not let this process in, or is no Ray. Where the cluster wants"
+            " a token, set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH."
+        )
     return f"the cluster cannot be joined ({type(error).__name__}: {text[:300]})."
 
 
@@ -150,6 +155,7 @@ def _quieten(verbose: bool) -> None:
     if verbose:
         return
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
     os.environ.setdefault("TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "1000")
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     logging.getLogger("optuna").setLevel(logging.ERROR)

@@ -4,10 +4,13 @@ import ctypes
 import os
 import re
 import signal
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import ray
 import torch
 from ray import tune
@@ -15,6 +18,7 @@ from ray import tune
 from study.arrays import TrainingArrays
 from study.cluster import GPU_TYPE_LABEL
 from study.packing import Load
+from study.spread import _compute_part
 from study.training import EpochMetrics, Run, train
 from study.worker import AGAIN, Attempt, Confirmation, RunSettings, run_confirmation, run_trial
 
@@ -140,6 +144,23 @@ def eat_memory() -> None:
     eaten = []
     while True:
         eaten.append(bytearray(os.urandom(1 << 20)) * 100)
+
+
+def part_whose_node_dies_once(marker: Path) -> Callable[..., np.ndarray]:
+    """Computes a part of the features; the first one takes its whole node along.
+
+    Args:
+        marker: Tells whether that has happened.
+    """
+
+    def compute(*arguments: Any) -> np.ndarray:
+        if not marker.exists():
+            marker.touch()
+            os.kill(os.getppid(), signal.SIGKILL)  # the node's raylet
+            time.sleep(60)
+        return _compute_part(*arguments)
+
+    return compute
 
 
 def measure_load_on_big_only(*_: object) -> Load:

@@ -27,25 +27,28 @@ def free_port() -> int:
         return port
 
 
-def start_s3(log: Path, port: int | None = None) -> "tuple[subprocess.Popen[bytes], str]":
+def start_s3(
+    log: Path, port: int | None = None, host: str = "127.0.0.1"
+) -> "tuple[subprocess.Popen[bytes], str]":
     """Start a server that holds nothing.
 
     Args:
         log: Where it writes a line per request.
         port: Where it listens; by default any free one.
+        host: Likewise, by default on loopback.
 
     Returns:
         The process, and its address as host:port.
     """
     port = port or free_port()
     with log.open("ab") as file:
-        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+        command = [sys.executable, "-m", "moto.server", "-H", host, "-p", str(port)]
         process = subprocess.Popen(command, stdout=file, stderr=file)
     end = time.monotonic() + 60
     while True:
         try:
-            urlopen(f"http://127.0.0.1:{port}/", timeout=5).close()
-            return process, f"127.0.0.1:{port}"
+            urlopen(f"http://{host}:{port}/", timeout=5).close()
+            return process, f"{host}:{port}"
         except (URLError, OSError):
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < end, "the server does not answer"

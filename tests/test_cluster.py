@@ -1,5 +1,6 @@
 """The command on a real Ray cluster of several nodes, all of them on this machine."""
 
+import os
 import re
 import subprocess
 import time
@@ -9,28 +10,47 @@ from pathlib import Path
 
 import pytest
 import ray
+import torch
 from ray.cluster_utils import Cluster
 
+from analysis.optuna_db import read_searches
 from analysis.rundir import ConfirmRow, RunDir, TrialRow
-from study import phases, ray_session
-from study.cluster import GPU_TYPE_LABEL
+from study import phases, ray_session, spread
+from study.backbone import build_backbone
+from study.cache import cache_dir
+from study.cluster import GPU_TYPE_LABEL, Machines
+from study.config import StudyConfig
+from study.data import Dataset
+from study.features import here
 from study.screen import Screen
+from study.searcher import run_id
+from study.storage import Remote
+from study.weights import Weights
 from tests.clusters import ray_cluster
 from tests.faults import (
     measure_load_on_big_only,
+    part_whose_node_dies_once,
     run_confirmation_on_big_only,
     run_trial_on_big_only,
 )
-from tests.test_end_to_end import SMALL, run, start
+from tests.test_end_to_end import SMALL, command, run, start
 from tests.tiny import TRAINING, make_study, run_confirm, run_search
 
 TINY = f"{SMALL} --space tests.spaces:TINY"
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
+def cluster(s3_endpoint: str) -> Iterator[Cluster]:  # noqa: ARG001 - nodes inherit its environment
     with ray_cluster(4) as started:
         yield started
+
+
+@pytest.fixture
+def machines(cluster: Cluster) -> Iterator[Machines]:
+    """The cluster, joined by this process."""
+    ray.init(address=cluster.address, log_to_driver=False)
+    yield ray_session.find_machines(StudyConfig(address=cluster.address))
+    ray.shutdown()
 
 
 def trials_without_times(rundir: Path) -> list[TrialRow]:
@@ -64,6 +84,29 @@ def test_four_nodes_find_what_one_machine_finds(cluster: Cluster, tmp_path: Path
     assert [node["cpus"] for node in start_record["nodes"]].count(1) == 4
 
 
+def features_here_and_there(
+    machines: Machines, dataset: Dataset, weights: Weights
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of one process with one thread, as each worker has, and of the cluster."""
+    backbone = build_backbone(weights.state, weights.architecture)
+    preprocess = replace(weights.preprocess, image_size=32)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        expected = here(torch.device("cpu"), "fp32").run(backbone, dataset.pixels, preprocess)
+    finally:
+        torch.set_num_threads(threads)
+    found = spread.on_cluster(machines, "fp32").run(backbone, dataset.pixels, preprocess)
+    return expected.bfloat16(), found
+
+
+def test_features_of_a_cluster_are_those_of_one_process(
+    machines: Machines, small_dataset: Dataset, random_weights: Weights
+) -> None:
+    expected, found = features_here_and_there(machines, small_dataset, random_weights)
+    assert torch.equal(found, expected)
+
+
 def test_a_node_that_dies_costs_its_trials_no_more_than_an_epoch(
     cluster: Cluster, tmp_path: Path
 ) -> None:
@@ -80,6 +123,77 @@ def test_a_node_that_dies_costs_its_trials_no_more_than_an_epoch(
     # Ray may notice the process's end before the machine's.
     lost = r"(its process died|its machine was lost); it goes on from its last state"
     assert re.search(lost, RunDir(rundir).log.read_text())
+
+
+def test_features_survive_a_node_that_dies(
+    machines: Machines,
+    small_dataset: Dataset,
+    random_weights: Weights,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    marker = tmp_path / "died"
+    monkeypatch.setattr(spread, "_compute_part", part_whose_node_dies_once(marker))
+    expected, found = features_here_and_there(machines, small_dataset, random_weights)
+    assert marker.exists()
+    assert torch.equal(found, expected)
+
+
+def test_another_machine_goes_on_where_the_driver_died(
+    cluster: Cluster, bucket: str, tmp_path: Path
+) -> None:
+    """It has another working directory and another cache: only the storage is common."""
+    place = f"--address {cluster.address} --storage {bucket} --name study"
+    store = Remote(bucket).child("study")
+    options = f"{TINY} --trials 8 --epochs 30 --seeds 1 {place}"
+    driver = on_machine(tmp_path / "first", options)
+    deadline = time.monotonic() + 240
+    while len((store.read("epochs.jsonl") or b"").splitlines()) < 60:
+        assert driver.poll() is None, driver.communicate()
+        assert time.monotonic() < deadline, "the study has not come so far"
+        time.sleep(0.1)
+    driver.kill()
+    driver.communicate()
+    left = RunDir(tmp_path / "left")
+    for name in ("optuna.db", "epochs.jsonl"):
+        assert store.download(name, left.path / name)
+    ended = {
+        (arm, trial.number)
+        for arm, study in read_searches(left.optuna_db).items()
+        for trial in study.get_trials()
+        if trial.state.is_finished()
+    }
+
+    second = on_machine(tmp_path / "second", f"--resume {place}")
+    output, errors = second.communicate(timeout=400)
+    assert second.returncode == 0, errors
+    assert "the study was worked on by" in output
+    for name in ("optuna.db", "epochs.jsonl", "trials.csv", "report/verdict.json"):
+        assert store.download(name, tmp_path / "end" / name)
+    rundir = RunDir(tmp_path / "end")
+    trials = {row.run_id: row for row in rundir.read_trials()}
+    assert len(trials) == 8
+    assert {row.state for row in trials.values()} <= {"completed", "pruned"}
+    assert all(trials[run_id(*trial)].attempts == 1 for trial in ended)
+    before = {row for row in left.read_epochs() if row.run_id in {run_id(*t) for t in ended}}
+    assert before <= set(rundir.read_epochs())
+
+
+def on_machine(folder: Path, options: str) -> "subprocess.Popen[str]":
+    """Start the command in a folder of its own, with a cache that holds downloads only."""
+    cache = folder / "cache" / "dropout-study"
+    cache.mkdir(parents=True)
+    for entry in cache_dir().iterdir():
+        if entry.name != "studies":
+            (cache / entry.name).symlink_to(entry)
+    return subprocess.Popen(
+        command(options),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "XDG_CACHE_HOME": str(folder / "cache")},
+    )
 
 
 @pytest.fixture
