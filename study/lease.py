@@ -3,7 +3,7 @@
 The one that holds it renews it every few seconds; one that has not been renewed for a minute has
 expired, and another driver takes over. How old it is, is told by the store's own clock, since the
 clocks of two machines may differ. A store cannot write a file on condition that it is not there, so
-two that come at the same moment both write, wait, and look: the last one stands, and the other
+two that come at the same moment both write, wait, and look: the last one's stands, and the other
 gives way.
 """
 
@@ -53,12 +53,22 @@ class Lease:
     """A lease that this process holds."""
 
     def __init__(self, remote: Remote, me: Holder, times: Times) -> None:
-        """Begin with one that was just written; `renew_for_ever` is to be started."""
+        """Begin with one that is still to be written."""
         self._remote, self._me, self._times = remote, me, times
         self._lost: StudyStoppedError | None = None
         self._renewed = _now()
+        self._renewals = 0
         self._lock = threading.Lock()
         self._ended = threading.Event()
+
+    def write(self) -> None:
+        """Write the lease, whoever's there is."""
+        start = _now()
+        # The number tells a renewal where the store's times are in whole seconds.
+        content = {**asdict(self._me), "renewals": self._renewals}
+        self._remote.write(LEASE, (json.dumps(content) + "\n").encode())
+        self._renewals += 1
+        self._renewed = start
 
     def check(self) -> None:
         """Make sure that this process still holds the lease.
@@ -83,23 +93,21 @@ class Lease:
         """Let go of the lease; where the store cannot be reached, it expires."""
         self._ended.set()
         with self._lock, contextlib.suppress(StorageError):
-            found = _read(self._remote)
-            if found == self._me:
+            if _holder(self._remote.read(LEASE)) == self._me:
                 self._remote.delete(LEASE)
 
     def _renew(self) -> None:
         with self._lock:
             if self._ended.is_set() or self._lost is not None:
                 return
-            holder = _read(self._remote)
+            holder = _holder(self._remote.read(LEASE))
             if holder is not None and holder != self._me:
                 self._lost = StudyStoppedError(
                     f"{self._remote.uri} has been taken over by {holder.host} (pid {holder.pid}):"
                     " this process had not renewed its lease in time."
                 )
                 return
-            _write(self._remote, self._me)
-            self._renewed = _now()
+            self.write()
 
 
 @contextmanager
@@ -119,38 +127,42 @@ def hold(
     """
     times = times or Times()
     me = Holder(uuid.uuid4().hex, socket.gethostname(), os.getpid())
-    _wait_for_others(remote, say, times)
-    _write(remote, me)
-    time.sleep(times.settle)
-    holder = _read(remote)
-    if holder != me:
-        raise _refused(remote, holder)
+    takes_over = _wait_for_others(remote, say, times)
     lease = Lease(remote, me, times)
-    thread = threading.Thread(target=lease.renew_for_ever, name="lease", daemon=True)
-    thread.start()
     try:
+        lease.write()
+        # One that has expired may be renewed all the same, by a process that was held up: it looks
+        # before it writes, and will have seen this one by then.
+        time.sleep(times.settle + (times.renew if takes_over else 0.0))
+        holder = _holder(remote.read(LEASE))
+        if holder != me:
+            raise _refused(remote, holder)
+        threading.Thread(target=lease.renew_for_ever, name="lease", daemon=True).start()
         yield lease
     finally:
         lease.release()
 
 
-def _wait_for_others(remote: Remote, say: Callable[[str], None], times: Times) -> None:
-    """Return where there is no lease, or an expired one."""
-    first: float | None = None
-    while (entry := remote.find(LEASE)) is not None:
-        holder = _read(remote)
-        if first is not None and entry.mtime != first:
+def _wait_for_others(remote: Remote, say: Callable[[str], None], times: Times) -> bool:
+    """Return where there is no lease, or an expired one; whether there was one."""
+    first: bytes | None = None
+    while True:
+        entry, content = remote.find(LEASE), remote.read(LEASE)
+        if entry is None or content is None:
+            return first is not None
+        holder = _holder(content)
+        if first is not None and content != first:
             raise _refused(remote, holder)
         left = times.expires - (_store_time(remote) - entry.mtime)
         if left <= 0:
-            return
+            return True
         if first is None:
-            first = entry.mtime
             where = f"{holder.host} (pid {holder.pid})" if holder else "another machine"
             say(
-                f"{remote.uri}: the study was worked on by {where} a moment ago; waiting for up to"
-                f" {max(1, round(left))} s to see whether it still is."
+                f"{remote.uri}: {where} worked on this study a moment ago; waiting for up to"
+                f" {max(1, round(left))} s to see whether it still does."
             )
+        first = content
         time.sleep(min(times.look, left + 0.01))
 
 
@@ -175,16 +187,12 @@ def _store_time(remote: Remote) -> float:
     return entry.mtime
 
 
-def _write(remote: Remote, holder: Holder) -> None:
-    remote.write(LEASE, (json.dumps(asdict(holder)) + "\n").encode())
-
-
-def _read(remote: Remote) -> Holder | None:
-    """Who holds the lease; None where nobody does, or where it cannot be read."""
-    content = remote.read(LEASE)
+def _holder(content: bytes | None) -> Holder | None:
+    """Who holds the lease; None where nobody does, or where it makes no sense."""
     try:
-        return None if content is None else Holder(**json.loads(content))
-    except (ValueError, TypeError):
+        found = None if content is None else json.loads(content)
+        return found and Holder(found["owner"], found["host"], found["pid"])
+    except (ValueError, TypeError, KeyError):
         return None
 
 

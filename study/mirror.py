@@ -34,6 +34,10 @@ from study.storage import Remote
 #: Seconds between the attempts at an upload that fails; pyarrow itself has tried a few times.
 PAUSES = (1.0, 3.0, 10.0)
 
+#: Seconds between snapshots that nothing but the time asks for, at least; and so many times as long
+#: as one takes to be carried over.
+TICK, TICK_SHARE = 5.0, 10.0
+
 #: Folders that another machine's driver can do without, or makes anew.
 _LEFT_THERE = ("states/", "weights/", "search/", "report/", "best_model/")
 
@@ -131,6 +135,7 @@ class DriverMirror:
         *,
         guard: Callable[[], None] = lambda: None,
         pauses: Sequence[float] = PAUSES,
+        tick: float = TICK,
     ) -> None:
         """Begin with nothing to carry.
 
@@ -139,11 +144,14 @@ class DriverMirror:
             remote: The run directory in the store.
             guard: Raises where this process is not to write to the store any more.
             pauses: Seconds between attempts at an upload.
+            tick: Seconds between snapshots that nothing but the time asks for.
         """
         self.path = path
         self.remote = remote
         self._guard = guard
         self._pauses = pauses
+        self._tick = tick
+        self._next_tick = 0.0
         self._rundir = RunDir(path)
         self._steps: deque[_Step] = deque()
         self._changed = threading.Condition()
@@ -227,13 +235,13 @@ class DriverMirror:
             self._changed.notify_all()
 
     def tick(self) -> None:
-        """Take a snapshot if something has changed and nothing waits."""
+        """Take a snapshot if something has changed, nothing waits, and it is time for one."""
         self._guard()
         self._raise_error()
         self._quiet = False
         with self._changed:
             idle = not self._steps and not self._busy
-        if idle:
+        if idle and time.monotonic() >= self._next_tick:
             self.snapshot()
 
     # ---- beginning and end ---------------------------------------------------------------------
@@ -293,6 +301,7 @@ class DriverMirror:
         made_anew = ("report/", "best_model/")
         stale = [name for name in self._listed if name.startswith(made_anew) and name not in here]
         _in_parallel(self.remote.delete, stale)
+        self._listed.difference_update(stale)
 
     def close(self, wait: float = 10.0) -> None:
         """Take a last snapshot, give the thread some seconds to carry over what waits, and end it.
@@ -302,6 +311,7 @@ class DriverMirror:
         """
         with contextlib.suppress(Exception):  # there may be no disk, and no store
             self.snapshot()
+            self._add(_Step("put", self._rundir.log.name))
         end = time.monotonic() + wait
         with self._changed:
             self._changed.wait_for(lambda: self._error or not (self._steps or self._busy), wait)
@@ -396,7 +406,7 @@ class DriverMirror:
             self.remote.delete(step.name)
         elif step.snapshot:
             # In this order: a database never knows of an epoch that epochs.jsonl lacks.
-            rundir = self._rundir
+            rundir, start = self._rundir, time.monotonic()
             if step.snapshot.epochs:
                 with rundir.epochs.open("rb") as file:
                     self.remote.write(rundir.epochs.name, file.read(step.snapshot.epochs))
@@ -404,6 +414,8 @@ class DriverMirror:
                 self.remote.upload(step.snapshot.database, rundir.optuna_db.name)
             if rundir.log.exists() and self._pushed.get("log.txt") != _stamp(rundir.log):
                 self._put("log.txt")
+            end = time.monotonic()
+            self._next_tick = end + max(self._tick, TICK_SHARE * (end - start))
 
     def _put(self, name: str) -> None:
         file = self.path / name

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 from study.errors import StorageError, UserError
 
@@ -31,12 +31,13 @@ SCHEMES = {
     "hdfs": "hdfs://HOST:PORT/FOLDER",
 }
 
-#: Options that are added where the URI does not give them. S3: a small file is one request instead
-#: of three. Google: its library would go on trying for 15 minutes.
-_DEFAULTS = {
-    "s3": {"allow_delayed_open": "true"},
-    "gs": {"retry_limit_seconds": "20"},
-}
+#: Seconds in which a store has to answer, and how often it is asked; pyarrow would wait for minutes
+#: where a URI is all that it has.
+_CONNECT, _ANSWER, _ATTEMPTS = 3.0, 5.0, 3
+
+#: Options of an S3 URI that `S3FileSystem` takes under the same name.
+_S3_TEXTS = ("region", "scheme", "endpoint_override", "tls_ca_file_path")
+_S3_SWITCHES = ("allow_bucket_creation", "allow_bucket_deletion")
 
 _SECRET = re.compile(r"key|secret|token|passw|credential|^sig", re.IGNORECASE)
 
@@ -237,7 +238,7 @@ def check_uri(uri: str) -> None:
             " machine's role have them."
         )
     if parts.scheme not in SCHEMES:
-        known = ", ".join(sorted(SCHEMES.values()))
+        known = ", ".join(SCHEMES.values())
         raise UserError(f"--storage {uri}: give a path, or a URI of the form {known}.")
     host = parts.netloc.rpartition("@")[2]
     if parts.scheme == "file":
@@ -254,10 +255,23 @@ def _open(uri: str) -> "tuple[fs.FileSystem, str]":
     from pyarrow import fs
 
     parts = urlsplit(uri)
-    given = {name for name, _ in parse_qsl(parts.query, True)}
-    added = [f"{k}={v}" for k, v in _DEFAULTS.get(parts.scheme, {}).items() if k not in given]
-    query = "&".join([parts.query, *added] if parts.query else added)
-    system, root = fs.FileSystem.from_uri(urlunsplit(parts._replace(query=query)))
+    query = dict(parse_qsl(parts.query, True))
+    if parts.scheme == "gs":  # else it goes on trying for 15 minutes
+        query.setdefault("retry_limit_seconds", "20")
+    system, root = fs.FileSystem.from_uri(urlunsplit(parts._replace(query=urlencode(query))))
+    if parts.scheme == "s3" and query.keys() <= {*_S3_TEXTS, *_S3_SWITCHES}:
+        given = {name: query[name] for name in _S3_TEXTS if name in query}
+        given.setdefault("region", system.region)
+        system = fs.S3FileSystem(
+            **given,
+            **{
+                name: query[name].lower() in ("true", "1") for name in _S3_SWITCHES if name in query
+            },
+            connect_timeout=_CONNECT,
+            request_timeout=_ANSWER,
+            retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS),
+            allow_delayed_open=True,  # a small file is one request instead of three
+        )
     return system, root.rstrip("/")
 
 
