@@ -57,18 +57,15 @@ def start_s3(
 
 def new_bucket(endpoint: str) -> str:
     """Make a bucket; the URI of a folder in it."""
-    from pyarrow import fs
-
     name = f"bucket-{uuid.uuid4().hex[:12]}"
-    fs.S3FileSystem(
-        endpoint_override=endpoint, scheme="http", allow_bucket_creation=True
-    ).create_dir(name)
+    make_bucket(endpoint, name)
     return f"s3://{name}/runs?endpoint_override={endpoint}&scheme=http"
 
 
-def requests(log: Path, kind: str, name: str) -> int:
-    """How many requests of a kind (PUT, ...) the server has had for a file of that name."""
-    return sum(
-        f"{kind} " in line and f"/{name} " in line.replace("?", " ")
-        for line in log.read_text().splitlines()
-    )
+def make_bucket(endpoint: str, name: str) -> None:
+    """Make a bucket of that name."""
+    from pyarrow import fs
+
+    fs.S3FileSystem(
+        endpoint_override=endpoint, scheme="http", allow_bucket_creation=True
+    ).create_dir(name)
