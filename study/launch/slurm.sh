@@ -125,7 +125,12 @@ while True:
         time.sleep(1)
 while (there := sum(node["Alive"] for node in ray.nodes())) < wanted and time.monotonic() < until:
     time.sleep(1)
-print(f"slurm.sh: Ray on {there} of {wanted} nodes, {ray.cluster_resources()}", flush=True)
+have = ray.cluster_resources()
+print(
+    f"slurm.sh: Ray at {os.environ['RAY_ADDRESS']} on {there} of {wanted} nodes:"
+    f" {have.get('CPU', 0):g} cores, {have.get('GPU', 0):g} GPUs",
+    flush=True,
+)
 PYTHON
 if ! python "$secrets/wait.py"; then
     cat "$secrets/ray.log"
