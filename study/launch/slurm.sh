@@ -60,8 +60,8 @@ export RAY_TMPDIR="/tmp/ray-$SLURM_JOB_ID"
 # When Ray is told to stop, nothing is left that it could wait for.
 export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0
 
-# One Ray node, run on each Slurm node. The first keeps a core for the command. There is no dashboard:
-# what does not listen needs no guard. Ray's client server starts wherever grpc is installed (with
+# One Ray node, run on each Slurm node. The first keeps a core for the command. There is no
+# dashboard: what does not listen needs no guard. Ray's client server starts wherever grpc is installed (with
 # ray[default]); it asks for the token too.
 # shellcheck disable=SC2016  # expanded on each node
 node='
