@@ -98,7 +98,8 @@ def hosts(count: int, caches: Path) -> Iterator[list[Host]]:
         _ip(f"addr add {BRIDGE}/24 dev study0")
         _ip("link set study0 up")
         for number in range(1, count + 1):
-            started.append(_start_host(number, caches / str(number)))
+            host = _start_host(number, caches / str(number))
+            started.append(host)  # at once, so that it is ended where the next one fails
         yield started
     finally:
         for host in started:
