@@ -24,7 +24,9 @@ from tests.tiny import make_study
 
 FIXTURE = RunDir(Path(__file__).parent / "fixtures" / "run")
 EPOCH, CONFIRMED = FIXTURE.read_epochs()[0], FIXTURE.read_confirm()[0]
-DRAWN = {"dropout": optuna.distributions.FloatDistribution(0.1, 0.5)}
+DRAWN: dict[str, optuna.distributions.BaseDistribution] = {
+    "dropout": optuna.distributions.FloatDistribution(0.1, 0.5)
+}
 
 
 class GoneError(Exception):
@@ -258,7 +260,7 @@ def test_a_short_failure_of_the_store_is_not_noticed(
         if left:
             left.pop()
             raise StorageError(f"{where.uri}: it cannot be reached.")
-        write(where, name, content)  # type: ignore[arg-type]
+        write(where, name, content)
 
     monkeypatch.setattr(Remote, "write", failing)
     with mirrored(study, remote) as (mine, mirror):
