@@ -121,7 +121,7 @@ class SearchRecorder(Callback):
         if completed:
             ranked = self._completed.setdefault(trial.config["arm"], [])
             ranked.append((result[SCORE], trial.config["run_id"]))
-            delete_worse(rundir, self._completed, self._study.mode)
+            self._completed = delete_worse(rundir, self._completed, self._study.mode)
 
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: object

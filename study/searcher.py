@@ -16,7 +16,7 @@ ends, however many there are.
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import optuna
 from optuna.distributions import (
@@ -111,8 +111,9 @@ class ArmSearch(OptunaSearch):
             storage=self._memory,
             study_name=arm.name,
         )
+        self._drawn = cast(optuna.Study, self._ot_study)
         for trial in earlier:
-            self._ot_study.add_trial(trial)
+            self._drawn.add_trial(trial)
         self._epochs = epochs
         self._numbers: dict[str, int] = {}
         unfinished = [trial for trial in earlier if not trial.state.is_finished()]
@@ -222,7 +223,7 @@ class ArmSearch(OptunaSearch):
 
     def _end(self, number: int, state: State, value: float | None) -> None:
         self._set_attr(number, "state", state)
-        ended = _tell(self._ot_study, number, state, value)
+        ended = _tell(self._drawn, number, state, value)
         storage, in_storage = self._places(number)[1]
         storage.set_trial_state_values(in_storage, ended.state, ended.values)
 
