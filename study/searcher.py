@@ -16,6 +16,7 @@ ends, however many there are.
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any, Literal, cast
 
 import optuna
@@ -143,8 +144,10 @@ class ArmSearch(OptunaSearch):
             super().suggest(trial_id)
             number = self._ot_trials[trial_id].number
             self._memory.set_trial_user_attr(number, "attempts", 1)
-            # Written when it has all its hyperparameters, and in one transaction.
-            self._study.add_trial(self._memory.get_trial(number))
+            drawn = copy(self._memory.get_trial(number))
+            # Another copy of the hyperparameters, for samplers that see a trial half drawn.
+            drawn.system_attrs = {}
+            self._study.add_trial(drawn)
         else:
             self._draw_to_the_end(number)
             attempts = self._memory.get_trial(number).user_attrs.get("attempts", 0)
