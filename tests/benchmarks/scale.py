@@ -22,6 +22,7 @@ import json
 import logging
 import os
 import platform
+import random
 import tempfile
 import threading
 import time
@@ -35,28 +36,37 @@ from typing import Any, cast
 from unittest.mock import patch
 
 import numpy as np
+import optuna
 import ray
 from ray import tune
 from ray.cluster_utils import Cluster
 
+from analysis.optuna_db import open_storage
+from analysis.rundir import EpochRow
 from search_spaces import Choice, Fixed, Float, Range, find_space
+from study.config import Study
 from study.hardware import cpu_count
 from study.packing import Resources
 from study.screen import Screen
 from study.search import search
+from study.searcher import _distributions, open_study, run_id
 from study.worker import RunSettings
 from tests.benchmarks.sleeping import SleepSettings, sleep_and_report
 from tests.tiny import make_study
 
 SPACE = find_space("dropout")
 
+#: The worker of trials that are made up.
+NOBODY = "nobody"
+
 
 @dataclass(frozen=True)
 class Ended:
     """A trial that has ended."""
 
+    begun: float
+    """In Unix seconds, as the next."""
     when: float
-    """In Unix seconds."""
     epochs: int
     process: str
 
@@ -87,6 +97,9 @@ def main() -> None:
     parser.add_argument("--at-once", type=int, default=16)
     parser.add_argument("--nodes", type=int, default=4)
     parser.add_argument("--bin", type=int, default=500)
+    parser.add_argument(
+        "--already", type=int, default=0, help="made-up trials in our run directory"
+    )
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     options = parser.parse_args()
     logging.getLogger("ray").setLevel(logging.CRITICAL)
@@ -139,7 +152,9 @@ def watch_cpu() -> Iterator[CpuClock]:
 
 def run_ours(folder: Path, options: argparse.Namespace) -> list[Ended]:
     """The project's search; its trials."""
-    study = make_study(folder, trials=options.trials, epochs=options.epochs, space=SPACE.name)
+    trials = options.already + options.trials
+    study = make_study(folder, trials=trials, epochs=options.epochs, space=SPACE.name)
+    make_up_trials(study, options.already)
     settings = cast(RunSettings, SleepSettings(options.epochs, options.seconds))
     resources = Resources(1, 0.0, options.at_once)
     with (
@@ -147,11 +162,16 @@ def run_ours(folder: Path, options: argparse.Namespace) -> list[Ended]:
         contextlib.redirect_stdout(io.StringIO()),
     ):
         search(study, ray.put(cast(Any, None)), settings, resources, Screen())
-    trials = study.rundir.read_trials()
-    assert len(trials) == options.trials
-    assert all(trial.state in ("completed", "pruned") for trial in trials)
-    last = {row.run_id: row for row in study.rundir.read_epochs()}
-    return [Ended(row.end, row.epoch, row.worker) for row in last.values()]
+    ended = study.rundir.read_trials()
+    assert len(ended) == options.already + options.trials
+    assert all(trial.state in ("completed", "pruned") for trial in ended)
+    first: dict[str, EpochRow] = {}
+    last: dict[str, EpochRow] = {}
+    for row in study.rundir.read_epochs():
+        if row.worker != NOBODY:
+            first.setdefault(row.run_id, row)
+            last[row.run_id] = row
+    return [Ended(first[run].start, row.end, row.epoch, row.worker) for run, row in last.items()]
 
 
 def run_stock(folder: Path, options: argparse.Namespace) -> list[Ended]:
@@ -173,7 +193,51 @@ def run_stock(folder: Path, options: argparse.Namespace) -> list[Ended]:
     ).fit()
     assert len(results) == options.trials
     last = [results[index].metrics or {} for index in range(len(results))]
-    return [Ended(row["end"], row["epoch"], f"{row['node_ip']}:{row['pid']}") for row in last]
+    return [
+        Ended(row["begun"], row["end"], row["epoch"], f"{row['node_ip']}:{row['pid']}")
+        for row in last
+    ]
+
+
+def make_up_trials(study: Study, count: int) -> None:
+    """Leave in the run directory what so many trials would have left."""
+    luck, rows = random.Random(0), []
+    storage = open_storage(study.rundir.optuna_db)
+    for index, arm in enumerate(SPACE.arms):
+        ot_study = open_study(storage, arm.name, study.mode)
+        ranges = _distributions(SPACE.ranges(arm))
+        sampler = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=index))
+        for number in range(count // len(SPACE.arms)):
+            score = luck.random()
+            rows.append(
+                EpochRow(
+                    phase="search",
+                    run_id=run_id(arm.name, number),
+                    attempt=1,
+                    arm=arm.name,
+                    seed=number,
+                    epoch=study.config.epochs,
+                    train_loss=1 - score,
+                    train_accuracy=score,
+                    val_loss=1 - score,
+                    val_accuracy=score,
+                    score=score,
+                    rung="continue",
+                    start=0.0,
+                    end=1.0,
+                    worker=NOBODY,
+                )
+            )
+            ot_study.add_trial(
+                optuna.trial.create_trial(
+                    value=score,
+                    params=sampler.ask(ranges).params,
+                    distributions=ranges,
+                    user_attrs={"attempts": 1, "state": "completed"},
+                    intermediate_values={study.config.epochs: score},
+                )
+            )
+    study.rundir.append_epochs(rows)
 
 
 def stock_range(values: Range) -> Any:
@@ -194,11 +258,14 @@ def print_curve(
     side: str, trials: list[Ended], clock: CpuClock, options: argparse.Namespace
 ) -> None:
     """Print a line per bin."""
-    start, end = clock.times[0], clock.times[-1]
+    start, end = min(trial.begun for trial in trials), trials[-1].when
     least = sum(map(slept(options), trials))
     processes = len({trial.process for trial in trials})
-    print(f"{side}: {len(trials)} trials in {end - start:.0f} s, of which {least:.0f} s are sleep;")
-    print(f"in {processes} processes")
+    print(
+        f"{side}: {len(trials)} trials in {end - start:.0f} s, {least:.0f} s of them sleep, in"
+        f" {processes} processes; {start - clock.times[0]:.0f} s before the first,"
+        f" {clock.times[-1] - end:.0f} s after the last"
+    )
     print(f"{'trials':>13}  {'overhead, ms/trial':>18}  {'driver CPU, ms/trial':>20}")
     for first in range(0, len(trials), options.bin):
         part = trials[first : first + options.bin]
@@ -206,8 +273,7 @@ def print_curve(
         overhead = part[-1].when - begun - sum(map(slept(options), part))
         cpu = clock.at(part[-1].when) - clock.at(begun)
         name = f"{first}-{first + len(part)}"
-        print(f"{name:>13}  {ms(overhead / len(part)):>18}  {ms(cpu / len(part)):>20}")
-    print(f"after the last trial: {end - trials[-1].when:.1f} s", flush=True)
+        print(f"{name:>13}  {ms(overhead / len(part)):>18}  {ms(cpu / len(part)):>20}", flush=True)
 
 
 def slept(options: argparse.Namespace) -> Callable[[Ended], float]:

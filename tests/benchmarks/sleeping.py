@@ -33,6 +33,7 @@ def sleep_and_report(
 ) -> None:
     """Sleep for each epoch and report what a trial of the project reports; `shared` is unused."""
     del shared
+    begun = time.time()
     for epoch in range(1, settings.epochs + 1):
         start = time.time()
         time.sleep(settings.seconds)
@@ -45,6 +46,7 @@ def sleep_and_report(
                 "val_loss": 1 - score,
                 "val_accuracy": score,
                 "score": score,
+                "begun": begun,
                 "start": start,
                 "end": time.time(),
             }
