@@ -29,15 +29,17 @@ seconds (or seconds, for a duration). A figure that does not exist or is not fin
 rows, null in JSON and empty in CSV. Files other than epochs.jsonl are written whole: either the old
 one stands there or the new one.
 
-One process writes to a run directory, the one that runs the study.
+One process writes to a run directory, the one that runs the study. Where the study is kept in a
+store, the run directory on a disk is a working copy, and a `Mirror` carries what happens to its
+files to the store.
 """
 
 import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,7 +48,17 @@ from analysis.codec import from_csv, from_json, row_from_json, to_csv, to_json
 from analysis.errors import RunDirError
 from search_spaces import Value
 
-__all__ = ["FORMAT", "ConfirmRow", "EpochRow", "RunDir", "RunDirError", "TrialRow", "write_whole"]
+__all__ = [
+    "FORMAT",
+    "ConfirmRow",
+    "EpochRow",
+    "Mirror",
+    "RunDir",
+    "RunDirError",
+    "TrialRow",
+    "check_format",
+    "write_whole",
+]
 
 #: Version of this layout, in study.json under "format".
 FORMAT = 1
@@ -185,15 +197,39 @@ class ConfirmRow:
     seconds: float
 
 
+class Mirror(Protocol):
+    """A copy of a run directory elsewhere, kept up by what it is told; see study/mirror.py."""
+
+    def wrote(self, file: Path) -> None:
+        """A file has been written, or written anew."""
+
+    def deleted(self, file: Path) -> None:
+        """A file has been deleted, or should not be there."""
+
+    def has(self, file: Path) -> bool:
+        """Whether the copy holds a file."""
+
+    def fetch(self, file: Path) -> None:
+        """Bring a file from the copy, where it is there."""
+
+    def snapshot(self) -> None:
+        """optuna.db and epochs.jsonl are to be kept as they are now."""
+
+    def tick(self) -> None:
+        """Time has passed; called often."""
+
+
 @dataclass(frozen=True)
 class RunDir:
     """Reads and writes a run directory; folders come into being with what is written to them.
 
     Attributes:
         path: The directory.
+        mirror: A copy elsewhere that follows; None where there is none.
     """
 
     path: Path
+    mirror: Mirror | None = field(default=None, compare=False, repr=False)
 
     @property
     def study_json(self) -> Path:
@@ -266,9 +302,50 @@ class RunDir:
         """The log."""
         return self.path / "log.txt"
 
+    def wrote(self, file: Path) -> None:
+        """Tell the mirror of a file that someone else has written into this directory."""
+        if self.mirror:
+            self.mirror.wrote(file)
+
+    def delete(self, file: Path) -> None:
+        """Delete a file, here and in the mirror; nothing where there is none."""
+        file.unlink(missing_ok=True)
+        if self.mirror:
+            self.mirror.deleted(file)
+
+    def has(self, file: Path) -> bool:
+        """Whether a file is here or in the mirror."""
+        return file.exists() or (self.mirror is not None and self.mirror.has(file))
+
+    def fetch(self, file: Path) -> None:
+        """Make a file lie here that the mirror has."""
+        if self.mirror and not file.exists():
+            self.mirror.fetch(file)
+
+    def snapshot(self) -> None:
+        """Let the mirror keep optuna.db and epochs.jsonl as they are now."""
+        if self.mirror:
+            self.mirror.snapshot()
+
+    def tick(self) -> None:
+        """Let the mirror do what is due."""
+        if self.mirror:
+            self.mirror.tick()
+
+    def _write(self, file: Path, content: str | bytes) -> None:
+        write_whole(file, content)
+        self.wrote(file)
+
+    def _move(self, file: Path, to: Path) -> None:
+        """Move a file, where it is there; the mirror has it in both places rather than in none."""
+        if file.exists():
+            file.replace(to)
+            self.wrote(to)
+            self.delete(file)
+
     def write_study(self, record: Mapping[str, Any]) -> None:
         """Write study.json; the layout's version is added."""
-        write_whole(self.study_json, to_json({**record, "format": FORMAT}, indent=2))
+        self._write(self.study_json, to_json({**record, "format": FORMAT}, indent=2))
 
     def read_study(self) -> dict[str, Any]:
         """Read study.json.
@@ -280,13 +357,8 @@ class RunDir:
             raise RunDirError(f"{self.path}: no such directory")
         if not self.study_json.is_file():
             raise RunDirError(f"{self.path} holds no study.json: it is not a run directory")
-        record = from_json(self.study_json.read_bytes(), str(self.study_json))
-        if record.get("format") != FORMAT:
-            raise RunDirError(
-                f"{self.study_json} has format {record.get('format')}; this version of the project"
-                f" reads format {FORMAT}"
-            )
-        return record
+        where = str(self.study_json)
+        return check_format(from_json(self.study_json.read_bytes(), where), where)
 
     def delete_partial(self) -> None:
         """Delete the halves of files that a crash has left."""
@@ -301,6 +373,7 @@ class RunDir:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        self.wrote(self.epochs)
 
     def read_epochs(self) -> list[EpochRow]:
         """Read the rows of epochs, each epoch of a run once, in the order they were written.
@@ -321,11 +394,11 @@ class RunDir:
 
     def write_failure(self, run_id: str, attempt: int, traceback: str) -> None:
         """Write down why an attempt at a run failed."""
-        write_whole(self.failure(run_id, attempt), traceback.rstrip() + "\n")
+        self._write(self.failure(run_id, attempt), traceback.rstrip() + "\n")
 
     def write_trials(self, rows: Sequence[TrialRow]) -> None:
         """Write trials.csv."""
-        write_whole(self.trials, to_csv(TrialRow, rows))
+        self._write(self.trials, to_csv(TrialRow, rows))
 
     def read_trials(self) -> list[TrialRow]:
         """Read trials.csv; nothing where there is none.
@@ -339,7 +412,7 @@ class RunDir:
 
     def write_confirm(self, rows: Sequence[ConfirmRow]) -> None:
         """Write confirm.csv."""
-        write_whole(self.confirm, to_csv(ConfirmRow, rows))
+        self._write(self.confirm, to_csv(ConfirmRow, rows))
 
     def read_confirm(self) -> list[ConfirmRow]:
         """Read confirm.csv; nothing where there is none.
@@ -379,8 +452,8 @@ class RunDir:
             val_labels=val_labels.astype(np.int64),
             test_labels=test_labels.astype(np.int64),
         )
-        write_whole(self.predictions(run_id), predictions.getvalue())
-        write_whole(self.confirm_dir / f"{run_id}.json", to_json(asdict(row), indent=2))
+        self._write(self.predictions(run_id), predictions.getvalue())
+        self._write(self.confirm_dir / f"{run_id}.json", to_json(asdict(row), indent=2))
 
     def read_confirmations(self) -> list[ConfirmRow]:
         """Read the rows of the confirmation runs that are done, sorted by run id.
@@ -409,16 +482,15 @@ class RunDir:
     def delete_confirmation(self, run_id: str) -> None:
         """Delete what a confirmation run has left, its row first."""
         for file in (self.confirm_dir / f"{run_id}.json", self.predictions(run_id)):
-            file.unlink(missing_ok=True)
+            self.delete(file)
 
     def put_confirmation_away(self, run_id: str) -> None:
         """Move a confirmation run of an earlier look out of the way of the coming one's."""
         away = self.confirm_dir / f"before-look-{len(self.earlier_confirms) + 1}"
         away.mkdir(exist_ok=True)
         for file in (self.confirm_dir / f"{run_id}.json", self.predictions(run_id)):
-            if file.exists():
-                file.replace(away / file.name)
-        self.weights(run_id).unlink(missing_ok=True)
+            self._move(file, away / file.name)
+        self.delete(self.weights(run_id))
 
     @property
     def earlier_confirms(self) -> list[Path]:
@@ -430,8 +502,22 @@ class RunDir:
 
     def put_confirm_away(self) -> None:
         """Make room for the confirm.csv of another look at the test set."""
-        if self.confirm.exists():
-            self.confirm.replace(self.confirm_dir / f"look-{len(self.earlier_confirms) + 1}.csv")
+        number = len(self.earlier_confirms) + 1
+        self._move(self.confirm, self.confirm_dir / f"look-{number}.csv")
+
+
+def check_format(record: dict[str, Any], where: str) -> dict[str, Any]:
+    """The content of a study.json, if this version can read it.
+
+    Raises:
+        RunDirError: It has another format.
+    """
+    if record.get("format") != FORMAT:
+        raise RunDirError(
+            f"{where} has format {record.get('format')}; this version of the project reads format"
+            f" {FORMAT}"
+        )
+    return record
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

@@ -5,8 +5,6 @@ import os
 # Ray reads these when it is imported, which any module of this package may do first.
 # Under `uv run`, Ray would pack the working directory and build an environment per worker.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-# Keeps a local Ray's ports on loopback (Ray's default listens on all interfaces).
-os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 # Ray Tune would take Ctrl-C as "end the search early", and the study would go on without it.
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 # Ray would say at length what the study says in a line: that it has lost a worker.

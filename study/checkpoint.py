@@ -64,3 +64,12 @@ def load_state(path: Path, fingerprint: str) -> TrainingState:
         raise ValueError(f"{path} is no state of a training run ({error})") from error
     optimizer, best_so_far = part_of(tensors, "optimizer."), Snapshot(best_epoch, best)
     return TrainingState(model, optimizer, history, best_so_far, warmup)
+
+
+def epochs_in_state(path: Path) -> int:
+    """How many epochs a saved state has; 0 where there is none that can be read."""
+    try:
+        with safe_open(path, "pt") as file:
+            return len(json.loads(file.metadata()["history"]))
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return 0

@@ -5,6 +5,7 @@ import difflib
 import io
 import math
 import re
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -17,6 +18,8 @@ import tyro
 import search_spaces
 from analysis.rundir import RunDir, RunDirError
 from study.errors import UserError
+from study.place import Place
+from study.storage import Remote
 
 Metric = Literal["val_accuracy", "val_loss"]
 Transfer = Literal["auto", "frozen", "finetune"]
@@ -37,6 +40,7 @@ OPERATIONAL = (
     "max_failures",
     "trial_timeout",
     "stop_after_failures",
+    "address",
     "storage",
     "name",
     "resume",
@@ -45,7 +49,7 @@ OPERATIONAL = (
 )
 
 #: What belongs to one start of a study, and not to the study.
-OF_ONE_START = ("storage", "name", "resume", "dry_run", "verbose")
+OF_ONE_START = ("address", "storage", "name", "resume", "dry_run", "verbose")
 
 
 @dataclass(frozen=True)
@@ -98,20 +102,25 @@ class StudyConfig:
     """GPUs of one trial; a fraction lets trials share a GPU. auto: what a trial needs is measured
     before the search; without a GPU, 0."""
     max_concurrent: int | None = None
-    """Trials that run at once, at most. Default: as many as fit."""
+    """Trials that run at once, at most. Default: as many as fit. On a cluster so many are asked for
+    even if fewer fit now, so that one that grows on demand grows."""
     time_budget: float | None = None
     """Minutes, counted from each start, after which the search starts no more trials (those running
     finish)."""
     max_failures: int = 3
-    """Times that a run is tried again, from its last saved state, after its process or machine was
-    lost. A run that fails by itself is not tried again."""
+    """Times in a row that a run is tried again, from its last saved state, after its process or
+    machine was lost before another epoch ended. A run that fails by itself is not tried again."""
     trial_timeout: float | None = None
     """Minutes without an epoch after which a run is taken to hang, and tried again like one that
     was lost. Default: it may take its time."""
     stop_after_failures: int = 5
     """Runs in a row that fail for the same cause after which the study stops."""
-    storage: Path = Path("runs")
-    """Folder that holds the run directories."""
+    address: str | None = None
+    """Ray cluster to run on: auto (the one that this machine is a node of) or host:port of its
+    head. Default: RAY_ADDRESS, else a Ray of this machine alone, as with local."""
+    storage: str = "runs"
+    """Folder that holds the run directories, or a URI such as s3://bucket/studies. On a cluster,
+    one that every node reaches."""
     name: str | None = None
     """Name of the run directory. Default: the space with date and time; with --resume, the
     latest study."""
@@ -134,6 +143,25 @@ class Study:
     rundir: RunDir
     left_out: tuple[str, ...] = ()
     """Arms of the space that mean nothing with a frozen backbone."""
+
+    @property
+    def place(self) -> Place:
+        """Where the run directory is kept."""
+        return Place(self.config.storage)
+
+    @property
+    def remote(self) -> Remote | None:
+        """The run directory in its store; None for one on a disk."""
+        store = self.place.remote
+        return store and store.child(str(self.config.name))
+
+    def where(self, file: Path) -> str:
+        """Where a file of the run directory is, for people."""
+        if self.remote is None:
+            return str(file)
+        return (
+            f"{self.remote.child(file.relative_to(self.rundir.path).as_posix()).uri}, here {file}"
+        )
 
     @property
     def finetunes(self) -> bool:
@@ -202,15 +230,17 @@ def parse(arguments: Sequence[str] | None = None) -> StudyConfig:
     if not config.resume:
         return config
     name = _run_name(config)
-    rundir = RunDir(config.storage / name)
-    if rundir.study_json.exists():
-        recorded = rundir.read_study().get("config", {})
+    place = Place(config.storage)
+    if (record := place.read_study(name)) is not None:
+        recorded = record.get("config", {})
         try:
             if not isinstance(recorded, dict):
                 raise UserError("it is no mapping of options")
             _check_ranges(_parse(as_arguments(recorded)))
         except UserError as error:
-            raise RunDirError(f"{rundir.study_json}: its config makes no sense: {error}") from None
+            raise RunDirError(
+                f"{place.of(name)}/study.json: its config makes no sense: {error}"
+            ) from None
         config = _parse([*as_arguments(recorded), *words])
     return replace(config, name=name)
 
@@ -226,8 +256,12 @@ def as_arguments(config: Mapping[str, Any]) -> list[str]:
 
 def resume_command(config: StudyConfig) -> str:
     """The command that goes on with a study."""
-    place = "" if config.storage == StudyConfig.storage else f" --storage {config.storage}"
-    return f"python run_study.py --resume --name {config.name}{place}"
+    where = "".join(
+        f" --{option} {shlex.quote(value)}"
+        for option, value in (("address", config.address), ("storage", config.storage))
+        if value not in (None, StudyConfig.storage)
+    )
+    return f"python run_study.py --resume --name {config.name}{where}"
 
 
 def _parse(words: Sequence[str]) -> StudyConfig:
@@ -272,7 +306,7 @@ def check(config: StudyConfig) -> Study:
             "or an existing file."
         )
     config = replace(config, name=_run_name(config))
-    study = Study(config, space, RunDir(config.storage / str(config.name)), left_out)
+    study = Study(config, space, Place(config.storage).rundir(str(config.name)), left_out)
     arms = len(study.searched)
     if config.trials < arms:
         raise UserError(
@@ -294,10 +328,10 @@ def _choose_space(config: StudyConfig) -> tuple[StudyConfig, search_spaces.Space
     if transfer == "auto" and space is not None:
         transfer = cast(Transfer, space.options.get("transfer", "auto"))
     if transfer == "auto":
-        # torch takes seconds to import, so it is asked only where nothing else decides.
-        from study.hardware import gpu_count
+        # Ray and torch take seconds to import, so they are asked only where nothing else decides.
+        from study.ray_session import find_machines
 
-        transfer = "finetune" if gpu_count() else "frozen"
+        transfer = "finetune" if find_machines(config).gpus else "frozen"
     if space is None:
         space = _find_space("finetune" if transfer == "finetune" else "dropout")
     return replace(config, transfer=transfer, space=config.space or space.name), space
@@ -352,6 +386,8 @@ def _check_ranges(config: StudyConfig) -> None:
     ):
         if number is not None and not 0 < number < math.inf:
             raise UserError(f"--{option} {number:g}: must be a number above 0.")
+    if config.address is not None:
+        check_address("--address", config.address)
     if gpus != "auto" and gpus > 1:
         raise UserError(
             f"--gpus-per-trial {gpus:g}: a trial uses one GPU or a part of one; "
@@ -361,27 +397,41 @@ def _check_ranges(config: StudyConfig) -> None:
 
 def _run_name(config: StudyConfig) -> str:
     """The name of the run directory, which must be new, or there already with `--resume`."""
-    storage = config.storage
-    try:
-        is_file = storage.exists() and not storage.is_dir()
-    except (OSError, ValueError) as error:
-        raise UserError(f"--storage {storage}: cannot be a folder ({error}).") from None
-    if is_file:
-        raise UserError(f"--storage {storage}: is a file; give a folder.")
+    place = Place(config.storage)
+    place.check()
     if config.name is not None and not re.fullmatch(r"\w[\w.-]{,99}", config.name):
         raise UserError(
             f"--name {config.name!r}: use letters, digits, '-', '_' and '.', 100 at most, as in"
             " dropout-1."
         )
     if config.resume:
-        return config.name or _latest_run(storage)
+        return config.name or place.latest_study()
     name = config.name or f"{str(config.space).split(':')[-1]}-{datetime.now():%Y-%m-%d-%H%M%S}"
-    if (storage / name).exists():
+    if place.holds(name):
         raise UserError(
-            f"--name {name}: {storage / name} exists; choose another name, or add --resume to go "
+            f"--name {name}: {place.of(name)} exists; choose another name, or add --resume to go "
             "on with that study."
         )
     return name
+
+
+def check_address(option: str, address: str) -> None:
+    """Make sure that an address is one; whether a cluster is there is another matter.
+
+    Raises:
+        UserError: It is none that a study can use.
+    """
+    if address.startswith("ray://"):
+        raise UserError(
+            f"{option} {address}: a study does not go through the Ray client, whose connection"
+            " would have to last as long as the study. Submit it as a job: ray job submit --address"
+            " http://HOST:8265 --working-dir . -- python run_study.py ..."
+        )
+    if address not in ("auto", "local") and not re.fullmatch(r".+:\d{1,5}", address):
+        raise UserError(
+            f"{option} {address}: give auto, local, or host:port of the cluster's head, as in"
+            " head:6379."
+        )
 
 
 def _exists(path: str) -> bool:
@@ -390,13 +440,6 @@ def _exists(path: str) -> bool:
         return bool(path) and Path(path).exists()
     except (OSError, ValueError):
         return False
-
-
-def _latest_run(storage: Path) -> str:
-    runs = [path.parent for path in storage.glob("*/study.json")]
-    if not runs:
-        raise UserError(f"--resume: there is no study in {storage}; leave --resume out.")
-    return max(runs, key=lambda path: (path / "study.json").stat().st_mtime).name
 
 
 def _one_line(box: str) -> str:

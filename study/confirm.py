@@ -14,11 +14,12 @@ import ray
 from ray.exceptions import RayError
 
 from analysis.predictions import read_predictions
-from analysis.rundir import ConfirmRow, EpochRow, RunDirError
+from analysis.rundir import ConfirmRow, EpochRow, RunDir, RunDirError
 from search_spaces import Fixed, Space, Value
 from study import interrupt
 from study.arrays import PartArrays, TrainingArrays
 from study.champions import Champion
+from study.checkpoint import epochs_in_state
 from study.config import Metric, Study
 from study.errors import StorageError, UserError, storage_error
 from study.failures import FailureStreak, failure_of, read_hang
@@ -188,12 +189,14 @@ def find_done(
         ended = len(rows) + sum(run.run_id in failed for run in cell)
         # While runs are missing, the best may be among them.
         best = best_of(rows, study.config.metric) if rows and ended == len(cell) else None
+        if best:
+            rundir.fetch(rundir.weights(best.run_id))
         if best and not is_readable(rundir.weights(best.run_id)):
             screen.say(f"{rundir.weights(best.run_id)} is missing or damaged; it is made anew.")
             rundir.delete_confirmation(best.run_id)
             del done[best.run_id]
     for run_id in done:
-        rundir.state(run_id).unlink(missing_ok=True)
+        rundir.delete(rundir.state(run_id))
     return done
 
 
@@ -219,6 +222,9 @@ class _Phase:
     streak: FailureStreak
     failed: set[str] = field(default_factory=set)
     losses: Counter[str] = field(default_factory=Counter)
+    """By run, how often it was lost since it last came further."""
+    saved: Counter[str] = field(default_factory=Counter)
+    """By run, how many epochs its state had when it was last lost."""
 
 
 def _run_all(
@@ -228,10 +234,13 @@ def _run_all(
     study, screen = phase.study, phase.screen
     # Ray would try lost tasks again by itself, and say nothing.
     task = ray.remote(run_confirmation).options(
-        num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=0
+        num_cpus=resources.cpus,
+        num_gpus=resources.gpus,
+        label_selector=resources.label_selector,
+        max_retries=0,
     )
     attempts = Counter({row.run_id: row.attempt for row in study.rundir.read_epochs()})
-    attempts.update(run.run_id for run in runs if study.rundir.state(run.run_id).exists())
+    attempts.update(run.run_id for run in runs if study.rundir.has(study.rundir.state(run.run_id)))
     waiting, running = deque(runs), dict[ray.ObjectRef[Confirmation], PlannedRun]()
     set_aside: list[PlannedRun] = []
     while waiting or running:
@@ -242,6 +251,7 @@ def _run_all(
             running[task.remote(attempt, phase.shared, settings)] = run
             screen.run_goes_on(run.run_id, 0, None)
         interrupt.check()
+        study.rundir.tick()
         ended, _ = ray.wait(list(running), num_returns=1, timeout=1)
         if not ended:
             continue
@@ -275,7 +285,11 @@ def _what_follows(
         raise StorageError(failure.reason) from error
     if failure.kind == "lost":
         failure = read_hang(rundir.failure(run.run_id, attempt)) or failure
-        phase.losses[run.run_id] += 1
+        epochs = _epochs_saved(rundir, run.run_id)
+        # A machine that comes and goes may be lost often: what counts are losses without progress.
+        came_further = epochs > phase.saved[run.run_id]
+        phase.losses[run.run_id] = 1 if came_further else phase.losses[run.run_id] + 1
+        phase.saved[run.run_id] = epochs
         if phase.losses[run.run_id] <= phase.study.config.max_failures:
             screen.run_set_aside(run.run_id, f"{failure.reason}; it goes on from its last state")
             return "now"
@@ -290,6 +304,16 @@ def _what_follows(
     return "never"
 
 
+def _epochs_saved(rundir: RunDir, run_id: str) -> int:
+    """How many epochs the state of a run has."""
+    path = rundir.state(run_id)
+    rundir.fetch(path)
+    epochs = epochs_in_state(path)
+    if rundir.mirror:  # the next look is at a later state
+        path.unlink(missing_ok=True)
+    return epochs
+
+
 def _keep(phase: _Phase, run: PlannedRun, confirmation: Confirmation, attempt: int) -> ConfirmRow:
     """Write down a run; its weights too if it is the best of its cell so far."""
     rundir, metric = phase.study.rundir, phase.study.config.metric
@@ -300,6 +324,7 @@ def _keep(phase: _Phase, run: PlannedRun, confirmation: Confirmation, attempt: i
     try:
         if best is row:
             save_whole(rundir.weights(run.run_id), confirmation.best.weights)
+            rundir.wrote(rundir.weights(run.run_id))
         rundir.append_epochs(
             _epoch_row(run, epoch, attempt, confirmation.worker) for epoch in confirmation.epochs
         )
@@ -316,8 +341,8 @@ def _keep(phase: _Phase, run: PlannedRun, confirmation: Confirmation, attempt: i
     phase.done[run.run_id] = row
     for other in cell:
         if other is not best:
-            rundir.weights(other.run_id).unlink(missing_ok=True)
-    rundir.state(run.run_id).unlink(missing_ok=True)
+            rundir.delete(rundir.weights(other.run_id))
+    rundir.delete(rundir.state(run.run_id))
     return row
 
 

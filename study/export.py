@@ -123,6 +123,7 @@ def choose(study: Study, champions: tuple[Champion, ...]) -> Chosen:
 
 def _weights(study: Study, run_id: str) -> dict[str, Tensor]:
     file = study.rundir.weights(run_id)
+    study.rundir.fetch(file)
     try:
         return load_file(file)
     except (OSError, SafetensorError) as error:

@@ -8,6 +8,7 @@ convolutions, channels last, and bf16 where the processor multiplies it natively
 import copy
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -57,11 +58,33 @@ class Features:
     """Whether they come from the cache."""
 
 
+@dataclass(frozen=True)
+class Compute:
+    """A way to compute features."""
+
+    precision: Precision
+    run: Callable[[nn.Module, np.ndarray, Preprocess], Tensor]
+    """Backbone, pixels (uint8 [N, H, W, 3]) and preprocessing -> [N, 2048] on the CPU."""
+
+
+def here(device: torch.device, precision: Precision) -> Compute:
+    """Compute in this process, with a progress bar."""
+
+    def run(backbone: nn.Module, pixels: np.ndarray, preprocess: Preprocess) -> Tensor:
+        with progress("Computing features", len(pixels), "images") as advance:
+            return compute_features(
+                backbone, pixels, preprocess, precision=precision, device=device, advance=advance
+            )
+
+    return Compute(precision, run)
+
+
 def load_features(
     dataset: Dataset,
     weights: Weights,
     preprocess: Preprocess,
     device: torch.device | None = None,
+    compute: Compute | None = None,
 ) -> Features:
     """The features of all images of a dataset: from the cache, or else computed and kept there.
 
@@ -70,13 +93,15 @@ def load_features(
         weights: The backbone's.
         preprocess: How images are made ready for it, at the study's image size.
         device: Where to compute; None for the GPU, if there is one, else the CPU.
+        compute: How to compute elsewhere than in this process; None: here.
 
     Raises:
         UserError: If the cache cannot be written to.
     """
     if device is None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    precision: Precision = "bf16" if has_native_bf16(device) else "fp32"
+    compute = compute or here(device, "bf16" if has_native_bf16(device) else "fp32")
+    precision = compute.precision
     key = cache_key(dataset, weights, preprocess, precision)
     path = cache_dir() / "features" / f"{key}.safetensors"
     shape = (len(dataset.labels), FEATURES)
@@ -90,9 +115,7 @@ def load_features(
             console.print(f"Features: {path} is damaged, computing them anew", soft_wrap=True)
         backbone = build_backbone(weights.state, weights.architecture)
         started = time.perf_counter()
-        values = compute_features(
-            backbone, dataset.pixels, preprocess, precision=precision, device=device
-        ).bfloat16()
+        values = compute.run(backbone, dataset.pixels, preprocess).bfloat16()
         seconds = time.perf_counter() - started
         _write(path, values)
         return Features(values, precision, key, seconds, cached=False)
@@ -107,8 +130,9 @@ def compute_features(
     *,
     precision: Precision,
     device: torch.device,
+    advance: Callable[[int], object] | None = None,
 ) -> Tensor:
-    """Run images through a backbone, with a progress bar.
+    """Run images through a backbone.
 
     Args:
         backbone: From `build_backbone`; it is left as it is.
@@ -116,6 +140,7 @@ def compute_features(
         preprocess: How images are made ready for the backbone.
         precision: What to compute in. Resizing and normalising are always done in fp32.
         device: Where to compute.
+        advance: Is told of images that are done.
 
     Returns:
         [N, 2048] on the CPU: bf16 for precision "bf16", fp32 for "fp32".
@@ -125,12 +150,13 @@ def compute_features(
     net = folded(backbone).to(device=device, dtype=dtype, memory_format=layout)  # type: ignore[call-overload]
     batch_size = BATCH_SIZE[device.type]
     values = torch.empty(len(pixels), FEATURES, dtype=dtype)
-    with torch.inference_mode(), progress("Computing features", len(pixels), "images") as advance:
+    with torch.inference_mode():
         for start in range(0, len(pixels), batch_size):
             batch = torch.from_numpy(pixels[start : start + batch_size]).to(device)
             images = preprocess(batch).to(dtype=dtype, memory_format=layout)
             values[start : start + batch_size] = net(images).cpu()
-            advance(len(batch))
+            if advance is not None:
+                advance(len(batch))
     return values
 
 

@@ -13,6 +13,7 @@ import torch
 
 from search_spaces import Space, Value, hidden_widths
 from study.augment import draw_views
+from study.cluster import GPU_TYPE_LABEL
 from study.head import FEATURES
 from study.optimizer import build_optimizer
 from study.step import TrainingStep, own_stream
@@ -36,6 +37,13 @@ class Resources:
     gpus: float
     """A fraction where runs share a GPU."""
     at_once: int
+    gpu_types: tuple[str, ...] = ()
+    """The types of GPU on which a run fits, as Ray names them; empty where it fits on all."""
+
+    @property
+    def label_selector(self) -> dict[str, str]:
+        """The nodes that a run may go to, as Ray takes it."""
+        return {GPU_TYPE_LABEL: f"in({','.join(self.gpu_types)})"} if self.gpu_types else {}
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,11 @@ def runs_per_gpu(load: Load, cpus_per_gpu: float) -> int:
         return 1
     fit = int(load.memory * (1 - RESERVE) / (load.peak + CONTEXT_BYTES))
     return max(1, min(fit, round(1 / load.busy), int(cpus_per_gpu)))
+
+
+def fits(load: Load) -> bool:
+    """Whether a run fits on the GPU on which it was measured."""
+    return load.memory == 0 or load.peak + CONTEXT_BYTES <= load.memory * (1 - RESERVE)
 
 
 def memory_share(gpu_share: float) -> float:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 
 from analysis.report import Report, write_report
 from analysis.rundir import RunDir
@@ -12,17 +12,20 @@ from study import interrupt
 from study.arrays import TrainingArrays
 from study.backbone import PREPROCESSES, Preprocess
 from study.champions import champions
+from study.cluster import Machines
 from study.config import Study
 from study.confirm import confirm
 from study.data import Dataset, Split, load_dataset, make_split
 from study.errors import StudyStoppedError, UserError, storage_error
 from study.export import Exported, export
-from study.features import Features, load_features
-from study.hardware import cpu_count, gpu_count
-from study.integrity import check_left, only_writer, refuse_foreign
+from study.failures import failure_of
+from study.features import Compute, Features, load_features
+from study.hold import held
+from study.integrity import check_left, refuse_foreign
 from study.network import Pretrained
-from study.packing import Load, Resources, hungriest, runs_per_gpu
-from study.plan import check_disk, plan_disk, plan_resources, plan_table
+from study.nodes import differences, inspect_nodes, on_node
+from study.packing import Load, Resources, fits, hungriest, runs_per_gpu
+from study.plan import check_disk, is_measured, plan_disk, plan_resources, plan_table
 from study.prepare import Prepared, prepare_features, prepare_images
 from study.provenance import (
     begin,
@@ -34,9 +37,10 @@ from study.provenance import (
     pinned_sources,
     with_this_start,
 )
-from study.ray_session import local_ray
+from study.ray_session import find_machines, ray_session
 from study.screen import Screen
 from study.search import search
+from study.spread import on_cluster
 from study.weights import Weights, load_weights
 from study.worker import RunSettings, measure_load
 
@@ -61,14 +65,16 @@ def run(study: Study) -> None:
         RunDirError: The run directory is none, or of another format.
     """
     screen = Screen()
-    screen.say(plan_table(study))
+    machines = find_machines(study.config)
+    screen.say(plan_table(study, machines))
     screen.say()
     if study.config.dry_run:
         return
-    with only_writer(study.rundir):
+    with held(study, screen) as study:
         try:
-            inputs = prepare(study, screen)
-            report, exported = run_phases(study, inputs, screen)
+            compute = inspect(study, machines, screen)
+            inputs = prepare(study, machines, compute, screen)
+            report, exported = run_phases(study, machines, inputs, screen)
         except BaseException as error:
             known = what_the_user_can_mend(study, error)
             screen.log_error(known or error)
@@ -80,8 +86,10 @@ def run(study: Study) -> None:
         screen.say(part)
     screen.say()
     screen.say(f"Used: {report.inputs}")
-    screen.say(f"Report: {report.path}")
-    screen.say(f"Best model: {study.rundir.best_model} ({describe_exported(exported)})")
+    screen.say(f"Report: {study.where(report.path)}")
+    screen.say(
+        f"Best model: {study.where(study.rundir.best_model)} ({describe_exported(exported)})"
+    )
 
 
 def what_the_user_can_mend(study: Study, error: BaseException) -> StudyStoppedError | None:
@@ -94,7 +102,27 @@ def what_the_user_can_mend(study: Study, error: BaseException) -> StudyStoppedEr
     return None
 
 
-def prepare(study: Study, screen: Screen) -> Inputs:
+def inspect(study: Study, machines: Machines, screen: Screen) -> Compute | None:
+    """Make sure that every node of a cluster that can run a trial is fit for it.
+
+    Returns:
+        How features are computed there; None on this machine alone.
+
+    Raises:
+        UserError: Names each node that is not, and why.
+    """
+    if not machines.is_cluster:
+        return None
+    resources = plan_resources(study, machines)
+    able = [node for node in machines.nodes if node.room(resources.cpus, resources.gpus)]
+    looks = inspect_nodes(able, study.remote or study.rundir.path.absolute())
+    if found := differences(looks):
+        screen.say(f"Not the same on all nodes, and figures may depend on it: {found}.")
+    native = bool(looks) and all(look.native_bf16 for look in looks.values())
+    return on_cluster(machines, "bf16" if native else "fp32")
+
+
+def prepare(study: Study, machines: Machines, compute: Compute | None, screen: Screen) -> Inputs:
     """Load what the study needs, make sure that it is what an earlier start had, and note it.
 
     Where nothing has begun yet, a mistake leaves nothing behind.
@@ -111,10 +139,10 @@ def prepare(study: Study, screen: Screen) -> Inputs:
         check_left(study)
         rundir.delete_partial()
     try:
-        inputs = load_inputs(study, pinned_sources(record))
+        inputs = load_inputs(study, pinned_sources(record), compute)
     except UserError:
         if is_new:
-            rundir.study_json.unlink()
+            rundir.delete(rundir.study_json)
         raise
     used = describe_used(
         inputs.dataset, inputs.split, inputs.weights, inputs.preprocess, inputs.features
@@ -126,11 +154,11 @@ def prepare(study: Study, screen: Screen) -> Inputs:
     if grows(record, study):
         # In this order: a crash in between leaves the study as it was, or extended.
         rundir.put_confirm_away()
-    rundir.write_study(with_this_start(record, study, used))
+    rundir.write_study(with_this_start(record, study, machines, used))
     return inputs
 
 
-def load_inputs(study: Study, pinned: Mapping[str, str]) -> Inputs:
+def load_inputs(study: Study, pinned: Mapping[str, str], compute: Compute | None) -> Inputs:
     """Data, weights and, where the backbone is frozen, features."""
     dataset = load_dataset(study.config.data, study.config.images, pinned.get("data"))
     split = make_split(dataset)
@@ -140,17 +168,19 @@ def load_inputs(study: Study, pinned: Mapping[str, str]) -> Inputs:
         pretrained = Pretrained(weights.state, weights.architecture, preprocess)
         prepared = prepare_images(dataset, split, pretrained, study.augment)
         return Inputs(dataset, split, weights, preprocess, None, prepared)
-    features = load_features(dataset, weights, preprocess)
+    features = load_features(dataset, weights, preprocess, compute=compute)
     prepared = prepare_features(dataset, split, features)
     return Inputs(dataset, split, weights, preprocess, features, prepared)
 
 
-def run_phases(study: Study, inputs: Inputs, screen: Screen) -> tuple[Report, Exported]:
+def run_phases(
+    study: Study, machines: Machines, inputs: Inputs, screen: Screen
+) -> tuple[Report, Exported]:
     """Search, confirm, export, report."""
     config, prepared = study.config, inputs.prepared
-    with local_ray(config):
+    with ray_session(config):
         training = ray.put(prepared.training)
-        resources = choose_resources(study, training, screen)
+        resources = choose_resources(study, machines, training, screen)
         check_disk(study, plan_disk(study, resources.at_once))
         settings = run_settings(study, resources)
         search(study, training, settings, resources, screen)
@@ -180,24 +210,64 @@ def run_settings(study: Study, resources: Resources) -> RunSettings:
         metric=config.metric,
         threads=max(1, int(config.cpus_per_trial)),
         rundir=RunDir(study.rundir.path.absolute()),
+        remote=study.remote,
         gpu_share=resources.gpus,
         timeout=None if config.trial_timeout is None else 60 * config.trial_timeout,
     )
 
 
 def choose_resources(
-    study: Study, training: "ray.ObjectRef[TrainingArrays]", screen: Screen
+    study: Study,
+    machines: Machines,
+    training: "ray.ObjectRef[TrainingArrays]",
+    screen: Screen,
 ) -> Resources:
     """What each run gets; how many share a GPU is measured where the user leaves it open."""
-    if study.config.gpus_per_trial != "auto" or gpu_count() == 0:
-        return plan_resources(study)
+    if not is_measured(study, machines):
+        return plan_resources(study, machines)
+    loads = measure_loads(study, machines, training)
+    room = machines.cpus / study.config.cpus_per_trial / machines.gpus
+    packed = {
+        gpu_type: runs_per_gpu(load, room) for gpu_type, load in loads.items() if load is not None
+    }
+    for gpu_type, load in loads.items():
+        screen.say(
+            f"{gpu_type or 'GPU'}: the largest run does not fit; none goes there."
+            if load is None
+            else describe_load(load, packed[gpu_type])
+        )
+    if not packed:
+        raise UserError(
+            "the largest run of the space fits on no GPU; give a space with smaller batches or"
+            " heads, or a smaller --image-size."
+        )
+    chosen = plan_resources(study, machines.with_gpus(packed), min(packed.values()))
+    return chosen if len(packed) == len(loads) else replace(chosen, gpu_types=tuple(packed))
+
+
+def measure_loads(
+    study: Study, machines: Machines, training: "ray.ObjectRef[TrainingArrays]"
+) -> dict[str, Load | None]:
+    """What one run asks of a GPU of each type that there is; None where it does not fit."""
     settings = run_settings(study, Resources(1, 1.0, 1))
-    # One call per process, so that the GPU's memory is free again for the search.
-    task = ray.remote(max_calls=1)(measure_load).options(num_cpus=1, num_gpus=1)
-    load = ray.get(task.remote(hungriest(study.space), [training], settings))
-    packed = runs_per_gpu(load, cpu_count() / study.config.cpus_per_trial / gpu_count())
-    screen.say(describe_load(load, packed))
-    return plan_resources(study, packed)
+    one_of_each = {node.gpu_type: node for node in machines.nodes if node.gpus}
+    asked = {}
+    for gpu_type, node in one_of_each.items():
+        # One call per process, so that the GPU's memory is free again for the search.
+        task = ray.remote(max_calls=1)(measure_load).options(
+            num_cpus=1, num_gpus=1, scheduling_strategy=on_node(node)
+        )
+        asked[gpu_type] = task.remote(hungriest(study.space), [training], settings)
+    loads: dict[str, Load | None] = {}
+    for gpu_type, answer in asked.items():
+        try:
+            load = ray.get(answer)
+            loads[gpu_type] = load if fits(load) else None
+        except RayTaskError as error:
+            if failure_of(error).kind != "memory":
+                raise
+            loads[gpu_type] = None
+    return loads
 
 
 def describe_load(load: Load, packed: int) -> str:

@@ -1,16 +1,16 @@
 """What a study will do, said before it does it."""
 
-import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.table import Table
 
 from search_spaces import Range
+from study.cluster import Machines
 from study.config import Study
 from study.errors import UserError
-from study.hardware import cpu_count, gpu_count
 from study.packing import Resources, head_parameters
 from study.trials import KEPT_PER_ARM
 
@@ -28,34 +28,46 @@ class DiskUse:
     """When the study has ended."""
 
 
-def plan_resources(study: Study, runs_per_gpu: int | None = None) -> Resources:
-    """What each run gets of this machine, and how many run at once.
+def plan_resources(study: Study, machines: Machines, runs_per_gpu: int | None = None) -> Resources:
+    """What each run gets of the machines, and how many run at once.
 
     Args:
         study: Says what the user asks for.
+        machines: Where runs may run.
         runs_per_gpu: As measured, where the user leaves it open; None: one.
 
     Raises:
-        UserError: Not even one run fits.
+        UserError: Not even one run fits, and nothing says that machines will join.
     """
     config = study.config
     gpus = config.gpus_per_trial
     if gpus == "auto":
-        gpus = 1 / (runs_per_gpu or 1) if gpu_count() else 0.0
-    for option, wanted, have, kind in (
-        ("cpus-per-trial", config.cpus_per_trial, cpu_count(), "CPU cores"),
-        ("gpus-per-trial", gpus, gpu_count(), "GPUs"),
-    ):
-        if wanted > have:
-            raise UserError(
-                f"--{option} {wanted:g}: this machine has {have} {kind}; give {have} or less."
-            )
-    fit = int(cpu_count() / config.cpus_per_trial)
-    if gpus:
-        # A run cannot span two GPUs, so runs are counted per GPU.
-        fit = min(fit, gpu_count() * math.floor(1 / gpus + 1e-6))
+        gpus = 1 / (runs_per_gpu or 1) if machines.gpus else 0.0
+    fit = machines.room(config.cpus_per_trial, gpus)
+    if machines.is_cluster and config.max_concurrent is not None:
+        # Runs that wait are what makes a cluster grow.
+        return Resources(config.cpus_per_trial, gpus, config.max_concurrent)
+    if not fit:
+        raise UserError(_no_room(machines, config.cpus_per_trial, gpus))
     at_once = fit if config.max_concurrent is None else min(fit, config.max_concurrent)
     return Resources(config.cpus_per_trial, gpus, at_once)
+
+
+def _no_room(machines: Machines, cpus: float, gpus: float) -> str:
+    """Why not even one run fits, and what to do."""
+    if machines.is_cluster:
+        wanted = f"{cpus:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
+        return (
+            f"no node of the cluster has {wanted} for a run ({machines}); give less with"
+            " --cpus-per-trial or --gpus-per-trial, or, where nodes join on demand, say with"
+            " --max-concurrent for how many runs to ask."
+        )
+    cores, gpu_count = machines.cpus, machines.gpus
+    if cpus > cores:
+        option, have = f"--cpus-per-trial {cpus:g}", f"{cores:g} CPU cores; give {cores:g}"
+    else:
+        option, have = f"--gpus-per-trial {gpus:g}", f"{gpu_count} GPUs; give {gpu_count}"
+    return f"{option}: this machine has {have} or less."
 
 
 def plan_disk(study: Study, at_once: int) -> DiskUse:
@@ -87,7 +99,9 @@ def check_disk(study: Study, use: DiskUse) -> None:
     Raises:
         UserError: They will not.
     """
-    place = study.config.storage
+    if study.remote is not None:
+        return
+    place = Path(study.config.storage)
     while not place.exists():
         place = place.absolute().parent
     free, most = shutil.disk_usage(place).free, use.running + use.kept
@@ -99,14 +113,14 @@ def check_disk(study: Study, use: DiskUse) -> None:
         )
 
 
-def plan_table(study: Study) -> Table:
+def plan_table(study: Study, machines: Machines) -> Table:
     """The plan: what is compared, searched and confirmed, with what, and where it goes.
 
     Raises:
-        UserError: This machine cannot run a single trial.
+        UserError: The machines cannot run a single trial.
     """
     config, space = study.config, study.space
-    resources = plan_resources(study)
+    resources = plan_resources(study, machines)
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
@@ -139,8 +153,9 @@ def plan_table(study: Study) -> Table:
             f"{config.epochs} epochs; ASHA decides after epochs {rungs}; by {config.metric}",
         )
     table.add_row("confirmation", _confirmation(study))
-    table.add_row("resources", _resources(study, resources))
-    use = plan_disk(study, cpu_count() if _is_measured(study) else resources.at_once)
+    table.add_row("resources", _resources(study, machines, resources))
+    most = int(machines.cpus) if is_measured(study, machines) else resources.at_once
+    use = plan_disk(study, most)
     table.add_row(
         "disk",
         f"weights take at most {use.running / 1e9:.1f} GB while runs go on, and"
@@ -150,7 +165,7 @@ def plan_table(study: Study) -> Table:
         table.add_row(
             "time budget", f"the search starts no trial after {config.time_budget:g} minutes"
         )
-    table.add_row("run directory", str(study.rundir.path))
+    table.add_row("run directory", study.place.of(str(config.name)))
     return table
 
 
@@ -166,18 +181,21 @@ def _transfer(study: Study) -> str:
     return f"finetune: all layers train, {augment}"
 
 
-def _is_measured(study: Study) -> bool:
+def is_measured(study: Study, machines: Machines) -> bool:
     """Whether it is measured before the search how many runs share a GPU."""
-    return study.config.gpus_per_trial == "auto" and gpu_count() > 0
+    return study.config.gpus_per_trial == "auto" and machines.gpus > 0
 
 
-def _resources(study: Study, resources: Resources) -> str:
-    here = f"({cpu_count()} CPUs, {gpu_count()} GPUs here)"
+def _resources(study: Study, machines: Machines, resources: Resources) -> str:
     cpus = f"{resources.cpus:g} CPU"
-    if _is_measured(study):
-        return f"{cpus} per run; how many share a GPU is measured before the search {here}"
+    if is_measured(study, machines):
+        return f"{cpus} per run; how many share a GPU is measured before the search ({machines})"
     gpus = f", {resources.gpus:g} GPU" if resources.gpus else ""
-    return f"{cpus}{gpus} per run, {resources.at_once} at once {here}"
+    at_once = f"{resources.at_once} at once"
+    fit = machines.room(resources.cpus, resources.gpus)
+    if resources.at_once > fit:
+        at_once += f" once nodes have joined, {fit} now"
+    return f"{cpus}{gpus} per run, {at_once} ({machines})"
 
 
 def _confirmation(study: Study) -> str:

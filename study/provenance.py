@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from study.backbone import Preprocess
+from study.cluster import Machines
 from study.config import OPERATIONAL, Study, as_arguments
 from study.data import Dataset, Split
 from study.errors import UserError
@@ -66,7 +67,7 @@ def describe_used(
 
 
 def with_this_start(
-    record: Mapping[str, Any], study: Study, inputs: Mapping[str, Any]
+    record: Mapping[str, Any], study: Study, machines: Machines, inputs: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The record with this start added; a study may have grown by it."""
     start = {
@@ -74,6 +75,10 @@ def with_this_start(
         "trials": study.config.trials,
         "seeds": study.config.seeds,
         **_made_with(),
+        "nodes": [
+            {"address": node.address, "cpus": node.cpus, "gpus": node.gpus, "gpu": node.gpu_type}
+            for node in machines.nodes
+        ],
     }
     grown = _asked(study) if grows(record, study) else {}
     if grown:
@@ -157,7 +162,7 @@ def _asked(study: Study) -> dict[str, Any]:
     """What the user asks for, with all that follows from it."""
     config, space = study.config, study.space
     return {
-        "config": {**asdict(config), "storage": str(config.storage)},
+        "config": asdict(config),
         "arms": {
             arm.name: {"factor": list(arm.factor), "trials": study.trials_per_arm[arm.name]}
             for arm in space.arms

@@ -1,35 +1,140 @@
-"""A local Ray, started for a study and stopped with it."""
+"""Ray for a study: one of its own, on this machine, or the cluster that it joins."""
 
+import json
 import logging
 import os
 import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import ray
+from ray._private import ray_constants
 
-from study.config import StudyConfig
-from study.hardware import cpu_count
+from study.cluster import GPU_TYPE_LABEL, Machines, Node, check_reachable, cluster_address
+from study.config import StudyConfig, check_address
+from study.errors import UserError
+from study.hardware import cpu_count, gpu_count
+
+
+def find_machines(config: StudyConfig) -> Machines:
+    """The machines as they are now; on a cluster, this process joins it.
+
+    Raises:
+        UserError: The cluster cannot be joined.
+    """
+    if cluster_address(config) is None:
+        return Machines((Node("localhost", cpu_count(), gpu_count()),), is_cluster=False)
+    _join_cluster(config)
+    return Machines(tuple(_nodes()), is_cluster=True)
 
 
 @contextmanager
-def local_ray(config: StudyConfig) -> Iterator[None]:
-    """Run a block with a Ray of this machine's own cores and GPUs."""
-    _quieten(config.verbose)
+def ray_session(config: StudyConfig) -> Iterator[None]:
+    """Run a block with Ray: the cluster's, or one of this machine's own cores and GPUs."""
     try:
-        with _own_sigterm():
-            ray.init(
-                address="local",
-                num_cpus=cpu_count(),
-                include_dashboard=False,
-                configure_logging=config.verbose,
-                log_to_driver=config.verbose,
-                logging_level=logging.INFO if config.verbose else logging.CRITICAL,
-            )
+        if cluster_address(config) is None:
+            _keep_to_loopback()
+            start_ray(config, address="local", num_cpus=cpu_count(), include_dashboard=False)
+        else:
+            _join_cluster(config)
         yield
     finally:
         ray.shutdown()
+
+
+def start_ray(config: StudyConfig, **options: Any) -> None:
+    """Call `ray.init` with Ray's own talk kept off the screen, unless it was asked for."""
+    _quieten(config.verbose)
+    with _own_sigterm():
+        ray.init(
+            configure_logging=config.verbose,
+            log_to_driver=config.verbose,
+            logging_level=logging.INFO if config.verbose else logging.CRITICAL,
+            **options,
+        )
+
+
+def _join_cluster(config: StudyConfig) -> None:
+    address = cluster_address(config)
+    assert address is not None
+    if ray.is_initialized():
+        return
+    option = "--address" if config.address else "RAY_ADDRESS"
+    check_address(option, address)
+    given = f"{option} {address}"
+    check_reachable(given, address)
+    try:
+        start_ray(config, address=address, runtime_env=_runtime_env())
+    except Exception as error:  # Ray raises its own, Python's and gRPC's errors
+        raise UserError(f"{given}: {_why_not(error)}") from error
+
+
+def _why_not(error: Exception) -> str:
+    """Why a cluster could not be joined, and what to do."""
+    text = " ".join(str(error).split())
+    if isinstance(error, ConnectionError) and "find any running Ray" in text:
+        return "no Ray runs on this machine; give host:port, or start one with `ray start --head`."
+    if "Version mismatch" in text:
+        return f"{text}. Install the same versions here as on the cluster."
+    if "expects this IP address" in text or "node ip" in text.lower():
+        return (
+            "this machine is no node of that cluster. Run the command on one of its nodes, or"
+            " submit it as a job: ray job submit --address http://HOST:8265 --working-dir . --"
+            " python run_study.py ..."
+        )
+    if type(error).__name__ == "AuthenticationError" or "auth" in text.lower():
+        return (
+            "the cluster wants a token, and this process has not the right one: set"
+            " RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH."
+        )
+    if "Failed to connect to Ray cluster" in text:
+        return (
+            "what answers there does not let this process in, or is no Ray. Where the cluster wants"
+            " a token, set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH."
+        )
+    return f"the cluster cannot be joined ({type(error).__name__}: {text[:300]})."
+
+
+def _runtime_env() -> dict[str, Any]:
+    """What makes the project's code importable on every node: its packages, and nothing beside.
+
+    A job that was submitted with a working directory, or with modules, has them already.
+    """
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
+    if {"working_dir", "py_modules"} & (job.get("runtime_env") or {}).keys():
+        return {}
+    root = Path(__file__).parent.parent
+    return {"py_modules": [str(root / name) for name in ("study", "search_spaces", "analysis")]}
+
+
+def _nodes() -> list[Node]:
+    found = []
+    for node in ray.nodes():
+        if not node["Alive"]:
+            continue
+        has = node["Resources"]
+        found.append(
+            Node(
+                node["NodeManagerAddress"],
+                has.get("CPU", 0.0),
+                int(has.get("GPU", 0)),
+                node["Labels"].get(GPU_TYPE_LABEL, ""),
+                node["NodeID"],
+            )
+        )
+    return sorted(found, key=lambda node: (node.address, node.node_id))
+
+
+def _keep_to_loopback() -> None:
+    """Let a local Ray listen on loopback only; Ray's default is all interfaces.
+
+    The processes that Ray starts read the variable; this one has read it when it imported Ray.
+    """
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False
 
 
 @contextmanager
@@ -50,6 +155,7 @@ def _quieten(verbose: bool) -> None:
     if verbose:
         return
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
     os.environ.setdefault("TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "1000")
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     logging.getLogger("optuna").setLevel(logging.ERROR)

@@ -1,7 +1,8 @@
 """What happens in the search, written down and shown while it happens."""
 
 import pickle
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ from ray.tune.experiment import Trial
 from analysis.rundir import EpochRow, TrialRow
 from study import interrupt
 from study.config import Study
-from study.errors import StorageError, storage_error
+from study.errors import StorageError, StudyStoppedError, storage_error
 from study.failures import (
     EmergencyStop,
     Failure,
@@ -58,16 +59,22 @@ class SearchRecorder(Callback):
         self._streak = FailureStreak(study.config.stop_after_failures)
         self._written = {(row.run_id, row.epoch) for row in study.rundir.read_epochs()}
         self._completed = completed_by_arm(ended)
+        self._came_further = set[str]()
+        """Run ids of those that have ended an epoch since they were last lost."""
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: object) -> None:
         """End the search if the study was interrupted; called ten times a second."""
         interrupt.check()
+        with self._stopping():
+            self._study.rundir.tick()
 
     def on_trial_start(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: object
     ) -> None:
         """Show that a trial runs."""
         self._screen.run_goes_on(trial.config["run_id"], 0, None)
+        with self._stopping():
+            self._study.rundir.snapshot()
 
     def on_trial_result(
         self,
@@ -117,11 +124,14 @@ class SearchRecorder(Callback):
         )
         self._streak.end()
         rundir = self._study.rundir
-        rundir.state(trial.config["run_id"]).unlink(missing_ok=True)
         if completed:
             ranked = self._completed.setdefault(trial.config["arm"], [])
             ranked.append((result[SCORE], trial.config["run_id"]))
-            self._completed = delete_worse(rundir, self._completed, self._study.mode)
+        with self._stopping():
+            rundir.snapshot()
+            rundir.delete(rundir.state(trial.config["run_id"]))
+            if completed:
+                self._completed = delete_worse(rundir, self._completed, self._study.mode)
 
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: object
@@ -137,7 +147,10 @@ class SearchRecorder(Callback):
         if failure.kind == "lost":
             if hang := read_hang(self._study.rundir.failure(run_id, attempt)):
                 reason, traceback = hang.reason, hang.traceback
-            losses = self._searcher.count_loss(trial.trial_id)
+            losses = self._searcher.count_loss(
+                trial.trial_id, came_further=run_id in self._came_further
+            )
+            self._came_further.discard(run_id)
             if losses <= self._study.config.max_failures:
                 self._searcher.put_back(trial.trial_id)
                 self._screen.run_set_aside(run_id, f"{reason}; it goes on from its last state")
@@ -151,12 +164,17 @@ class SearchRecorder(Callback):
             reason = f"without another run beside it, {reason}"
         elif failure.kind == "diverged":
             state = "diverged"
-        for file in (self._study.rundir.state(run_id), self._study.rundir.weights(run_id)):
-            file.unlink(missing_ok=True)
         self._searcher.fail(trial.trial_id, state, reason)
         self._show_failed(trial, state, reason)
+        rundir = self._study.rundir
+        with self._stopping():
+            # A state is not missed only once the trial is known to have ended.
+            rundir.snapshot()
+            rundir.delete(rundir.state(run_id))
+            rundir.delete(rundir.weights(run_id))
+            if state == "failed":
+                rundir.write_failure(run_id, attempt, traceback)
         if state == "failed":
-            self._study.rundir.write_failure(run_id, attempt, traceback)
             self._stop.reason = self._stop.reason or self._streak.add(reason)
 
     def _show_failed(self, trial: Trial, state: Literal["diverged", "failed"], reason: str) -> None:
@@ -174,13 +192,24 @@ class SearchRecorder(Callback):
             )
         )
 
+    @contextmanager
+    def _stopping(self) -> Iterator[None]:
+        """Let what the mirror raises end the search; what is here is whole."""
+        try:
+            yield
+        except StudyStoppedError as error:
+            self._stop.reason = self._stop.reason or error
+
     def _append(self, row: EpochRow) -> None:
         try:
-            self._study.rundir.append_epochs([row])
+            with self._stopping():
+                self._study.rundir.append_epochs([row])
         except OSError as error:
             self._stop.reason = storage_error(error, self._study.rundir.epochs)
             # Optuna must not hear of an end whose epoch is not written.
             raise
+        if (row.run_id, row.epoch) not in self._written:
+            self._came_further.add(row.run_id)
         self._written.add((row.run_id, row.epoch))
 
 

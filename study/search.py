@@ -58,6 +58,7 @@ def search(
     if not study.rundir.confirm.exists():
         deadline = None if config.time_budget is None else time.time() + 60 * config.time_budget
         tidy(study, storage)
+        study.rundir.snapshot()
         groups = {arm.name: study.trials_per_arm[arm.name] for arm in study.searched}
         with screen.phase("Search", config.metric, config.epochs, groups) as view:
             for row in trial_rows(study, storage):
@@ -70,6 +71,7 @@ def search(
                     f" {interrupted or 'none'} were interrupted and go on from their last states"
                 )
             _run_missing(study, storage, training, settings, resources, screen, deadline)
+    study.rundir.snapshot()
     study.rundir.write_trials(trial_rows(study, storage))
 
 
@@ -117,7 +119,7 @@ def _run_missing(
 def _lose_all(study: Study, searcher: StudySearch, failure: Failure, screen: Screen) -> None:
     """Count a loss for every trial under way; one that was lost too often has failed."""
     for trial_id in sorted(searcher.running):
-        losses = searcher.count_loss(trial_id)
+        losses = searcher.count_loss(trial_id, came_further=False)
         if losses > study.config.max_failures:
             reason = f"lost {losses} times; the last time {failure.reason}"
             run = searcher.fail(trial_id, "failed", reason)
@@ -166,7 +168,7 @@ def _tuner(
     # The reference travels in a list so that Ray hands on the reference, not the arrays.
     trainable = tune.with_parameters(run_trial, shared=[training], settings=settings)
     return tune.Tuner(
-        tune.with_resources(trainable, {"cpu": resources.cpus, "gpu": resources.gpus}),
+        tune.with_resources(trainable, _placement(resources)),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=scheduler,
@@ -186,6 +188,13 @@ def _tuner(
             verbose=2 if study.config.verbose else 0,
         ),
     )
+
+
+def _placement(resources: Resources) -> tune.PlacementGroupFactory:
+    bundle = {"CPU": resources.cpus, "GPU": resources.gpus}
+    if not resources.label_selector:
+        return tune.PlacementGroupFactory([bundle])
+    return tune.PlacementGroupFactory([bundle], bundle_label_selector=[resources.label_selector])
 
 
 def _folder_name(trial: Trial) -> str:

@@ -194,10 +194,14 @@ class ArmSearch(OptunaSearch):
         """Leave a trial to be run again later, without others beside it."""
         self._set_attr(self._numbers[trial_id], "alone", True)
 
-    def count_loss(self, trial_id: str) -> int:
-        """How often a trial was lost, this time included."""
+    def count_loss(self, trial_id: str, *, came_further: bool) -> int:
+        """How often a trial was lost since it last came further, this time included.
+
+        A machine that comes and goes may be lost often: what counts are losses without progress.
+        """
         number = self._numbers[trial_id]
-        losses: int = self._memory.get_trial(number).user_attrs.get("losses", 0) + 1
+        attrs = self._memory.get_trial(number).user_attrs
+        losses: int = 1 if came_further else attrs.get("losses", 0) + 1
         self._set_attr(number, "losses", losses)
         return losses
 
@@ -326,9 +330,9 @@ class StudySearch(Searcher):
         self._of[trial_id].set_aside(trial_id)
         self.running.discard(trial_id)
 
-    def count_loss(self, trial_id: str) -> int:
-        """How often a trial was lost, this time included."""
-        return self._of[trial_id].count_loss(trial_id)
+    def count_loss(self, trial_id: str, *, came_further: bool) -> int:
+        """How often a trial was lost since it last came further, this time included."""
+        return self._of[trial_id].count_loss(trial_id, came_further=came_further)
 
     def put_back(self, trial_id: str) -> None:
         """Pass on to the arm that a trial was lost and is to go on."""

@@ -51,14 +51,14 @@ def tidy(study: Study, storage: optuna.storages.RDBStorage) -> None:
             rows = epochs.get(name)
             if trial.state.is_finished() or not rows:
                 continue
-            reached_end = rows[-1].epoch >= study.config.epochs and rundir.weights(name).exists()
+            reached_end = rows[-1].epoch >= study.config.epochs and rundir.has(rundir.weights(name))
             if rows[-1].rung == "stop" or reached_end:
                 settle(ot_study, trial, rows, study.config.epochs)
     ended = trial_rows(study, storage)
     for row in ended:
-        rundir.state(row.run_id).unlink(missing_ok=True)
+        rundir.delete(rundir.state(row.run_id))
         if row.state != "completed":
-            rundir.weights(row.run_id).unlink(missing_ok=True)
+            rundir.delete(rundir.weights(row.run_id))
     delete_worse(rundir, completed_by_arm(ended), study.mode)
 
 
@@ -88,7 +88,7 @@ def delete_worse(
         by_number = sorted(trials, key=lambda trial: int(trial[1].rsplit("-", 1)[1]))
         ranked = sorted(by_number, key=lambda trial: trial[0], reverse=mode == "max")
         for _, name in ranked[KEPT_PER_ARM:]:
-            rundir.weights(name).unlink(missing_ok=True)
+            rundir.delete(rundir.weights(name))
         kept[arm] = ranked[:KEPT_PER_ARM]
     return kept
 

@@ -22,7 +22,9 @@ from study.arrays import PartArrays, TrainingArrays
 from study.checkpoint import load_state, save_state
 from study.config import Metric
 from study.errors import storage_error
+from study.mirror import worker_copy
 from study.packing import Load, measure, memory_share
+from study.storage import Remote
 from study.tensors import save_whole
 from study.training import (
     EpochMetrics,
@@ -56,6 +58,8 @@ class RunSettings:
     """CPU threads of one run."""
     rundir: RunDir
     """Its path absolute: runs save their states there."""
+    remote: Remote | None = None
+    """The run directory in a store: runs save their states there instead."""
     gpu_share: float = 0.0
     """The part of a GPU that one run may use; 0 for the CPU."""
     timeout: float | None = None
@@ -127,7 +131,12 @@ def run_trial(
     attempt = Attempt(
         config["run_id"], config["attempt"], config["hyperparameters"], config["seed"]
     )
-    weights = settings.rundir.weights(attempt.run_id)
+    rundir = worker_rundir(settings)
+    weights = rundir.weights(attempt.run_id)
+
+    def keep(best: Snapshot) -> None:
+        save_whole(weights, best.weights)
+        rundir.wrote(weights)
 
     def report(metrics: EpochMetrics) -> None:
         # The process of a trial that ASHA stops waits in here for its next trial.
@@ -143,12 +152,12 @@ def run_trial(
             watch.alive()
             save_state_now_and_then(epoch, take)
             if epoch == settings.epochs:
-                save_whole(weights, take().best.weights)
+                keep(take().best)
 
         # Tune counts epochs by reports, so those of the interrupted attempt are reported again.
         for metrics in resume.history if resume and not resume.warmup else ():
             if resume and metrics.epoch == settings.epochs:
-                save_whole(weights, resume.best.weights)
+                keep(resume.best)
             watch.pause()
             tune.report({**asdict(metrics), AGAIN: True})
         watch.alive()
@@ -220,6 +229,11 @@ def measure_load(
         return measure(hyperparameters, _training_data(shared[0], device))
 
 
+def worker_rundir(settings: RunSettings) -> RunDir:
+    """The run directory as a worker process has it: shared by all, or its own way to the store."""
+    return settings.rundir if settings.remote is None else worker_copy(settings.remote)
+
+
 def worker_name(node: str, pid: int) -> str:
     """A worker process as epochs.jsonl names it."""
     return f"{node}:{pid}"
@@ -230,7 +244,8 @@ def _saver(attempt: Attempt, settings: RunSettings) -> Save:
 
     The last epoch's is saved in any case.
     """
-    path = settings.rundir.state(attempt.run_id)
+    rundir = worker_rundir(settings)
+    path = rundir.state(attempt.run_id)
     next_save = 0.0
 
     def save(epoch: int, take: TakeState) -> None:
@@ -239,6 +254,7 @@ def _saver(attempt: Attempt, settings: RunSettings) -> Save:
         if start < next_save and epoch < settings.epochs:
             return
         save_state(path, take(), attempt.fingerprint)
+        rundir.wrote(path)
         next_save = time.monotonic() + (time.monotonic() - start) / SAVING_SHARE
 
     return save
@@ -246,8 +262,11 @@ def _saver(attempt: Attempt, settings: RunSettings) -> Save:
 
 def _find_state(attempt: Attempt, settings: RunSettings) -> TrainingState | None:
     """What an earlier attempt has left; None where the run must begin anew."""
+    rundir = worker_rundir(settings)
+    path = rundir.state(attempt.run_id)
+    rundir.fetch(path)
     try:
-        return load_state(settings.rundir.state(attempt.run_id), attempt.fingerprint)
+        return load_state(path, attempt.fingerprint)
     except ValueError:
         return None
 
@@ -274,11 +293,15 @@ class _Watch:
 
 @contextmanager
 def _watched(attempt: Attempt, settings: RunSettings) -> Iterator[_Watch]:
-    """End this process if the block hangs; where it stood is left in the run's failure file."""
+    """End this process if the block hangs; where it stood is left in the run's failure file.
+
+    In a study that is kept in a store the file stays on this machine: a process that hangs cannot
+    upload it.
+    """
     if settings.timeout is None:
         yield _Watch(None, None)
         return
-    path = settings.rundir.failure(attempt.run_id, attempt.number)
+    path = worker_rundir(settings).failure(attempt.run_id, attempt.number)
     try:
         path.parent.mkdir(exist_ok=True)
         opened = path.open("w")

@@ -1,6 +1,7 @@
 """Data and weights for tests: small ones from this repository, real ones from the user's cache."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from torchvision.models import resnet50
 from study.backbone import PREPROCESSES, TORCHVISION
 from study.data import CLASSES, Dataset, load_dataset
 from study.weights import Weights, check_state, digest, load_weights
+from tests import s3
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -74,3 +76,27 @@ def cifar10() -> Dataset:
 def keras_weights() -> Weights:
     """Keras' ImageNet weights; the first time they are downloaded."""
     return load_weights("keras")
+
+
+@pytest.fixture(scope="session")
+def s3_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the S3 server writes, a line per request."""
+    return tmp_path_factory.mktemp("s3") / "log"
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint(s3_log: Path) -> Iterator[str]:
+    """An S3 server in a process of its own, as host:port; the environment lets pyarrow in."""
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in s3.ENVIRONMENT.items():
+            environment.setenv(name, value)
+        process, endpoint = s3.start_s3(s3_log)
+        yield endpoint
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def bucket(s3_endpoint: str) -> str:
+    """URI of a folder in a bucket of the test's own."""
+    return s3.new_bucket(s3_endpoint)

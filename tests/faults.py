@@ -4,17 +4,23 @@ import ctypes
 import os
 import re
 import signal
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import ray
 import torch
 from ray import tune
 
 from study.arrays import TrainingArrays
+from study.cluster import GPU_TYPE_LABEL
+from study.packing import Load
+from study.spread import _compute_part
 from study.training import EpochMetrics, Run, train
-from study.worker import Attempt, Confirmation, RunSettings, run_confirmation, run_trial
+from study.worker import AGAIN, Attempt, Confirmation, RunSettings, run_confirmation, run_trial
 
 #: The run that something happens to, and the epoch after which it happens.
 VICTIM, AFTER_EPOCH = "dropout-001", 2
@@ -67,6 +73,27 @@ def trial_with(
     return run
 
 
+def trial_that_dies_with_every_epoch(
+    config: dict[str, Any],
+    shared: "list[ray.ObjectRef[TrainingArrays]]",
+    settings: RunSettings,
+) -> None:
+    """`run_trial`, but every attempt at a trial ends with the first epoch that it trains."""
+    report = tune.report
+
+    def report_or_die(metrics: dict[str, Any]) -> None:
+        if AGAIN not in metrics:
+            kill_the_worker()
+        report(metrics)
+
+    hit = config["run_id"] == VICTIM
+    with (
+        patch("ray.tune.report", report_or_die if hit else report),
+        patch("study.worker.SAVING_SHARE", 1e9),  # every epoch is saved
+    ):
+        run_trial(config, shared, settings)
+
+
 def hanging_trial(
     config: dict[str, Any],
     shared: "list[ray.ObjectRef[TrainingArrays]]",
@@ -117,3 +144,50 @@ def eat_memory() -> None:
     eaten = []
     while True:
         eaten.append(bytearray(os.urandom(1 << 20)) * 100)
+
+
+def part_whose_node_dies_once(marker: Path) -> Callable[..., np.ndarray]:
+    """Computes a part of the features; the first one takes its whole node along.
+
+    Args:
+        marker: Tells whether that has happened.
+    """
+
+    def compute(*arguments: Any) -> np.ndarray:
+        if not marker.exists():
+            marker.touch()
+            os.kill(os.getppid(), signal.SIGKILL)  # the node's raylet
+            time.sleep(60)
+        return _compute_part(*arguments)
+
+    return compute
+
+
+def measure_load_on_big_only(*_: object) -> Load:
+    """A stand-in for measuring a run: it fits on GPUs of the type BIG, twice."""
+    if not _is_on_big():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+    return Load("Big GPU", 80 * 2**30, 4 * 2**30, 0.004, 0.5, 25_000.0)
+
+
+def run_trial_on_big_only(
+    config: dict[str, Any],
+    shared: "list[ray.ObjectRef[TrainingArrays]]",
+    settings: RunSettings,
+) -> None:
+    """`run_trial` on the CPU of a node whose GPUs are of the type BIG; elsewhere it fails."""
+    assert _is_on_big(), "the trial does not fit here"
+    with patch("ray.get_gpu_ids", return_value=[]):
+        run_trial(config, shared, settings)
+
+
+def run_confirmation_on_big_only(*arguments: Any) -> Confirmation:
+    """`run_confirmation`, likewise."""
+    assert _is_on_big(), "the run does not fit here"
+    with patch("ray.get_gpu_ids", return_value=[]):
+        return run_confirmation(*arguments)
+
+
+def _is_on_big() -> bool:
+    assert ray.get_gpu_ids(), "Ray has given the run no GPU"
+    return str(ray.get_runtime_context().get_node_labels()[GPU_TYPE_LABEL]) == "BIG"

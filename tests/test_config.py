@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from analysis.rundir import RunDir, RunDirError
-from study import hardware
+from study import ray_session
 from study.config import StudyConfig, check, parse, resume_command
 from study.errors import UserError
 
@@ -57,7 +57,7 @@ def test_bad_input_is_one_line_that_says_what_to_do(
 
 def test_a_run_name_that_exists_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
-    config = StudyConfig(storage=tmp_path, name="mine")
+    config = StudyConfig(storage=str(tmp_path), name="mine")
     with pytest.raises(UserError, match="exists; choose another name, or add --resume"):
         check(config)
 
@@ -74,12 +74,12 @@ def test_resume_without_a_name_takes_the_latest(tmp_path: Path) -> None:
 
 
 def test_the_space_sets_options_that_the_user_left_open(tmp_path: Path) -> None:
-    article = check(StudyConfig(space="article", storage=tmp_path))
+    article = check(StudyConfig(space="article", storage=str(tmp_path)))
     assert (article.config.image_size, article.config.preprocess) == (32, "raw")
     assert article.weights == "keras"
-    mixed = check(StudyConfig(space="article", image_size=64, storage=tmp_path))
+    mixed = check(StudyConfig(space="article", image_size=64, storage=str(tmp_path)))
     assert (mixed.image_size, mixed.config.preprocess) == (64, "raw")
-    default = check(StudyConfig(storage=tmp_path, transfer="frozen"))
+    default = check(StudyConfig(storage=str(tmp_path), transfer="frozen"))
     assert (default.image_size, default.config.preprocess, default.weights) == (96, "own", "auto")
 
 
@@ -89,8 +89,8 @@ def test_auto_is_finetune_where_there_is_a_gpu(
     """It also picks the space: a head's learning rate would wreck a backbone."""
 
     def chosen(gpus: int, **options: Any) -> tuple[str | None, str, str]:
-        monkeypatch.setattr(hardware, "gpu_count", lambda: gpus)
-        config = check(StudyConfig(storage=tmp_path, **options)).config
+        monkeypatch.setattr(ray_session, "gpu_count", lambda: gpus)
+        config = check(StudyConfig(storage=str(tmp_path), **options)).config
         return config.space, config.transfer, str(config.augment)
 
     assert chosen(0) == ("dropout", "frozen", "none")
@@ -104,11 +104,11 @@ def test_auto_is_finetune_where_there_is_a_gpu(
 
 
 def test_what_concerns_a_frozen_backbone_falls_away(tmp_path: Path) -> None:
-    study = check(StudyConfig(space="article", transfer="frozen", storage=tmp_path))
+    study = check(StudyConfig(space="article", transfer="frozen", storage=str(tmp_path)))
     assert [arm.name for arm in study.space.arms] == ["no-dropout", "dropout"]
     assert study.left_out == ("as-printed",)
     assert "backbone_lr_ratio" not in study.space.recipe
-    whole = check(StudyConfig(space="article", transfer="finetune", storage=tmp_path))
+    whole = check(StudyConfig(space="article", transfer="finetune", storage=str(tmp_path)))
     assert [arm.name for arm in whole.space.arms] == ["no-dropout", "dropout", "as-printed"]
     assert whole.left_out == ()
 
@@ -134,7 +134,7 @@ def test_a_study_that_goes_on_keeps_its_options(begun: RunDir) -> None:
     again = go_on(begun)
     assert (again.transfer, again.space, again.image_size) == ("finetune", "finetune", 64)
     assert (again.epochs, again.time_budget, again.images) == (7, 5.0, None)
-    assert (again.storage, again.verbose) == (begun.path.parent, False)
+    assert (again.storage, again.verbose) == (str(begun.path.parent), False)
     assert go_on(begun, "--trials", "80", "--time-budget", "9").trials == 80
 
 
@@ -161,7 +161,7 @@ def test_a_study_that_is_not_there_yet_begins(tmp_path: Path) -> None:
 
 def test_trials_are_shared_equally_and_the_rest_goes_to_the_first(tmp_path: Path) -> None:
     def shares(space: str, trials: int) -> dict[str, int]:
-        config = StudyConfig(space=space, trials=trials, storage=tmp_path, transfer="frozen")
+        config = StudyConfig(space=space, trials=trials, storage=str(tmp_path), transfer="frozen")
         return check(config).trials_per_arm
 
     assert shares("dropout", 40) == {"no-dropout": 20, "dropout": 20}
@@ -174,9 +174,9 @@ def test_trials_are_shared_equally_and_the_rest_goes_to_the_first(tmp_path: Path
     ("epochs", "rungs"), [(15, (3, 9)), (9, (3,)), (10, (3, 9)), (3, ()), (1, ()), (28, (3, 9, 27))]
 )
 def test_rungs(epochs: int, rungs: tuple[int, ...], tmp_path: Path) -> None:
-    assert check(StudyConfig(epochs=epochs, storage=tmp_path)).rungs == rungs
+    assert check(StudyConfig(epochs=epochs, storage=str(tmp_path))).rungs == rungs
 
 
 def test_the_default_name_says_the_space_and_the_time(tmp_path: Path) -> None:
-    name = check(StudyConfig(space="dose", storage=tmp_path)).rundir.path.name
+    name = check(StudyConfig(space="dose", storage=str(tmp_path))).rundir.path.name
     assert name.startswith("dose-20")

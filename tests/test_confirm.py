@@ -87,7 +87,7 @@ def trial(run_id: str, arm: str, state: str, score: float, error: str = "") -> T
 
 
 def test_a_champion_reached_the_last_epoch(tmp_path: Path) -> None:
-    study = check(StudyConfig(storage=tmp_path, name="run"))
+    study = check(StudyConfig(storage=str(tmp_path), name="run"))
     study.rundir.write_study({"config": {"metric": "val_accuracy"}})
     rows = [
         trial("no-dropout-000", "no-dropout", "pruned", 0.95),

@@ -19,10 +19,12 @@ from study.config import check, parse
 from study.errors import StorageError, StudyStoppedError
 from study.training import train
 from tests.faults import (
+    VICTIM,
     confirmation_with,
     hanging_trial,
     kill_the_worker,
     raise_an_error,
+    trial_that_dies_with_every_epoch,
     trial_with,
 )
 from tests.tiny import TRAINING, make_study, run_confirm, run_search
@@ -99,6 +101,15 @@ def test_a_trial_that_is_lost_too_often_has_failed(
     }
     errors = [row.error for row in study.rundir.read_trials() if row.error]
     assert all(error.startswith("lost 2 times; the last time its process died") for error in errors)
+
+
+def test_a_trial_that_comes_further_may_be_lost_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on machines that come and go: only losses without an epoch in between are counted."""
+    monkeypatch.setattr("study.search.run_trial", trial_that_dies_with_every_epoch)
+    study = make_study(tmp_path, epochs=3, max_failures=1)
+    assert run_search(study)[VICTIM] == ("completed", 4)
 
 
 def test_a_trial_that_raises_has_failed_and_the_others_go_on(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from search_spaces import find_space
-from study import plan
+from study.cluster import Machines, Node
 from study.config import StudyConfig, check
 from study.errors import UserError
 from study.packing import Load, head_parameters, hungriest, runs_per_gpu
@@ -66,16 +66,46 @@ def test_the_hungriest_run_has_the_largest_of_everything() -> None:
         ("auto", 49, 1 / 49, 98),  # 1 / (1 / 49) is a little less than 49
     ],
 )
-def test_resources_on_two_gpus(
-    asked: float, packed: int | None, gpus: float, at_once: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resources_on_two_gpus(asked: float, packed: int | None, gpus: float, at_once: int) -> None:
     """A stand-in for a machine with GPUs, which the tests do not need to have."""
-    monkeypatch.setattr(plan, "gpu_count", lambda: 2)
-    monkeypatch.setattr(plan, "cpu_count", lambda: 16 if packed != 49 else 200)
+    machines = Machines((Node("localhost", 16 if packed != 49 else 200, 2),), is_cluster=False)
     study = check(StudyConfig(transfer="finetune", gpus_per_trial=asked))
-    resources = plan_resources(study, packed)
+    resources = plan_resources(study, machines, packed)
     assert (resources.gpus, resources.at_once) == (gpus, at_once)
-    assert plan_resources(check(StudyConfig(transfer="frozen", max_concurrent=1))).at_once == 1
+    one = check(StudyConfig(transfer="frozen", max_concurrent=1))
+    assert plan_resources(one, machines).at_once == 1
+
+
+SPREAD = Machines(
+    (Node("head", 0, 0), Node("a", 3, 1), Node("b", 8, 2), Node("c", 5, 0)), is_cluster=True
+)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "room"), [(1, 0, 16), (2, 0, 7), (4, 0, 3), (1, 1, 3), (1, 0.5, 6), (4, 1, 2)]
+)
+def test_runs_are_counted_by_machine(cpus: float, gpus: float, room: int) -> None:
+    """A run needs its cores and its GPU on one and the same machine."""
+    study = check(StudyConfig(transfer="frozen", cpus_per_trial=cpus, gpus_per_trial=gpus))
+    assert plan_resources(study, SPREAD).at_once == room
+
+
+def test_a_cluster_is_asked_for_as_many_runs_as_the_user_says() -> None:
+    """Those that do not fit wait, so that a cluster that grows on demand grows."""
+    study = check(StudyConfig(transfer="frozen", max_concurrent=50))
+    assert plan_resources(study, SPREAD).at_once == 50
+    assert plan_resources(study, Machines(SPREAD.nodes, is_cluster=False)).at_once == 16
+
+
+def test_a_run_that_fits_nowhere_is_refused() -> None:
+    study = check(StudyConfig(transfer="frozen", cpus_per_trial=9))
+    with pytest.raises(UserError, match=r"no node of the cluster has 9 CPU for a run \(16 CPUs"):
+        plan_resources(study, SPREAD)
+    nothing_yet = Machines((Node("head", 0, 0),), is_cluster=True)
+    with pytest.raises(UserError, match="where nodes join on demand, say with --max-concurrent"):
+        plan_resources(check(StudyConfig(transfer="frozen")), nothing_yet)
+    growing = check(StudyConfig(transfer="frozen", max_concurrent=4))
+    assert plan_resources(growing, nothing_yet).at_once == 4
 
 
 def test_disk_is_bounded_by_what_runs_and_what_is_kept() -> None:
@@ -94,7 +124,7 @@ def test_disk_is_bounded_by_what_runs_and_what_is_kept() -> None:
 
 
 def test_a_disk_that_is_too_small_is_said_before_anything_runs(tmp_path: Path) -> None:
-    study = check(StudyConfig(transfer="frozen", storage=tmp_path / "new"))
+    study = check(StudyConfig(transfer="frozen", storage=str(tmp_path / "new")))
     check_disk(study, DiskUse(running=10**6, kept=10**6))
     with pytest.raises(UserError, match=r"the weights may take .* GB are free there; free some"):
         check_disk(study, DiskUse(running=10**18, kept=0))

@@ -28,7 +28,8 @@ from search_spaces import (
     Value,
     find_space,
 )
-from study import hardware
+from study import ray_session
+from study.cluster import Machines, Node
 from study.config import Study, StudyConfig, check, parse
 from study.errors import UserError
 
@@ -341,9 +342,10 @@ def test_any_text_finds_a_space_or_is_refused_in_one_line(spec: str) -> None:
 def nowhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """An empty folder that is the current one, on a machine without a GPU."""
     folder = tmp_path_factory.mktemp("nowhere")
+    machines = Machines((Node("localhost", 2, 0),), is_cluster=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(hardware, "gpu_count", lambda: 0)
+        patch.setattr(ray_session, "find_machines", lambda _: machines)
         yield folder
 
 
@@ -397,7 +399,7 @@ def test_any_command_line_is_a_study_or_refused_in_one_line(
         check_line(error)
     else:
         assert isinstance(study, Study)
-        assert study.rundir.path.parent == study.config.storage
+        assert study.rundir.path.parent == Path(study.config.storage)
     assert list(nowhere.iterdir()) == []
 
 

@@ -182,14 +182,14 @@ def test_a_trial_that_was_lost_goes_on_at_once(storage: optuna.storages.RDBStora
     assert search.suggest("none yet") is None
     finish(search, "t1", [0.5] * EPOCHS)
     search.on_trial_complete("t0", error=True)
-    assert search.count_loss("t0") == 1
+    assert search.count_loss("t0", came_further=True) == 1
     search.put_back("t0")
     again = suggest(search, "t4")
     assert again["run_id"] == drawn[0]["run_id"]
     assert again["hyperparameters"] == drawn[0]["hyperparameters"]
     assert (again["seed"], again["attempt"]) == (drawn[0]["seed"], 2)
     search.on_trial_complete("t4", error=True)
-    assert search.count_loss("t4") == 2
+    assert search.count_loss("t4", came_further=False) == 2
     search.fail("t4", "failed", "lost 2 times")
     finish(search, "t2", [0.5] * EPOCHS)
     finish(search, "t3", [0.5] * EPOCHS)
@@ -381,7 +381,7 @@ def test_a_rung_decision_is_named_where_there_is_one() -> None:
 def test_an_epoch_that_cannot_be_written_stops_everything_before_optuna_hears_of_an_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study = check(StudyConfig(transfer="frozen", storage=tmp_path, name="study"))
+    study = check(StudyConfig(transfer="frozen", storage=str(tmp_path), name="study"))
     searcher = make_search(open_storage(tmp_path / "optuna.db"))
     stop = EmergencyStop()
     recorder = SearchRecorder(study, searcher, Screen(), stop, [], alone=False)

@@ -1,5 +1,6 @@
 """Studies that train in no time, on made-up features, for tests of what surrounds the training."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from study.phases import run_settings
 from study.provenance import begin
 from study.screen import Screen
 from study.search import search
+from study.storage import Remote
 
 EPOCHS = 5
 AT_ONCE = Resources(1, 0.0, 2)
@@ -35,26 +37,28 @@ TRAINING = TrainingArrays(part(600), part(100), part(101), 10)
 def make_study(folder: Path, **options: Any) -> Study:
     """A study whose run directory is there, with study.json as its start leaves it."""
     defaults = {"trials": 6, "epochs": EPOCHS, "transfer": "frozen", "space": "tests.spaces:TINY"}
-    study = check(StudyConfig(**{**defaults, **options}, storage=folder, name="study"))
+    study = check(StudyConfig(**{**defaults, **options}, storage=str(folder), name="study"))
     study.rundir.path.mkdir(exist_ok=True)
     study.rundir.write_study(begin(study))
     return study
 
 
-def run_search(study: Study, resources: Resources = AT_ONCE) -> dict[str, tuple[str, int]]:
+def run_search(
+    study: Study, resources: Resources = AT_ONCE, remote: Remote | None = None
+) -> dict[str, tuple[str, int]]:
     """Search; state and attempts of each trial."""
-    settings = run_settings(study, resources)
+    settings = replace(run_settings(study, resources), remote=remote)
     search(study, ray.put(TRAINING), settings, resources, Screen())
     return {row.run_id: (row.state, row.attempts) for row in study.rundir.read_trials()}
 
 
-def run_confirm(study: Study) -> None:
+def run_confirm(study: Study, resources: Resources = AT_ONCE, remote: Remote | None = None) -> None:
     """Confirm two made-up champions."""
     values = study.space.fixed_values(study.space.arms[0])
     champions = [
         Champion("no-dropout", {**values, "learning_rate": 1e-3}, "no-dropout-000", 0.5),
         Champion("dropout", {**values, "learning_rate": 2e-3, "dropout": 0.3}, "dropout-000", 0.5),
     ]
-    settings = run_settings(study, AT_ONCE)
+    settings = replace(run_settings(study, resources), remote=remote)
     test = ray.put(part(102))
-    confirm(study, champions, ray.put(TRAINING), test, settings, AT_ONCE, Screen())
+    confirm(study, champions, ray.put(TRAINING), test, settings, resources, Screen())

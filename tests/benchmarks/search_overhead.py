@@ -18,7 +18,6 @@ import tempfile
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from statistics import median
 
 import ray
@@ -33,7 +32,7 @@ from study.hardware import cpu_count
 from study.phases import choose_preprocess, run_settings
 from study.plan import plan_resources
 from study.prepare import prepare_features
-from study.ray_session import local_ray
+from study.ray_session import find_machines, ray_session
 from study.screen import Screen
 from study.search import search
 from study.training import TrainingData, train
@@ -66,7 +65,7 @@ def main() -> None:
             images=options.images,
             image_size=options.image_size,
             transfer="frozen",
-            storage=Path(folder),
+            storage=folder,
             name="warm-up",
         )
         study = check(config)
@@ -77,7 +76,7 @@ def main() -> None:
         repeats = []
         for number in range(options.repeats):
             config = StudyConfig(
-                trials=options.trials, storage=Path(folder), name=f"r{number}", seed=number
+                trials=options.trials, storage=folder, name=f"r{number}", seed=number
             )
             repeats.append(measure(config, arrays))
             print(repeats[-1], flush=True)
@@ -87,10 +86,10 @@ def main() -> None:
 def measure(config: StudyConfig, arrays: TrainingArrays) -> Repeat:
     """Time a search, then its epochs in a bare loop."""
     study = check(config)
-    with local_ray(config):
+    with ray_session(config):
         start = time.monotonic()
         study.rundir.path.mkdir()
-        resources = plan_resources(study)
+        resources = plan_resources(study, find_machines(config))
         search(study, ray.put(arrays), run_settings(study, resources), resources, Screen())
         whole = time.monotonic() - start
     rows = study.rundir.read_epochs()

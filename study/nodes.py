@@ -1,0 +1,128 @@
+"""A look at every node of a cluster before anything runs there."""
+
+import importlib.metadata
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from study.cluster import Node
+from study.errors import UserError
+from study.probe import probe, probed
+from study.storage import Remote
+
+#: Seconds within which a node must answer; the first worker of a node imports torch.
+TIMEOUT = 120.0
+
+#: What has to be there on every node, and decides on what runs find.
+PACKAGES = ("ray", "torch", "torchvision", "numpy", "safetensors", "pyarrow")
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a node says of itself."""
+
+    versions: Mapping[str, str]
+    """Of Python and packages; empty for one that is missing."""
+    native_bf16: bool
+    storage: str | None
+    """Why files cannot be put into the storage and read from there; None where they can."""
+
+
+def inspect_nodes(nodes: Sequence[Node], place: Path | Remote) -> dict[Node, Look]:
+    """Let every node tell what it has, and whether it reaches the run directory.
+
+    Args:
+        nodes: Those that can run a trial.
+        place: The run directory, which this process can write to.
+
+    Raises:
+        UserError: Names every node that is of no use, and why.
+    """
+    task = ray.remote(look_around)
+    with probed(place) as token:
+        asked = {
+            task.options(
+                num_cpus=0,
+                max_retries=0,
+                scheduling_strategy=on_node(node),
+            ).remote(place, token): node
+            for node in nodes
+        }
+        ray.wait(list(asked), num_returns=len(asked), timeout=TIMEOUT)
+        looks, problems = {}, []
+        for answer, node in asked.items():
+            try:
+                looks[node] = ray.get(answer, timeout=0)
+            except RayError as error:
+                problems.append(f"{node.address}: {_why_silent(error)}")
+    problems += [f"{node.address}: {why}" for node, look in looks.items() if (why := _fault(look))]
+    if problems:
+        of_storage = any(look.storage for look in looks.values())
+        remedy = "give a --storage that all nodes reach" if of_storage else "mend that"
+        raise UserError(
+            f"{len(problems)} of {len(nodes)} nodes cannot run trials: {'; '.join(problems)};"
+            f" {remedy}, or take the node out of the cluster."
+        )
+    return looks
+
+
+def on_node(node: Node) -> NodeAffinitySchedulingStrategy | str:
+    """Ray's way to send a task to a certain node."""
+    if not node.node_id:
+        return "DEFAULT"
+    return NodeAffinitySchedulingStrategy(node.node_id, soft=False)
+
+
+def differences(looks: Mapping[Node, Look]) -> str:
+    """What is not the same on all nodes, in words; empty where everything is."""
+    own = own_versions()
+    found = [
+        f"{package} {version} on {node.address}, {own[package]} here"
+        for node, look in looks.items()
+        for package, version in look.versions.items()
+        if version != own[package]
+    ]
+    return "; ".join(found)
+
+
+def look_around(place: Path | Remote, token: str) -> Look:
+    """What this process's machine has; runs on a node."""
+    try:
+        import torch
+
+        from study.hardware import has_native_bf16
+
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        native_bf16 = has_native_bf16(device)
+    except ImportError:
+        native_bf16 = False
+    return Look(own_versions(), native_bf16, probe(place, token))
+
+
+def own_versions() -> dict[str, str]:
+    """Versions of Python and packages in this process."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = ""
+    return versions
+
+
+def _fault(look: Look) -> str | None:
+    missing = [package for package, version in look.versions.items() if not version]
+    if missing:
+        return f"{' and '.join(missing)} cannot be imported there"
+    return look.storage
+
+
+def _why_silent(error: RayError) -> str:
+    if isinstance(error, ray.exceptions.GetTimeoutError):
+        return f"no answer within {TIMEOUT:.0f} s"
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"

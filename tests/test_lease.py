@@ -1,0 +1,145 @@
+"""Leases: two drivers, each a process of its own, want one study."""
+
+import multiprocessing
+import os
+import signal
+import socket
+import time
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Barrier, Event
+from pathlib import Path
+
+import pytest
+
+from study.errors import StorageError, StudyStoppedError, UserError
+from study.lease import LEASE, Times, hold
+from study.storage import Remote
+
+SPAWN = multiprocessing.get_context("spawn")
+
+#: S3 tells whole seconds.
+QUICK = Times(expires=4.0, renew=0.5, settle=1.0, look=0.2)
+
+
+@pytest.fixture
+def remote(bucket: str) -> Remote:
+    return Remote(bucket).child("study")
+
+
+def contend(
+    remote: Remote, start: "Barrier", ended: "Event", outcomes: "Queue[tuple[int, str]]"
+) -> None:
+    start.wait(60)
+    try:
+        with hold(remote, times=QUICK) as lease:
+            outcomes.put((os.getpid(), "holds it"))
+            ended.wait(60)
+            lease.check()
+    except UserError as error:
+        outcomes.put((os.getpid(), str(error)))
+
+
+def test_of_two_that_come_at_once_one_gets_it(remote: Remote) -> None:
+    start, ended, outcomes = SPAWN.Barrier(2), SPAWN.Event(), SPAWN.Queue()
+    arguments = (remote, start, ended, outcomes)
+    both = [SPAWN.Process(target=contend, args=arguments) for _ in range(2)]
+    for process in both:
+        process.start()
+    try:
+        found = dict(outcomes.get(timeout=60) for _ in range(2))
+        (winner,) = [pid for pid, outcome in found.items() if outcome == "holds it"]
+        (refusal,) = [outcome for outcome in found.values() if outcome != "holds it"]
+        host = socket.gethostname()
+        assert f"another process works on this study on {host} (pid {winner}); wait" in refusal
+        ended.set()
+        for process in both:
+            process.join(60)
+            assert process.exitcode == 0
+        assert remote.files() == [], "the lease was not released"
+    finally:
+        for process in both:
+            process.kill()
+
+
+def test_the_lease_of_one_that_is_alive_is_respected_and_of_one_that_died_taken_over(
+    remote: Remote,
+) -> None:
+    start, ended, outcomes = SPAWN.Barrier(1), SPAWN.Event(), SPAWN.Queue()
+    process = SPAWN.Process(target=contend, args=(remote, start, ended, outcomes))
+    process.start()
+    try:
+        assert outcomes.get(timeout=60)[1] == "holds it"
+        said: list[str] = []
+        with (
+            pytest.raises(UserError, match=rf"works on this study on .* \(pid {process.pid}\)"),
+            hold(remote, said.append, QUICK),
+        ):
+            pass
+        assert len(said) == 1
+        assert "waiting for up to" in said[0]
+        assert remote.exists(LEASE)
+        process.kill()
+        process.join()
+        before = time.monotonic()
+        with hold(remote, said.append, QUICK) as lease:
+            assert time.monotonic() - before > 1, "it was not waited for"
+            lease.check()
+        assert len(said) == 2
+        assert not remote.exists(LEASE)
+    finally:
+        process.kill()
+
+
+def test_one_that_was_held_up_finds_that_it_has_lost_the_lease(remote: Remote) -> None:
+    """As a laptop that has slept does; it must not write over what the other one does."""
+    start, ended, outcomes = SPAWN.Barrier(1), SPAWN.Event(), SPAWN.Queue()
+    process = SPAWN.Process(target=contend, args=(remote, start, ended, outcomes))
+    process.start()
+    try:
+        assert outcomes.get(timeout=60)[1] == "holds it"
+        assert process.pid
+        os.kill(process.pid, signal.SIGSTOP)
+        with hold(remote, lambda _: None, QUICK) as lease:
+            ended.set()
+            os.kill(process.pid, signal.SIGCONT)
+            said = outcomes.get(timeout=60)[1]
+            host = socket.gethostname()
+            assert f"has been taken over by {host} (pid {os.getpid()})" in said
+            process.join(60)
+            lease.check()
+            assert remote.exists(LEASE), "the loser has released the winner's lease"
+    finally:
+        process.kill()
+
+
+def test_a_lease_that_cannot_be_renewed_stops_the_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote = Remote((tmp_path / "store").as_uri())
+    times = Times(expires=0.6, renew=0.1, settle=0.0, look=0.1)
+
+    def failing(*_: object) -> None:
+        raise StorageError("it cannot be reached.")
+
+    with hold(remote, times=times) as lease:
+        with monkeypatch.context() as patch:
+            patch.setattr(Remote, "write", failing)
+            lease.check()
+            time.sleep(1)
+            with pytest.raises(StorageError, match="cannot be reached"):
+                lease.check()
+        lease.check()
+        remote.write(LEASE, b'{"owner": "x", "host": "elsewhere", "pid": 7}')
+        time.sleep(0.5)
+        with pytest.raises(StudyStoppedError, match=r"taken over by elsewhere \(pid 7\)"):
+            lease.check()
+    assert remote.exists(LEASE)
+
+
+def test_a_lease_is_released_whatever_ends_the_study(tmp_path: Path) -> None:
+    remote = Remote((tmp_path / "store").as_uri())
+    times = Times(settle=0.0)
+    for error in (KeyboardInterrupt, ValueError):
+        with pytest.raises(error), hold(remote, times=times):
+            raise error
+        assert not remote.exists(LEASE)
