@@ -75,10 +75,19 @@ class WorkerMirror:
     """The folder whose files are carried; they do not stay there."""
     remote: Remote
     """The run directory in the store."""
+    pauses: Sequence[float] = PAUSES
+    """Seconds between the attempts at an upload."""
 
     def wrote(self, file: Path) -> None:
-        """Upload a file, and let go of it here."""
-        self.remote.upload(file, self._name(file))
+        """Upload a file, again where that fails, and let go of it here."""
+        for pause in (*self.pauses, None):
+            try:
+                self.remote.upload(file, self._name(file))
+                break
+            except StorageError:
+                if pause is None:
+                    raise
+                time.sleep(pause)
         file.unlink(missing_ok=True)
 
     def deleted(self, file: Path) -> None:

@@ -92,13 +92,13 @@ def test_runs_are_counted_by_machine(cpus: float, gpus: float, room: int) -> Non
 
 def test_a_cluster_is_asked_for_as_many_runs_as_the_user_says() -> None:
     """Those that do not fit wait, so that a cluster that grows on demand grows."""
-    study = check(StudyConfig(transfer="frozen", max_concurrent=50))
+    study = check(StudyConfig(transfer="frozen", gpus_per_trial=0, max_concurrent=50))
     assert plan_resources(study, SPREAD).at_once == 50
     assert plan_resources(study, Machines(SPREAD.nodes, is_cluster=False)).at_once == 16
 
 
 def test_a_run_that_fits_nowhere_is_refused() -> None:
-    study = check(StudyConfig(transfer="frozen", cpus_per_trial=9))
+    study = check(StudyConfig(transfer="frozen", gpus_per_trial=0, cpus_per_trial=9))
     with pytest.raises(UserError, match=r"no node of the cluster has 9 CPU for a run \(16 CPUs"):
         plan_resources(study, SPREAD)
     nothing_yet = Machines((Node("head", 0, 0),), is_cluster=True)
