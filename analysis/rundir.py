@@ -544,11 +544,15 @@ def _cut_torn_line(file: BinaryIO) -> None:
 def _last_attempts(rows: Iterable[EpochRow]) -> list[EpochRow]:
     kept: dict[tuple[str, int], EpochRow] = {}
     newest: dict[str, int] = {}
+    epochs: dict[str, set[int]] = {}
     for row in rows:
+        of_run = epochs.setdefault(row.run_id, set())
         if row.attempt > newest.get(row.run_id, 0):
             newest[row.run_id] = row.attempt
-            for stale in [k for k in kept if k[0] == row.run_id and k[1] >= row.epoch]:
-                del kept[stale]
+            for stale in [epoch for epoch in of_run if epoch >= row.epoch]:
+                of_run.remove(stale)
+                del kept[row.run_id, stale]
         if row.attempt >= newest.get(row.run_id, 0):
             kept[row.run_id, row.epoch] = row
+            of_run.add(row.epoch)
     return list(kept.values())

@@ -131,7 +131,7 @@ class SearchRecorder(Callback):
             rundir.snapshot()
             rundir.delete(rundir.state(trial.config["run_id"]))
             if completed:
-                delete_worse(rundir, self._completed, self._study.mode)
+                self._completed = delete_worse(rundir, self._completed, self._study.mode)
 
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: object

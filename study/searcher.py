@@ -7,12 +7,17 @@ Ray's `OptunaSearch` is the engine. Three things are added to it, each because i
 - Every arm has its own sampler and its own share of the trials, taken in turn.
 - A start takes over what an earlier start of the same study left in optuna.db: trials that were
   interrupted go first, and the sampler's seed moves on with the number of trials.
+
+The sampler works on a copy of the arm's trials in memory (`study/memory.py`), and optuna.db is
+written, not read, while trials run: one transaction when a trial starts, one per epoch, two when it
+ends, however many there are.
 """
 
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from copy import copy
+from typing import Any, Literal, cast
 
 import optuna
 from optuna.distributions import (
@@ -26,6 +31,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from analysis.rundir import EpochRow
 from search_spaces import Arm, Choice, Fixed, Float, Range, Space
+from study.memory import SamplerMemory
 from study.scheduler import EPOCH, SCORE
 from study.streams import derive_seed
 
@@ -97,19 +103,24 @@ class ArmSearch(OptunaSearch):
         self._fixed = space.fixed_values(arm)
         self._distributions = _distributions(space.ranges(arm))
         self._study_seed = seed
+        self._memory = SamplerMemory(mode, derive_seed(seed, "memory", arm.name))
         super().__init__(
             space=self._distributions,
             metric=SCORE,
             mode=mode,
             sampler=sampler,
-            storage=storage,
+            storage=self._memory,
             study_name=arm.name,
         )
+        self._drawn = cast(optuna.Study, self._ot_study)
+        for trial in earlier:
+            self._drawn.add_trial(trial)
         self._epochs = epochs
+        self._numbers: dict[str, int] = {}
         unfinished = [trial for trial in earlier if not trial.state.is_finished()]
         set_aside = [trial for trial in unfinished if trial.user_attrs.get("alone")]
         self._interrupted = deque(
-            set_aside if alone else (trial for trial in unfinished if trial not in set_aside)
+            trial.number for trial in unfinished if (trial in set_aside) == alone
         )
         ended = len(earlier) - len(unfinished)
         self._left = len(set_aside) if alone else trials - ended - len(set_aside)
@@ -128,25 +139,29 @@ class ArmSearch(OptunaSearch):
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
         """The next trial: one that was interrupted, else a new one."""
-        if self._interrupted:
-            frozen = self._interrupted.popleft()
-            taken_up = optuna.Trial(self._study, frozen._trial_id)
-            # It may have been interrupted while its hyperparameters were drawn.
-            for name, distribution in self._distributions.items():
-                taken_up._suggest(name, distribution)
-            self._ot_trials[trial_id] = taken_up
-        drawn = super().suggest(trial_id)
+        number = self._interrupted.popleft() if self._interrupted else None
+        if number is None:
+            super().suggest(trial_id)
+            number = self._ot_trials[trial_id].number
+            self._memory.set_trial_user_attr(number, "attempts", 1)
+            drawn = copy(self._memory.get_trial(number))
+            # Another copy of the hyperparameters, for samplers that see a trial half drawn.
+            drawn.system_attrs = {}
+            self._study.add_trial(drawn)
+        else:
+            self._draw_to_the_end(number)
+            attempts = self._memory.get_trial(number).user_attrs.get("attempts", 0)
+            self._set_attr(number, "attempts", attempts + 1)
+        self._numbers[trial_id] = number
         self._left -= 1
         self.started += 1
-        ot_trial = self._ot_trials[trial_id]
-        attempt = ot_trial.user_attrs.get("attempts", 0) + 1
-        ot_trial.set_user_attr("attempts", attempt)
+        trial = self._memory.get_trial(number)
         return {
             "arm": self.arm,
-            "run_id": run_id(self.arm, ot_trial.number),
-            "attempt": attempt,
-            "seed": trial_seed(self._study_seed, self.arm, ot_trial.number),
-            "hyperparameters": {**self._fixed, **(drawn or {})},
+            "run_id": run_id(self.arm, number),
+            "attempt": trial.user_attrs["attempts"],
+            "seed": trial_seed(self._study_seed, self.arm, number),
+            "hyperparameters": {**self._fixed, **trial.params},
         }
 
     def on_trial_complete(
@@ -156,49 +171,75 @@ class ArmSearch(OptunaSearch):
         if error or result is None:
             return
         # Ray does not pass the last result on to the searcher, only to this method.
-        self._report(trial_id, result)
+        self.on_trial_result(trial_id, result)
         full = result[EPOCH] >= self._epochs
-        _tell(
-            self._study,
-            self._ot_trials[trial_id],
-            "completed" if full else "pruned",
-            value=result[SCORE],
-        )
+        self._end(self._numbers[trial_id], "completed" if full else "pruned", result[SCORE])
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Add an epoch's score to the intermediate values."""
-        self._report(trial_id, result)
+        number, epoch = self._numbers[trial_id], result[EPOCH]
+        # A trial run again after an interruption repeats epochs that Optuna has already.
+        if epoch not in self._memory.get_trial(number).intermediate_values:
+            for storage, of_storage in self._places(number):
+                storage.set_trial_intermediate_value(of_storage, epoch, result[SCORE])
 
     def fail(self, trial_id: str, state: Literal["diverged", "failed"], error: str) -> str:
         """Tell Optuna that a trial raised; its run id."""
-        ot_trial = self._ot_trials[trial_id]
-        ot_trial.set_user_attr("error", error)
-        _tell(self._study, ot_trial, state, value=None)
-        return run_id(self.arm, ot_trial.number)
+        number = self._numbers[trial_id]
+        self._set_attr(number, "error", error)
+        self._end(number, state, None)
+        return run_id(self.arm, number)
 
     def set_aside(self, trial_id: str) -> None:
         """Leave a trial to be run again later, without others beside it."""
-        self._ot_trials[trial_id].set_user_attr("alone", True)
+        self._set_attr(self._numbers[trial_id], "alone", True)
 
     def count_loss(self, trial_id: str, *, came_further: bool) -> int:
         """How often a trial was lost since it last came further, this time included.
 
         A machine that comes and goes may be lost often: what counts are losses without progress.
         """
-        before = 0 if came_further else self._ot_trials[trial_id].user_attrs.get("losses", 0)
-        losses: int = before + 1
-        self._ot_trials[trial_id].set_user_attr("losses", losses)
+        number = self._numbers[trial_id]
+        attrs = self._memory.get_trial(number).user_attrs
+        losses: int = 1 if came_further else attrs.get("losses", 0) + 1
+        self._set_attr(number, "losses", losses)
         return losses
 
     def put_back(self, trial_id: str) -> None:
         """Let a trial that was lost go on as soon as there is room."""
-        storage_id = self._ot_trials[trial_id]._trial_id
-        self._interrupted.append(self._study._storage.get_trial(storage_id))
+        self._interrupted.append(self._numbers[trial_id])
         self._left += 1
         self.started -= 1
 
-    def _report(self, trial_id: str, result: dict[str, Any]) -> None:
-        _report(self._study, self._ot_trials[trial_id], result[EPOCH], result[SCORE])
+    def _draw_to_the_end(self, number: int) -> None:
+        """Draw what a trial lacks that was interrupted while its hyperparameters were drawn."""
+        trial = self._memory.get_trial(number)
+        if self._distributions.keys() <= trial.params.keys():
+            return
+        (_, (storage, in_storage)) = self._places(number)
+        taken_up = optuna.Trial(self._study, in_storage)
+        for name, distribution in self._distributions.items():
+            taken_up._suggest(name, distribution)
+            if name not in trial.params:
+                value = storage.get_trial_param(in_storage, name)
+                self._memory.set_trial_param(number, name, value, distribution)
+
+    def _set_attr(self, number: int, key: str, value: object) -> None:
+        for storage, in_storage in self._places(number):
+            storage.set_trial_user_attr(in_storage, key, value)
+
+    def _end(self, number: int, state: State, value: float | None) -> None:
+        self._set_attr(number, "state", state)
+        ended = _tell(self._drawn, number, state, value)
+        storage, in_storage = self._places(number)[1]
+        storage.set_trial_state_values(in_storage, ended.state, ended.values)
+
+    def _places(self, number: int) -> tuple[tuple[optuna.storages.BaseStorage, int], ...]:
+        """Where a trial is kept, in memory and in optuna.db, with its id there."""
+        storage = self._study._storage
+        in_storage = storage.get_trial_id_from_study_id_trial_number(self._study._study_id, number)
+        # In a storage of one study, the first trial has number and id 0.
+        return (self._memory, number), (storage, in_storage)
 
 
 def settle(study: optuna.Study, trial: FrozenTrial, rows: Sequence[EpochRow], epochs: int) -> None:
@@ -212,23 +253,20 @@ def settle(study: optuna.Study, trial: FrozenTrial, rows: Sequence[EpochRow], ep
     """
     taken_up = optuna.Trial(study, trial._trial_id)
     for row in rows:
-        _report(study, taken_up, row.epoch, row.score)
+        # It may have heard of the epoch.
+        if row.epoch not in trial.intermediate_values:
+            taken_up.report(row.score, row.epoch)
     full = rows[-1].epoch >= epochs
-    _tell(study, taken_up, "completed" if full else "pruned", value=rows[-1].score)
+    state: State = "completed" if full else "pruned"
+    taken_up.set_user_attr("state", state)
+    _tell(study, trial.number, state, value=rows[-1].score)
 
 
-def _report(study: optuna.Study, trial: optuna.Trial, epoch: int, score: float) -> None:
-    # A trial run again after an interruption repeats epochs that Optuna has already.
-    if epoch not in study._storage.get_trial(trial._trial_id).intermediate_values:
-        trial.report(score, epoch)
-
-
-def _tell(study: optuna.Study, trial: optuna.Trial, state: State, value: float | None) -> None:
-    trial.set_user_attr("state", state)
+def _tell(study: optuna.Study, number: int, state: State, value: float | None) -> FrozenTrial:
     ot_state = {"completed": TrialState.COMPLETE, "pruned": TrialState.PRUNED}
     # Optuna takes a pruned trial's value from its intermediate values.
-    study.tell(
-        trial,
+    return study.tell(
+        number,
         value if state == "completed" else None,
         state=ot_state.get(state, TrialState.FAIL),
     )

@@ -75,16 +75,22 @@ def delete_worse(
     rundir: RunDir,
     completed: Mapping[str, Iterable[tuple[float, str]]],
     mode: Literal["min", "max"],
-) -> None:
+) -> dict[str, list[tuple[float, str]]]:
     """Delete the weights of all but the best trials of each arm; of equal ones the first are kept.
 
     So the champion, the first of the best, is always among them.
+
+    Returns:
+        Those that are kept: whoever calls this after each trial need not go over all of them again.
     """
-    for trials in completed.values():
+    kept = {}
+    for arm, trials in completed.items():
         by_number = sorted(trials, key=lambda trial: int(trial[1].rsplit("-", 1)[1]))
         ranked = sorted(by_number, key=lambda trial: trial[0], reverse=mode == "max")
         for _, name in ranked[KEPT_PER_ARM:]:
             rundir.delete(rundir.weights(name))
+        kept[arm] = ranked[:KEPT_PER_ARM]
+    return kept
 
 
 def _epochs_by_run(study: Study) -> dict[str, list[EpochRow]]:

@@ -1,0 +1,106 @@
+"""An arm's trials as its sampler sees them: in memory, and of very many only some.
+
+For every trial that it draws, TPE goes over every trial that it is shown, and asks for all of them
+several times. Out of optuna.db that takes longer and longer, and so does TPE itself.
+"""
+
+import heapq
+import math
+from bisect import bisect_left, insort
+from collections.abc import Container, Sequence
+from copy import deepcopy as deep_copy
+from typing import Literal
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from study.streams import derive_seed
+
+#: So many ended trials of an arm are shown at most. TPE goes over them in 7 ms, over 5,000 in 50.
+SHOWN = 500
+
+#: So many of the trials TPE takes for good ones at most, however many there are.
+GOOD = 25
+
+
+class SamplerMemory(optuna.storages.InMemoryStorage):
+    """An Optuna storage for one study, which shows no more than `SHOWN` ended trials.
+
+    TPE compares the density of the good trials with that of the others. It takes the best `GOOD`
+    for good; these are always shown, so the first density stays what it would be. Of the others an
+    even sample is shown, so the second keeps its shape. The sample follows from the trials alone,
+    not from when they were added: a study that goes on sees what it saw.
+
+    Trials that run are always shown, those that failed never: they tell a sampler nothing.
+    """
+
+    def __init__(self, mode: Literal["min", "max"], seed: int, shown: int = SHOWN) -> None:
+        """Start without trials.
+
+        Args:
+            mode: Whether a better value is smaller or larger.
+            seed: Of the sample.
+            shown: How many ended trials to show at most.
+        """
+        super().__init__()
+        self._sign = 1.0 if mode == "min" else -1.0
+        self._seed = seed
+        self._limit = shown
+        self._good: list[tuple[tuple[int, float, float], int]] = []
+        self._others: list[tuple[int, int]] = []
+        self._visible: list[int] = []
+
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        """Add a trial, one that runs or one that has ended."""
+        trial_id = super().create_new_trial(study_id, template_trial)
+        trial = self.get_trial(trial_id)
+        if trial.state != TrialState.FAIL:
+            insort(self._visible, trial_id)
+        if trial.state.is_finished():
+            self._sort_in(trial)
+        return trial_id
+
+    def set_trial_state_values(
+        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
+    ) -> bool:
+        """End a trial."""
+        done = super().set_trial_state_values(trial_id, state, values)
+        if state == TrialState.FAIL:
+            self._hide(trial_id)
+        elif state.is_finished():
+            self._sort_in(self.get_trial(trial_id))
+        return done
+
+    def get_all_trials(
+        self,
+        study_id: int,
+        deepcopy: bool = True,
+        states: Container[TrialState] | None = None,
+    ) -> list[FrozenTrial]:
+        """The trials that are shown, in the order of their numbers."""
+        trials = [self.get_trial(trial_id) for trial_id in self._visible]
+        if states is not None:
+            trials = [trial for trial in trials if trial.state in states]
+        return deep_copy(trials) if deepcopy else trials
+
+    def _sort_in(self, trial: FrozenTrial) -> None:
+        """Enter a trial that has ended among the good or the others, and hide one if need be."""
+        if trial.state == TrialState.FAIL:
+            return
+        insort(self._good, (self._rank(trial), trial._trial_id))
+        if len(self._good) <= GOOD:
+            return
+        _, other = self._good.pop()
+        heapq.heappush(self._others, (derive_seed(self._seed, "shown", other), other))
+        if len(self._others) > self._limit - GOOD:
+            self._hide(heapq.heappop(self._others)[1])
+
+    def _rank(self, trial: FrozenTrial) -> tuple[int, float, float]:
+        """What TPE sorts trials by: full ones by value, then pruned ones by epoch and value."""
+        if trial.state == TrialState.COMPLETE:
+            return 0, 0.0, self._sign * trial.values[0]
+        step, value = max(trial.intermediate_values.items(), default=(-1, 0.0))
+        return 1, -step, math.inf if math.isnan(value) else self._sign * value
+
+    def _hide(self, trial_id: int) -> None:
+        del self._visible[bisect_left(self._visible, trial_id)]
