@@ -11,7 +11,6 @@ A worker's states and weights go straight to the store, and are there before the
 
 import atexit
 import contextlib
-import hashlib
 import shutil
 import sqlite3
 import tempfile
@@ -27,7 +26,6 @@ from pathlib import Path
 from typing import Literal
 
 from analysis.rundir import RunDir
-from study.cache import cache_dir
 from study.errors import StorageError, storage_error
 from study.storage import Remote
 
@@ -43,20 +41,6 @@ _LEFT_THERE = ("states/", "weights/", "search/", "report/", "best_model/")
 
 #: Files that lie in a run directory and are nobody else's business.
 _OWN = ("lease.json",)
-
-
-def working_copy(storage: str, name: str) -> Path:
-    """Where this machine keeps its copy of a study.
-
-    Args:
-        storage: URI of the folder that holds the run directories.
-        name: Of the run directory.
-
-    Raises:
-        UserError: The cache directory cannot be made.
-    """
-    short = hashlib.sha256(storage.rstrip("/").encode()).hexdigest()[:12]
-    return cache_dir() / "studies" / short / name
 
 
 @lru_cache(maxsize=8)

@@ -1,14 +1,15 @@
 """`--storage`: where run directories are kept, a folder or a URI."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from analysis.codec import from_json
 from analysis.rundir import RunDir, check_format
+from study.cache import cache_dir
 from study.errors import UserError
-from study.mirror import working_copy
-from study.storage import Remote, check_uri
+from study.storage import Remote, check_uri, is_uri
 
 
 @dataclass(frozen=True)
@@ -23,14 +24,9 @@ class Place:
     """As `--storage` gives it."""
 
     @property
-    def is_uri(self) -> bool:
-        """Whether it is a URI."""
-        return "://" in self.storage
-
-    @property
     def remote(self) -> Remote | None:
-        """The place as files can be put there over the network; None for a folder."""
-        return Remote(self.storage) if self.is_uri else None
+        """The place as a folder in a store; None for a folder on a disk."""
+        return Remote(self.storage) if is_uri(self.storage) else None
 
     def of(self, name: str) -> str:
         """Where a study is kept, for people."""
@@ -38,9 +34,8 @@ class Place:
 
     def rundir(self, name: str) -> RunDir:
         """The run directory to work in."""
-        return RunDir(
-            working_copy(self.storage, name) if self.is_uri else Path(self.storage) / name
-        )
+        folder = working_copy(self.storage, name) if self.remote else Path(self.storage) / name
+        return RunDir(folder)
 
     def check(self) -> None:
         """Make sure that it can hold folders.
@@ -95,3 +90,17 @@ class Place:
         if not written:
             raise UserError(f"--resume: there is no study in {self.storage}; leave --resume out.")
         return max(written, key=lambda name: written[name])
+
+
+def working_copy(storage: str, name: str) -> Path:
+    """Where this machine keeps its copy of a study.
+
+    Args:
+        storage: URI of the folder that holds the run directories.
+        name: Of the run directory.
+
+    Raises:
+        UserError: The cache directory cannot be made.
+    """
+    short = hashlib.sha256(storage.rstrip("/").encode()).hexdigest()[:12]
+    return cache_dir() / "studies" / short / name

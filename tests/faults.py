@@ -5,7 +5,8 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -67,10 +68,7 @@ def trial_with(
                 fault()
 
         hit = re.fullmatch(victim, config["run_id"]) and config["attempt"] <= attempts
-        with (
-            patch("ray.tune.report", report_and_fail if hit else report),
-            patch("study.worker.SAVING_SHARE", 1e9),  # every epoch is saved, however short it is
-        ):
+        with _reporting_to(report_and_fail if hit else report):
             run_trial(config, shared, settings)
 
     return run
@@ -90,11 +88,15 @@ def trial_that_dies_with_every_epoch(
         report(metrics)
 
     hit = config["run_id"] == VICTIM
-    with (
-        patch("ray.tune.report", report_or_die if hit else report),
-        patch("study.worker.SAVING_SHARE", 1e9),  # every epoch is saved
-    ):
+    with _reporting_to(report_or_die if hit else report):
         run_trial(config, shared, settings)
+
+
+@contextmanager
+def _reporting_to(report: Callable[..., None]) -> Iterator[None]:
+    """Let trials report to a function, every epoch of theirs saved, however short it is."""
+    with patch("ray.tune.report", report), patch("study.worker.SAVING_SHARE", 1e9):
+        yield
 
 
 def hanging_trial(

@@ -17,7 +17,8 @@ from analysis.rundir import ConfirmRow, EpochRow, RunDir
 from study.config import Study
 from study.errors import StorageError, StudyStoppedError, UserError
 from study.integrity import check_left
-from study.mirror import DriverMirror, working_copy
+from study.mirror import DriverMirror
+from study.place import working_copy
 from study.searcher import open_study, run_id
 from study.storage import Remote
 from tests.tiny import make_study
