@@ -226,10 +226,12 @@ def choose_resources(
     if not is_measured(study, machines):
         return plan_resources(study, machines)
     loads = measure_loads(study, machines, training)
-    room = machines.cpus / study.config.cpus_per_trial / machines.gpus
-    packed = {
-        gpu_type: runs_per_gpu(load, room) for gpu_type, load in loads.items() if load is not None
-    }
+    packed = {}
+    for gpu_type, load in loads.items():
+        if load is not None:
+            alike = machines.with_gpus({gpu_type})
+            room = alike.cpus / study.config.cpus_per_trial / alike.gpus
+            packed[gpu_type] = runs_per_gpu(load, room)
     for gpu_type, load in loads.items():
         screen.say(
             f"{gpu_type or 'GPU'}: the largest run does not fit; none goes there."

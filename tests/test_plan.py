@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 
 from search_spaces import find_space
+from study import phases
 from study.cluster import Machines, Node
 from study.config import StudyConfig, check
 from study.errors import UserError
 from study.packing import Load, head_parameters, hungriest, runs_per_gpu
 from study.phases import describe_load
 from study.plan import DiskUse, check_disk, plan_disk, plan_resources
+from study.screen import Screen
 
 GIB = 2**30
 LOAD = Load(
@@ -88,6 +90,20 @@ def test_runs_are_counted_by_machine(cpus: float, gpus: float, room: int) -> Non
     """A run needs its cores and its GPU on one and the same machine."""
     study = check(StudyConfig(transfer="frozen", cpus_per_trial=cpus, gpus_per_trial=gpus))
     assert plan_resources(study, SPREAD).at_once == room
+
+
+def test_cores_of_machines_without_a_gpu_do_not_pack_more_runs_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A stand-in for the measuring: a run that leaves its GPU nearly idle."""
+    load = replace(LOAD, busy=0.05, peak=GIB)
+    monkeypatch.setattr(phases, "measure_loads", lambda *_: {"A": load})
+    gpu = Node("gpu", 4, 2, "A")
+    study = check(StudyConfig(transfer="finetune"))
+    for machines in ((gpu,), (gpu, Node("cpu", 100, 0))):
+        cluster = Machines(machines, is_cluster=True)
+        resources = phases.choose_resources(study, cluster, object(), Screen())  # type: ignore[arg-type]
+        assert (resources.gpus, resources.at_once) == (1 / 2, 4)
 
 
 def test_a_cluster_is_asked_for_as_many_runs_as_the_user_says() -> None:
