@@ -100,8 +100,9 @@ def test_one_that_was_held_up_finds_that_it_has_lost_the_lease(remote: Remote) -
         assert process.pid
         os.kill(process.pid, signal.SIGSTOP)
         with hold(remote, lambda _: None, QUICK) as lease:
-            ended.set()
+            # In this order: setting an event waits for whoever waits for it.
             os.kill(process.pid, signal.SIGCONT)
+            ended.set()
             said = outcomes.get(timeout=60)[1]
             host = socket.gethostname()
             assert f"has been taken over by {host} (pid {os.getpid()})" in said
