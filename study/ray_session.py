@@ -155,7 +155,6 @@ def _quieten(verbose: bool) -> None:
     if verbose:
         return
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
     os.environ.setdefault("TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "1000")
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     logging.getLogger("optuna").setLevel(logging.ERROR)
