@@ -1,6 +1,6 @@
 """A study on hosts of their own: addresses, processes, /tmp and caches apart, a network between.
 
-    python -m tests.hosts            (root on Linux; about 10 minutes on 2 cores)
+    uv run --group dashboard python -m tests.hosts      (root on Linux; about 10 minutes on 2 cores)
 
 Each host is a set of Linux namespaces on a bridge, and on the bridge stands an S3 server. What the
 hosts share is the program on the disk. In this order:
