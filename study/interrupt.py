@@ -5,6 +5,8 @@ so the signal is remembered too, and the long loops look whether there was one.
 """
 
 import signal
+import sys
+from collections.abc import Callable
 from types import FrameType
 
 #: Those that have come so far.
@@ -16,6 +18,7 @@ def listen() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _interrupt)
+    sys.unraisablehook = _without_interrupts(sys.unraisablehook)
 
 
 def check() -> None:
@@ -36,3 +39,15 @@ def status() -> int:
 def _interrupt(number: int, _: FrameType | None) -> None:
     received.append(number)
     raise KeyboardInterrupt
+
+
+def _without_interrupts(
+    tell: Callable[["sys.UnraisableHookArgs"], object],
+) -> Callable[["sys.UnraisableHookArgs"], None]:
+    """Tell of exceptions that Python cannot raise, such as in a destructor, but for our own."""
+
+    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
+        if unraisable.exc_type is not KeyboardInterrupt:
+            tell(unraisable)
+
+    return hook

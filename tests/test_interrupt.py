@@ -1,0 +1,40 @@
+"""A signal that ends a study, wherever it strikes."""
+
+import subprocess
+import sys
+
+#: Python cannot raise what comes up while an object is destroyed, and writes it down instead.
+LOST = """
+import os, signal, sys
+from study import interrupt
+
+class Destroyed:
+    def __del__(self):
+        {in_destructor}
+
+interrupt.listen()
+Destroyed()
+print("went on")
+try:
+    interrupt.check()
+except KeyboardInterrupt:
+    sys.exit(interrupt.status())
+"""
+
+
+def run(in_destructor: str) -> "subprocess.CompletedProcess[str]":
+    code = LOST.format(in_destructor=in_destructor)
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+def test_a_signal_that_gets_lost_in_a_destructor_ends_the_study_without_a_traceback() -> None:
+    done = run("os.kill(os.getpid(), signal.SIGTERM)")
+    assert (done.returncode, done.stdout, done.stderr) == (143, "went on\n", "")
+
+
+def test_other_errors_in_a_destructor_are_still_told() -> None:
+    done = run("1 / 0")
+    assert (done.returncode, done.stdout) == (0, "went on\n")
+    assert "ZeroDivisionError" in done.stderr
