@@ -135,6 +135,12 @@ def kill_the_worker() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def kill_the_node() -> None:
+    """The node's own process, and what it started with it."""
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(60)
+
+
 def raise_an_error() -> None:
     raise RuntimeError(f"nothing works at address 0x{os.getpid():x}\nand a second line")
 
@@ -161,8 +167,7 @@ def part_whose_node_dies_once(marker: Path) -> Callable[..., np.ndarray]:
     def compute(*arguments: Any) -> np.ndarray:
         if not marker.exists():
             marker.touch()
-            os.kill(os.getppid(), signal.SIGKILL)  # the node's raylet
-            time.sleep(60)
+            kill_the_node()
         return _compute_part(*arguments)
 
     return compute

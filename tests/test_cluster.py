@@ -22,18 +22,22 @@ from study.cluster import GPU_TYPE_LABEL, Machines
 from study.config import StudyConfig
 from study.data import Dataset
 from study.features import here
+from study.packing import Resources
 from study.screen import Screen
 from study.searcher import run_id
 from study.storage import Remote
 from study.weights import Weights
 from tests.clusters import ray_cluster
 from tests.faults import (
+    VICTIM,
+    kill_the_node,
     measure_load_on_big_only,
     part_whose_node_dies_once,
     run_confirmation_on_big_only,
     run_trial_on_big_only,
+    trial_with,
 )
-from tests.test_end_to_end import SMALL, command, run, start
+from tests.test_end_to_end import SMALL, command, run
 from tests.tiny import TRAINING, make_study, run_confirm, run_search
 
 TINY = f"{SMALL} --space tests.spaces:TINY"
@@ -59,15 +63,6 @@ def trials_without_times(rundir: Path) -> list[TrialRow]:
 
 def confirm_without_times(rundir: Path) -> list[ConfirmRow]:
     return [replace(row, seconds=0) for row in RunDir(rundir).read_confirm()]
-
-
-def wait_for_epochs(rundir: Path, count: int, driver: subprocess.Popen[bytes]) -> None:
-    """Until the study has written down so many epochs."""
-    deadline = time.monotonic() + 240
-    while len(RunDir(rundir).read_epochs()) < count:
-        assert driver.poll() is None, driver.stderr and driver.stderr.read().decode()
-        assert time.monotonic() < deadline, "the study has not come so far"
-        time.sleep(0.05)
 
 
 def test_four_nodes_find_what_one_machine_finds(cluster: Cluster, tmp_path: Path) -> None:
@@ -107,22 +102,22 @@ def test_features_of_a_cluster_are_those_of_one_process(
     assert torch.equal(found, expected)
 
 
-def test_a_node_that_dies_costs_its_trials_no_more_than_an_epoch(
-    cluster: Cluster, tmp_path: Path
+def test_a_node_that_dies_costs_its_trial_no_more_than_an_epoch(
+    machines: Machines,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    victim = next(iter(cluster.worker_nodes))
-    rundir = tmp_path / "study"
-    driver = start(f"{TINY} --trials 6 --epochs 40 --seeds 1 --address {cluster.address}", rundir)
-    wait_for_epochs(rundir, 20, driver)
-    cluster.remove_node(victim, allow_graceful=False)
-    _, errors = driver.communicate(timeout=300)
-    assert driver.returncode == 0, errors
-    trials = RunDir(rundir).read_trials()
-    assert {row.state for row in trials} <= {"completed", "pruned"}
-    assert any(row.attempts == 2 for row in trials)
+    monkeypatch.setattr("study.search.run_trial", trial_with(kill_the_node))
+    study = make_study(tmp_path, address="auto")
+    trials = run_search(study, Resources(1, 0.0, machines.room(1, 0)))
+    assert trials.pop(VICTIM)[1] == 2
+    assert set(trials.values()) <= {("completed", 1), ("pruned", 1)}
+    lines = study.rundir.epochs.read_text().splitlines()
+    assert len(lines) == len(study.rundir.read_epochs()), "an epoch was trained twice"
     # Ray may notice the process's end before the machine's.
-    lost = r"(its process died|its machine was lost); it goes on from its last state"
-    assert re.search(lost, RunDir(rundir).log.read_text())
+    lost = rf"{VICTIM}  (its process died|its machine was lost); it goes on from its last state"
+    assert re.search(lost, capsys.readouterr().out)
 
 
 def test_features_survive_a_node_that_dies(
