@@ -9,8 +9,8 @@ Ray's `OptunaSearch` is the engine. Three things are added to it, each because i
   interrupted go first, and the sampler's seed moves on with the number of trials.
 
 The sampler works on a copy of the arm's trials in memory (`study/memory.py`), and optuna.db is
-written, not read, while trials run: one transaction when a trial starts, one per epoch, two when it
-ends, however many there are.
+written, not read, while trials run: one transaction when a trial starts, one per epoch, and one
+when it ends, however many there are.
 """
 
 import time
@@ -32,6 +32,7 @@ from ray.tune.search.optuna import OptunaSearch
 from analysis.rundir import EpochRow
 from search_spaces import Arm, Choice, Fixed, Float, Range, Space
 from study.memory import SamplerMemory
+from study.optuna_rows import write_begin, write_end
 from study.scheduler import EPOCH, SCORE
 from study.streams import derive_seed
 
@@ -117,6 +118,7 @@ class ArmSearch(OptunaSearch):
             self._drawn.add_trial(trial)
         self._epochs = epochs
         self._numbers: dict[str, int] = {}
+        self._ids = {trial.number: trial._trial_id for trial in earlier}
         unfinished = [trial for trial in earlier if not trial.state.is_finished()]
         set_aside = [trial for trial in unfinished if trial.user_attrs.get("alone")]
         self._interrupted = deque(
@@ -147,7 +149,7 @@ class ArmSearch(OptunaSearch):
             drawn = copy(self._memory.get_trial(number))
             # Another copy of the hyperparameters, for samplers that see a trial half drawn.
             drawn.system_attrs = {}
-            self._study.add_trial(drawn)
+            self._ids[number] = write_begin(self._study, drawn)
         else:
             self._draw_to_the_end(number)
             attempts = self._memory.get_trial(number).user_attrs.get("attempts", 0)
@@ -170,10 +172,11 @@ class ArmSearch(OptunaSearch):
         """Tell Optuna how a trial ended; one that raised is told by `fail`, which knows why."""
         if error or result is None:
             return
+        number, epoch, score = self._numbers[trial_id], result[EPOCH], result[SCORE]
         # Ray does not pass the last result on to the searcher, only to this method.
-        self.on_trial_result(trial_id, result)
-        full = result[EPOCH] >= self._epochs
-        self._end(self._numbers[trial_id], "completed" if full else "pruned", result[SCORE])
+        new = epoch not in self._memory.get_trial(number).intermediate_values
+        state: State = "completed" if epoch >= self._epochs else "pruned"
+        self._end(number, state, {"state": state}, score, {epoch: score} if new else {})
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Add an epoch's score to the intermediate values."""
@@ -186,8 +189,7 @@ class ArmSearch(OptunaSearch):
     def fail(self, trial_id: str, state: Literal["diverged", "failed"], error: str) -> str:
         """Tell Optuna that a trial raised; its run id."""
         number = self._numbers[trial_id]
-        self._set_attr(number, "error", error)
-        self._end(number, state, None)
+        self._end(number, state, {"error": error, "state": state})
         return run_id(self.arm, number)
 
     def set_aside(self, trial_id: str) -> None:
@@ -228,18 +230,28 @@ class ArmSearch(OptunaSearch):
         for storage, in_storage in self._places(number):
             storage.set_trial_user_attr(in_storage, key, value)
 
-    def _end(self, number: int, state: State, value: float | None) -> None:
-        self._set_attr(number, "state", state)
+    def _end(
+        self,
+        number: int,
+        state: State,
+        attrs: dict[str, str],
+        value: float | None = None,
+        scores: Mapping[int, float] | None = None,
+    ) -> None:
+        # An earlier start may have died when it had written them, and no more.
+        for key in attrs.keys() & self._memory.get_trial(number).user_attrs.keys():
+            self._set_attr(number, key, attrs.pop(key))
+        for epoch, score in (scores or {}).items():
+            self._memory.set_trial_intermediate_value(number, epoch, score)
+        for key, text in attrs.items():
+            self._memory.set_trial_user_attr(number, key, text)
         ended = _tell(self._drawn, number, state, value)
-        storage, in_storage = self._places(number)[1]
-        storage.set_trial_state_values(in_storage, ended.state, ended.values)
+        write_end(self._study, self._ids[number], ended, attrs, scores or {})
 
     def _places(self, number: int) -> tuple[tuple[optuna.storages.BaseStorage, int], ...]:
         """Where a trial is kept, in memory and in optuna.db, with its id there."""
-        storage = self._study._storage
-        in_storage = storage.get_trial_id_from_study_id_trial_number(self._study._study_id, number)
         # In a storage of one study, the first trial has number and id 0.
-        return (self._memory, number), (storage, in_storage)
+        return (self._memory, number), (self._study._storage, self._ids[number])
 
 
 def settle(study: optuna.Study, trial: FrozenTrial, rows: Sequence[EpochRow], epochs: int) -> None:

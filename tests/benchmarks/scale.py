@@ -109,6 +109,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, cluster(options):
         for side in options.sides:
             gc.collect()
+            # What was written before is not to slow down what follows.
+            os.sync()
             with watch_cpu() as clock:
                 ended = SIDES[side](Path(folder), options)
             print_curve(side, sorted(ended, key=lambda trial: trial.when), clock, options)

@@ -1,0 +1,118 @@
+"""A trial's begin and end in optuna.db, each in one transaction.
+
+Optuna's own storage writes the same rows in up to twelve transactions of several queries each,
+which was half of what the driver did for a trial. It stays the way into other storages, and the
+reference: the tests compare what it reads of both.
+"""
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+
+import optuna
+from optuna.distributions import distribution_to_json
+from optuna.storages._rdb import models
+from optuna.trial import FrozenTrial
+from sqlalchemy import Connection, Engine, Table, insert, update
+
+_TRIALS: Table = models.TrialModel.__table__
+_PARAMS: Table = models.TrialParamModel.__table__
+_ATTRS: Table = models.TrialUserAttributeModel.__table__
+_SCORES: Table = models.TrialIntermediateValueModel.__table__
+_VALUES: Table = models.TrialValueModel.__table__
+
+
+def write_begin(study: optuna.Study, trial: FrozenTrial) -> int:
+    """Write a trial that runs: number, hyperparameters and user attributes; its id there."""
+    engine = _engine(study)
+    if engine is None:
+        study.add_trial(trial)
+        return study._storage.get_trial_id_from_study_id_trial_number(study._study_id, trial.number)
+    with engine.begin() as connection:
+        row = {
+            "study_id": study._study_id,
+            "number": trial.number,
+            "state": trial.state,
+            "datetime_start": trial.datetime_start,
+        }
+        key = connection.execute(insert(_TRIALS), row).inserted_primary_key
+        assert key is not None
+        trial_id = int(key[0])
+        params = [
+            {
+                "trial_id": trial_id,
+                "param_name": name,
+                "param_value": trial.distributions[name].to_internal_repr(value),
+                "distribution_json": distribution_to_json(trial.distributions[name]),
+            }
+            for name, value in trial.params.items()
+        ]
+        _insert(connection, _PARAMS, params)
+        _insert(connection, _ATTRS, _attr_rows(trial_id, trial.user_attrs))
+    return trial_id
+
+
+def write_end(
+    study: optuna.Study,
+    trial_id: int,
+    ended: FrozenTrial,
+    attrs: Mapping[str, object],
+    scores: Mapping[int, float],
+) -> None:
+    """Write how a trial ended.
+
+    Args:
+        study: In the storage.
+        trial_id: Its id there.
+        ended: With its final state and values.
+        attrs: User attributes that the storage does not have yet.
+        scores: Intermediate values that it does not have yet, by epoch.
+    """
+    engine = _engine(study)
+    if engine is None:
+        for epoch, score in scores.items():
+            study._storage.set_trial_intermediate_value(trial_id, epoch, score)
+        for key, value in attrs.items():
+            study._storage.set_trial_user_attr(trial_id, key, value)
+        study._storage.set_trial_state_values(trial_id, ended.state, ended.values)
+        return
+    with engine.begin() as connection:
+        _insert(connection, _SCORES, [_score_row(trial_id, *score) for score in scores.items()])
+        _insert(connection, _ATTRS, _attr_rows(trial_id, attrs))
+        values = [_value_row(trial_id, *value) for value in enumerate(ended.values or ())]
+        _insert(connection, _VALUES, values)
+        end = {"state": ended.state, "datetime_complete": datetime.now()}
+        connection.execute(update(_TRIALS).where(_TRIALS.c.trial_id == trial_id), end)
+
+
+def _insert(connection: Connection, table: Table, rows: list[dict[str, object]]) -> None:
+    if rows:
+        connection.execute(insert(table), rows)
+
+
+def _attr_rows(trial_id: int, attrs: Mapping[str, object]) -> list[dict[str, object]]:
+    return [
+        {"trial_id": trial_id, "key": key, "value_json": json.dumps(value)}
+        for key, value in attrs.items()
+    ]
+
+
+def _score_row(trial_id: int, epoch: int, score: float) -> dict[str, object]:
+    kept, kind = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(score)
+    return {
+        "trial_id": trial_id,
+        "step": epoch,
+        "intermediate_value": kept,
+        "intermediate_value_type": kind,
+    }
+
+
+def _value_row(trial_id: int, objective: int, reached: float) -> dict[str, object]:
+    kept, kind = models.TrialValueModel.value_to_stored_repr(reached)
+    return {"trial_id": trial_id, "objective": objective, "value": kept, "value_type": kind}
+
+
+def _engine(study: optuna.Study) -> Engine | None:
+    """Of the database that a study is in; None where it is in another kind of storage."""
+    storage = getattr(study._storage, "_backend", None)
+    return storage.engine if isinstance(storage, optuna.storages.RDBStorage) else None
