@@ -7,7 +7,6 @@ the study stops, since nothing else would be kept.
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -65,14 +64,6 @@ def failure_from_text(traceback: str) -> Failure:
     if "OOM" in traceback or "running low on memory" in traceback:
         return Failure("memory", "out of memory: Ray has stopped it", traceback)
     return Failure("lost", f"Ray has lost it ({lines[-1]})", traceback)
-
-
-def read_hang(file: Path) -> Failure | None:
-    """What the watchdog of a run that hung has left in its failure file; None where it did not."""
-    text = file.read_text() if file.exists() else ""
-    if not text.startswith("Timeout"):
-        return None
-    return Failure("lost", f"no epoch ended within --trial-timeout (where it stood: {file})", text)
 
 
 class EmergencyStop(tune.Stopper):

@@ -1,6 +1,7 @@
 """ASHA with one bracket per arm, so that a trial competes within its arm only."""
 
 from collections.abc import Iterable, Mapping
+from itertools import count
 from types import SimpleNamespace
 from typing import Any, Literal, cast
 
@@ -49,6 +50,9 @@ class ArmScheduler(FIFOScheduler):
             )
             for arm in arms
         }
+        self._added = count()
+        self._order: dict[str, int] = {}
+        """By Ray's id of a trial, its place among those added."""
         self._replay(history)
 
     @property
@@ -75,6 +79,7 @@ class ArmScheduler(FIFOScheduler):
 
     def on_trial_add(self, tune_controller: TuneController, trial: Trial) -> None:
         """Enter a trial into its arm's bracket."""
+        self._order[trial.trial_id] = next(self._added)
         self._of(trial).on_trial_add(tune_controller, _run_of(trial))
 
     def on_trial_result(
@@ -95,6 +100,13 @@ class ArmScheduler(FIFOScheduler):
     def on_trial_remove(self, tune_controller: TuneController, trial: Trial) -> None:
         """Take a trial that has not started out of its arm's bracket."""
         self._of(trial).on_trial_remove(tune_controller, _run_of(trial))
+
+    def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
+        """The trial that has waited longest; Ray's own way goes over all that there ever were."""
+        waiting = [
+            trial for trial in tune_controller.get_live_trials() if trial.status == Trial.PENDING
+        ]
+        return min(waiting, key=lambda trial: self._order[trial.trial_id], default=None)
 
     def _of(self, trial: Trial) -> AsyncHyperBandScheduler:
         return self._arms[trial.config["arm"]]

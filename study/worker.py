@@ -1,6 +1,5 @@
 """What runs in Ray's worker processes: one search trial, or one confirmation run."""
 
-import faulthandler
 import gc
 import json
 import os
@@ -9,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import ray
@@ -21,7 +20,7 @@ from search_spaces import Value
 from study.arrays import PartArrays, TrainingArrays
 from study.checkpoint import load_state, save_state
 from study.config import Metric
-from study.errors import storage_error
+from study.hangs import Watch, hang_file, watched
 from study.mirror import worker_copy
 from study.packing import Load, measure, memory_share
 from study.storage import Remote
@@ -271,50 +270,16 @@ def _find_state(attempt: Attempt, settings: RunSettings) -> TrainingState | None
         return None
 
 
-class _Watch:
-    """Ends this process when it has shown no sign of life for too long.
-
-    It is the interpreter's own watchdog, which needs no cooperation of the code that hangs.
-    """
-
-    def __init__(self, seconds: float | None, file: TextIO | None) -> None:
-        """Watch for so many seconds and write where it stood; None: do not watch."""
-        self._seconds, self._file = seconds, file
-
-    def alive(self) -> None:
-        """Show a sign of life."""
-        if self._seconds is not None and self._file is not None:
-            faulthandler.dump_traceback_later(self._seconds, exit=True, file=self._file)
-
-    def pause(self) -> None:
-        """Watch no more until the next sign of life."""
-        faulthandler.cancel_dump_traceback_later()
-
-
 @contextmanager
-def _watched(attempt: Attempt, settings: RunSettings) -> Iterator[_Watch]:
-    """End this process if the block hangs; where it stood is left in the run's failure file.
-
-    In a study that is kept in a store the file stays on this machine: a process that hangs cannot
-    upload it.
-    """
-    if settings.timeout is None:
-        yield _Watch(None, None)
-        return
-    path = worker_rundir(settings).failure(attempt.run_id, attempt.number)
-    try:
-        path.parent.mkdir(exist_ok=True)
-        opened = path.open("w")
-    except OSError as error:
-        raise storage_error(error, path) or error from error
-    with opened as file:
-        watch = _Watch(settings.timeout, file)
-        watch.alive()
-        try:
-            yield watch
-        finally:
-            watch.pause()
-            path.unlink(missing_ok=True)
+def _watched(attempt: Attempt, settings: RunSettings) -> Iterator[Watch]:
+    """End this process if the block hangs."""
+    run_id, number = attempt.run_id, attempt.number
+    if settings.remote is None:
+        file = settings.rundir.failure(run_id, number)
+    else:
+        file = hang_file(settings.remote, run_id, number)
+    with watched(file, settings.timeout) as watch:
+        yield watch
 
 
 def _measure(

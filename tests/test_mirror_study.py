@@ -21,7 +21,7 @@ from study.mirror import DriverMirror
 from study.searcher import run_id
 from study.storage import Remote
 from tests import s3
-from tests.faults import confirmation_with, kill_the_worker, trial_with
+from tests.faults import confirmation_with, hanging_trial, kill_the_worker, trial_with
 from tests.test_faults import check_rows
 from tests.tiny import make_study, run_confirm, run_search
 
@@ -90,6 +90,27 @@ def test_a_study_in_a_store_goes_on_elsewhere_with_nothing_left_to_do(
     assert there.rundir.confirm.read_bytes() == study.rundir.confirm.read_bytes()
     assert _weights(there, min(weights)), "the export finds no weights"
     mirror.close()
+
+
+def test_where_a_trial_hung_comes_from_its_machine_to_the_store(
+    bucket: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("study.search.run_trial", hanging_trial)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # of this process, not of the workers
+    remote = Remote(bucket).child("study")
+    # In minutes; a busy machine is slow, too.
+    study, mirror = with_mirror(make_study(tmp_path, trial_timeout=0.4), remote)
+    assert run_search(study, remote=remote)["dropout-001"][1] == 2
+    mirror.finish()
+    mirror.close()
+    where = f"{remote.uri}/failures/dropout-001-1.txt"
+    assert f"no epoch ended within --trial-timeout (where it stood: {where})" in (
+        capsys.readouterr().out
+    )
+    assert b"in hang_for_good" in (remote.read("failures/dropout-001-1.txt") or b"")
 
 
 def test_a_driver_that_is_killed_in_the_search_goes_on_elsewhere(

@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -20,6 +21,7 @@ import sqlalchemy
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers._tpe.sampler import _split_trials, default_gamma
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 
 from analysis.optuna_db import open_storage
@@ -107,6 +109,20 @@ def test_what_a_trial_costs_does_not_grow(tmp_path: Path, monkeypatch: pytest.Mo
         assert after <= 1.03 * before
 
 
+@dataclass(eq=False)
+class FakeTrial:
+    """What the driver asks of Ray's trials; looking at one's state counts as a call."""
+
+    trial_id: str
+    config: dict[str, Any]
+    state: str = Trial.PENDING
+    last_result: dict[str, Any] | None = None
+
+    @property
+    def status(self) -> str:
+        return self.state
+
+
 @contextmanager
 def driver(study: Study, storage: optuna.storages.RDBStorage) -> Iterator[Callable[[], None]]:
     """What runs one trial through all that the driver does for it, in the order of Ray's calls."""
@@ -122,15 +138,29 @@ def driver(study: Study, storage: optuna.storages.RDBStorage) -> Iterator[Callab
     luck = random.Random(0)
     screen.keep_log(study.rundir.log)
     with screen.phase("Search", "val_accuracy", EPOCHS, dict.fromkeys(arms, 500)):
-        recorder = SearchRecorder(study, search, screen, EmergencyStop(), [], alone=False)
+        recorder = SearchRecorder(
+            study, search, screen, EmergencyStop(), [], remote=None, alone=False
+        )
+
+        every: list[FakeTrial] = []
+        live: set[FakeTrial] = set()
+        controller = cast(
+            TuneController,
+            SimpleNamespace(get_trials=lambda: every, get_live_trials=lambda: live),
+        )
 
         def run_one() -> None:
             name = f"ray-{luck.random()}"
             config = search.suggest(name)
             assert isinstance(config, dict)
-            fake = SimpleNamespace(trial_id=name, config=config, last_result=None)
+            fake = FakeTrial(name, config)
             trial = cast(Trial, fake)
+            every.append(fake)
+            live.add(fake)
             scheduler.on_trial_add(CONTROLLER, trial)
+            assert scheduler.choose_trial_to_run(controller) is trial
+            fake.state = Trial.RUNNING
+            assert scheduler.choose_trial_to_run(controller) is None
             recorder.on_trial_start(0, [], trial)
             score = luck.random()
             for epoch in range(1, EPOCHS + 1):
@@ -143,6 +173,8 @@ def driver(study: Study, storage: optuna.storages.RDBStorage) -> Iterator[Callab
             scheduler.on_trial_complete(CONTROLLER, trial, last)
             search.on_trial_complete(name, last)
             recorder.on_trial_complete(0, [], trial)
+            fake.state = Trial.TERMINATED
+            live.remove(fake)
 
         yield run_one
 

@@ -1,0 +1,23 @@
+"""The command on a cluster that has no room yet, and grows with what is asked for."""
+
+from pathlib import Path
+
+from analysis.rundir import RunDir
+from tests.clusters import growing_cluster
+from tests.test_end_to_end import SMALL, run
+
+
+def test_trials_that_wait_make_a_cluster_grow(tmp_path: Path) -> None:
+    """From a head without cores to two nodes, as many as --max-concurrent asks for."""
+    options = f"{SMALL} --space tests.spaces:TINY --trials 4 --epochs 3 --seeds 1"
+    with growing_cluster(3, tmp_path) as address:
+        refused = run(f"{options} --address {address}", tmp_path / "refused")
+        assert refused.returncode == 2
+        assert "say with --max-concurrent for how many runs to ask" in refused.stderr
+        done = run(f"{options} --address {address} --max-concurrent 2", tmp_path / "study")
+    assert done.returncode == 0, done.stderr
+    assert "2 at once once nodes have joined, 0 now" in done.stdout
+    rundir = RunDir(tmp_path / "study")
+    assert [row.state for row in rundir.read_trials()] == ["completed"] * 4
+    workers = {row.worker.partition(":")[2] for row in rundir.read_epochs()}
+    assert len(workers) >= 2
