@@ -109,10 +109,12 @@ def find_hang(rundir: RunDir, remote: Remote | None, run_id: str, attempt: int) 
 
 def _ask_nodes(remote: Remote, run_id: str, attempt: int) -> str:
     """What the watchdog has left on one of Ray's machines; it is deleted there."""
-    task = ray.remote(_take).options(num_cpus=0, max_retries=0)
+    task = ray.remote(_take)
     asked = [
         task.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            num_cpus=0,
+            max_retries=0,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
         ).remote(remote, run_id, attempt)
         for node in ray.nodes()
         if node["Alive"]

@@ -1,5 +1,6 @@
 """Ray for a study: one of its own, on this machine, or the cluster that it joins."""
 
+import contextlib
 import json
 import logging
 import os
@@ -66,10 +67,26 @@ def _join_cluster(config: StudyConfig) -> None:
     check_address(option, address)
     given = f"{option} {address}"
     check_reachable(given, address)
+    _quieten(config.verbose)
+    _use_token()
     try:
         start_ray(config, address=address, runtime_env=_runtime_env())
     except Exception as error:  # Ray raises its own, Python's and gRPC's errors
         raise UserError(f"{given}: {_why_not(error)}") from error
+
+
+def _use_token() -> None:
+    """Show a token that is at hand, unless RAY_AUTH_MODE says what to do.
+
+    Where there is one, in ~/.ray since the first study, `ray start` lets nobody in without it; but
+    a process that joins would not show it by itself.
+    """
+    with contextlib.suppress(ImportError):  # before Ray 2.52 there are none
+        from ray._private.authentication import authentication_token_setup
+
+        authentication_token_setup.maybe_enable_token_auth_if_token_available(
+            warn_if_disabled=False
+        )
 
 
 def _why_not(error: Exception) -> str:

@@ -3,7 +3,6 @@
 import json
 import os
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -57,11 +56,16 @@ def ray_cluster(nodes: int, **resources: Any) -> Iterator[Cluster]:
 
 @contextmanager
 def growing_cluster(at_most: int, folder: Path) -> Iterator[str]:
-    """A head that runs nothing, and nodes of one core that come as runs ask for them; its address.
+    """A head that runs nothing, and nodes of one core that come as runs ask for them.
+
+    Ray lets nobody in without the token that RAY_AUTH_TOKEN_PATH leads to.
 
     Args:
         at_most: So many nodes beside the head; one goes when it has been idle for a while.
         folder: For the configuration and the log.
+
+    Yields:
+        Its address.
     """
     with socket.socket() as probe:
         probe.bind(("", 0))
@@ -88,19 +92,18 @@ def growing_cluster(at_most: int, folder: Path) -> Iterator[str]:
     file.write_text(json.dumps(config))
     command = [f"{Path(sys.executable).parent}/ray", "start", "--head", "--block", "--num-cpus=0"]
     command += [f"--port={port}", "--include-dashboard=false", f"--autoscaling-config={file}"]
-    environment = {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"}
+    environment = {
+        "RAY_AUTH_MODE": "token",
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "RAY_FAKE_CLUSTER": "1",
+    }
     with (folder / "ray.log").open("wb") as log:
-        started = subprocess.Popen(
-            command, stdout=log, stderr=log, env={**os.environ, **environment}
-        )
+        started = psutil.Popen(command, stdout=log, stderr=log, env={**os.environ, **environment})
     try:
         _wait_for(port)
         yield address
     finally:
-        family = [
-            *psutil.Process(started.pid).children(recursive=True),
-            psutil.Process(started.pid),
-        ]
+        family = [*started.children(recursive=True), started]
         for process in family:
             process.kill()
         psutil.wait_procs(family, timeout=30)

@@ -2,13 +2,24 @@
 
 from pathlib import Path
 
+import pytest
+
 from analysis.rundir import RunDir
 from tests.clusters import growing_cluster
 from tests.test_end_to_end import SMALL, run
 
 
-def test_trials_that_wait_make_a_cluster_grow(tmp_path: Path) -> None:
-    """From a head without cores to two nodes, as many as --max-concurrent asks for."""
+def test_trials_that_wait_make_a_cluster_grow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a head without cores to two nodes, as many as --max-concurrent asks for.
+
+    The cluster wants a token; that there is one is enough.
+    """
+    token = tmp_path / "token"
+    token.write_text("0123456789abcdef" * 4)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     options = f"{SMALL} --space tests.spaces:TINY --trials 4 --epochs 3 --seeds 1"
     with growing_cluster(3, tmp_path) as address:
         refused = run(f"{options} --address {address}", tmp_path / "refused")
