@@ -72,6 +72,7 @@ def test_four_nodes_find_what_one_machine_finds(cluster: Cluster, tmp_path: Path
     assert alone.returncode == 0, alone.stderr
     spread = run(f"{options} --address {cluster.address}", tmp_path / "spread")
     assert spread.returncode == 0, spread.stderr
+    assert spread.stderr == ""
     assert "4 at once (4 CPUs, 0 GPUs on 5 nodes)" in spread.stdout
     assert trials_without_times(tmp_path / "spread") == trials_without_times(tmp_path / "alone")
     assert confirm_without_times(tmp_path / "spread") == confirm_without_times(tmp_path / "alone")
