@@ -85,7 +85,8 @@ def test_the_studies_use_options_that_exist(name: str) -> None:
         unknown = [word for word in words if word.startswith("--") and word not in known]
         assert not unknown
         config = tyro.cli(StudyConfig, args=words)
-        assert config.dry_run or (config.resume and config.name)
+        # A launch file may start again by itself; what the page leads through is typed by hand.
+        assert name == "README.md" or config.dry_run or (config.resume and config.name)
 
 
 def test_versions_are_those_of_the_project() -> None:
