@@ -2,11 +2,11 @@
 
 import math
 import os
+import re
 import socket
 from collections.abc import Container
 from dataclasses import dataclass, replace
 
-from study.config import StudyConfig
 from study.errors import UserError
 
 #: The label in which Ray says what GPUs a node has.
@@ -68,10 +68,33 @@ class Machines:
         return f"{self.cpus:g} CPUs, {self.gpus} GPUs {place}"
 
 
-def cluster_address(config: StudyConfig) -> str | None:
-    """The cluster that a study is to run on, as Ray takes it; None for a Ray of its own."""
-    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
+def cluster_address(given: str | None) -> str | None:
+    """The cluster that a study is to run on, as Ray takes it; None for a Ray of its own.
+
+    Args:
+        given: By the option; None: Ray's own variable decides.
+    """
+    address = given or os.environ.get("RAY_ADDRESS") or "local"
     return None if address == "local" else address
+
+
+def check_address(option: str, address: str) -> None:
+    """Make sure that an address is one; whether a cluster is there is another matter.
+
+    Raises:
+        UserError: It is none that a study can use.
+    """
+    if address.startswith("ray://"):
+        raise UserError(
+            f"{option} {address}: a study does not go through the Ray client, whose connection"
+            " would have to last as long as the study. Submit it as a job: ray job submit --address"
+            " http://HOST:8265 --working-dir . -- python run_study.py ..."
+        )
+    if address not in ("auto", "local") and not re.fullmatch(r".+:\d{1,5}", address):
+        raise UserError(
+            f"{option} {address}: give auto, local, or host:port of the cluster's head, as in"
+            " head:6379."
+        )
 
 
 def check_reachable(given: str, address: str) -> None:

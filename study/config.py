@@ -17,6 +17,7 @@ import tyro
 
 import search_spaces
 from analysis.rundir import RunDir, RunDirError
+from study.cluster import check_address
 from study.errors import UserError
 from study.place import Place
 from study.storage import Remote
@@ -331,7 +332,9 @@ def _choose_space(config: StudyConfig) -> tuple[StudyConfig, search_spaces.Space
         # Ray and torch take seconds to import, so they are asked only where nothing else decides.
         from study.ray_session import find_machines
 
-        transfer = "finetune" if find_machines(config).gpus else "frozen"
+        transfer = (
+            "finetune" if find_machines(config.address, verbose=config.verbose).gpus else "frozen"
+        )
     if space is None:
         space = _find_space("finetune" if transfer == "finetune" else "dropout")
     return replace(config, transfer=transfer, space=config.space or space.name), space
@@ -413,25 +416,6 @@ def _run_name(config: StudyConfig) -> str:
             "on with that study."
         )
     return name
-
-
-def check_address(option: str, address: str) -> None:
-    """Make sure that an address is one; whether a cluster is there is another matter.
-
-    Raises:
-        UserError: It is none that a study can use.
-    """
-    if address.startswith("ray://"):
-        raise UserError(
-            f"{option} {address}: a study does not go through the Ray client, whose connection"
-            " would have to last as long as the study. Submit it as a job: ray job submit --address"
-            " http://HOST:8265 --working-dir . -- python run_study.py ..."
-        )
-    if address not in ("auto", "local") and not re.fullmatch(r".+:\d{1,5}", address):
-        raise UserError(
-            f"{option} {address}: give auto, local, or host:port of the cluster's head, as in"
-            " head:6379."
-        )
 
 
 def _exists(path: str) -> bool:

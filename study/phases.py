@@ -65,7 +65,7 @@ def run(study: Study) -> None:
         RunDirError: The run directory is none, or of another format.
     """
     screen = Screen()
-    machines = find_machines(study.config)
+    machines = find_machines(study.config.address, verbose=study.config.verbose)
     screen.say(plan_table(study, machines))
     screen.say()
     if study.config.dry_run:
@@ -178,7 +178,7 @@ def run_phases(
 ) -> tuple[Report, Exported]:
     """Search, confirm, export, report."""
     config, prepared = study.config, inputs.prepared
-    with ray_session(config):
+    with ray_session(config.address, verbose=config.verbose):
         training = ray.put(prepared.training)
         resources = choose_resources(study, machines, training, screen)
         check_disk(study, plan_disk(study, resources.at_once))

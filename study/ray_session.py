@@ -15,63 +15,75 @@ import optuna
 import ray
 from ray._private import ray_constants
 
-from study.cluster import GPU_TYPE_LABEL, Machines, Node, check_reachable, cluster_address
-from study.config import StudyConfig, check_address
+from study.cluster import (
+    GPU_TYPE_LABEL,
+    Machines,
+    Node,
+    check_address,
+    check_reachable,
+    cluster_address,
+)
 from study.errors import UserError
 from study.hardware import cpu_count, gpu_count
 
 
-def find_machines(config: StudyConfig) -> Machines:
+def find_machines(address: str | None, *, verbose: bool = False) -> Machines:
     """The machines as they are now; on a cluster, this process joins it.
+
+    Args:
+        address: Of the cluster, as the option gives it.
+        verbose: Whether to show what Ray says.
 
     Raises:
         UserError: The cluster cannot be joined.
     """
-    if cluster_address(config) is None:
+    if cluster_address(address) is None:
         return Machines((Node("localhost", cpu_count(), gpu_count()),), is_cluster=False)
-    _join_cluster(config)
+    _join_cluster(address, verbose=verbose)
     return Machines(tuple(_nodes()), is_cluster=True)
 
 
 @contextmanager
-def ray_session(config: StudyConfig) -> Iterator[None]:
+def ray_session(address: str | None, *, verbose: bool = False) -> Iterator[None]:
     """Run a block with Ray: the cluster's, or one of this machine's own cores and GPUs."""
     try:
-        if cluster_address(config) is None:
+        if cluster_address(address) is None:
             _keep_to_loopback()
-            start_ray(config, address="local", num_cpus=cpu_count(), include_dashboard=False)
+            start_ray(
+                verbose=verbose, address="local", num_cpus=cpu_count(), include_dashboard=False
+            )
         else:
-            _join_cluster(config)
+            _join_cluster(address, verbose=verbose)
         yield
     finally:
         ray.shutdown()
 
 
-def start_ray(config: StudyConfig, **options: Any) -> None:
+def start_ray(*, verbose: bool, **options: Any) -> None:
     """Call `ray.init` with Ray's own talk kept off the screen, unless it was asked for."""
-    _quieten(config.verbose)
+    _quieten(verbose)
     with _own_sigterm():
         ray.init(
-            configure_logging=config.verbose,
-            log_to_driver=config.verbose,
-            logging_level=logging.INFO if config.verbose else logging.CRITICAL,
+            configure_logging=verbose,
+            log_to_driver=verbose,
+            logging_level=logging.INFO if verbose else logging.CRITICAL,
             **options,
         )
 
 
-def _join_cluster(config: StudyConfig) -> None:
-    address = cluster_address(config)
+def _join_cluster(wanted: str | None, *, verbose: bool) -> None:
+    address = cluster_address(wanted)
     assert address is not None
     if ray.is_initialized():
         return
-    option = "--address" if config.address else "RAY_ADDRESS"
+    option = "--address" if wanted else "RAY_ADDRESS"
     check_address(option, address)
     given = f"{option} {address}"
     check_reachable(given, address)
-    _quieten(config.verbose)
+    _quieten(verbose)
     _use_token()
     try:
-        start_ray(config, address=address, runtime_env=_runtime_env())
+        start_ray(verbose=verbose, address=address, runtime_env=_runtime_env())
     except Exception as error:  # Ray raises its own, Python's and gRPC's errors
         raise UserError(f"{given}: {_why_not(error)}") from error
 

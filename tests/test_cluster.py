@@ -19,7 +19,6 @@ from study import phases, ray_session, spread
 from study.backbone import build_backbone
 from study.cache import cache_dir
 from study.cluster import GPU_TYPE_LABEL, Machines
-from study.config import StudyConfig
 from study.data import Dataset
 from study.features import here
 from study.packing import Resources
@@ -53,7 +52,7 @@ def cluster(s3_endpoint: str) -> Iterator[Cluster]:  # noqa: ARG001 - nodes inhe
 def machines(cluster: Cluster) -> Iterator[Machines]:
     """The cluster, joined by this process."""
     ray.init(address=cluster.address, log_to_driver=False)
-    yield ray_session.find_machines(StudyConfig(address=cluster.address))
+    yield ray_session.find_machines(cluster.address)
     ray.shutdown()
 
 
@@ -214,7 +213,7 @@ def test_runs_go_to_the_gpus_on_which_they_fit(
     monkeypatch.setattr("study.search.run_trial", run_trial_on_big_only)
     monkeypatch.setattr("study.confirm.run_confirmation", run_confirmation_on_big_only)
     study = make_study(tmp_path, seeds=1, stop_after_failures=1, address="auto")
-    machines = ray_session.find_machines(study.config)
+    machines = ray_session.find_machines(study.config.address)
     screen = Screen()
     resources = phases.choose_resources(study, machines, ray.put(TRAINING), screen)
     assert (resources.gpu_types, resources.gpus, resources.at_once) == (("BIG",), 0.5, 2)

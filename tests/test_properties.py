@@ -345,7 +345,7 @@ def nowhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     machines = Machines((Node("localhost", 2, 0),), is_cluster=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(ray_session, "find_machines", lambda _: machines)
+        patch.setattr(ray_session, "find_machines", lambda *_, **__: machines)
         yield folder
 
 

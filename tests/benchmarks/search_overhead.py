@@ -86,10 +86,10 @@ def main() -> None:
 def measure(config: StudyConfig, arrays: TrainingArrays) -> Repeat:
     """Time a search, then its epochs in a bare loop."""
     study = check(config)
-    with ray_session(config):
+    with ray_session(config.address):
         start = time.monotonic()
         study.rundir.path.mkdir()
-        resources = plan_resources(study, find_machines(config))
+        resources = plan_resources(study, find_machines(config.address))
         search(study, ray.put(arrays), run_settings(study, resources), resources, Screen())
         whole = time.monotonic() - start
     rows = study.rundir.read_epochs()
