@@ -1,5 +1,6 @@
 """Options: what is checked before anything is written, in one line each."""
 
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -180,3 +181,18 @@ def test_rungs(epochs: int, rungs: tuple[int, ...], tmp_path: Path) -> None:
 def test_the_default_name_says_the_space_and_the_time(tmp_path: Path) -> None:
     name = check(StudyConfig(space="dose", storage=str(tmp_path))).rundir.path.name
     assert name.startswith("dose-20")
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("ray://head:10001", "Submit it as a job: ray job submit"),
+        ("head", "give auto, local, or host:port of the cluster's head"),
+        ("head:", "give auto, local, or host:port of the cluster's head"),
+    ],
+)
+def test_an_address_that_a_study_cannot_use_is_refused(
+    tmp_path: Path, address: str, says: str
+) -> None:
+    with pytest.raises(UserError, match=f"^--address {re.escape(address)}: .*{says}"):
+        check(StudyConfig(storage=str(tmp_path), address=address))

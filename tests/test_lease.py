@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import time
@@ -88,6 +89,23 @@ def test_the_lease_of_one_that_is_alive_is_respected_and_of_one_that_died_taken_
         assert not remote.exists(LEASE)
     finally:
         process.kill()
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_the_clock_of_another_machine_may_be_wrong(
+    remote: Remote, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    """How old a lease is, is told by the store's clock."""
+    clock = time.time
+    with hold(remote, times=QUICK):
+        monkeypatch.setattr("time.time", lambda: clock() + 3600 * hours)
+        said: list[str] = []
+        with (
+            pytest.raises(UserError, match="another process works on this study"),
+            hold(remote, said.append, QUICK),
+        ):
+            pass
+        assert re.search(r"waiting for up to [1-5] s", said[0])
 
 
 def test_one_that_was_held_up_finds_that_it_has_lost_the_lease(remote: Remote) -> None:

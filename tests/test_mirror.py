@@ -141,6 +141,29 @@ def ended(rundir: RunDir) -> set[str]:
     }
 
 
+def told(rundir: RunDir) -> set[tuple[str, int]]:
+    """The epochs that Optuna has been told of."""
+    if not rundir.optuna_db.exists():
+        return set()
+    return {
+        (run_id(arm, trial.number), epoch)
+        for arm, ot_study in read_searches(rundir.optuna_db).items()
+        for trial in ot_study.get_trials()
+        for epoch in trial.intermediate_values
+    }
+
+
+def test_a_state_goes_once_the_epochs_in_it_are_there(
+    study: Study, remote: Remote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = Mortal(monkeypatch)
+    with mirrored(study, remote) as (mine, mirror):
+        mine.rundir.append_epochs([replace(EPOCH, run_id="dropout-000", epoch=1)])
+        mine.rundir.delete(mine.rundir.state("dropout-000"))
+        mirror.flush()
+    assert world.done == ["write epochs.jsonl", "delete states/dropout-000.safetensors"]
+
+
 def test_whenever_the_driver_dies_another_one_can_go_on(
     study: Study, remote: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,6 +194,9 @@ def test_whenever_the_driver_dies_another_one_can_go_on(
         there = pulled(here, store, tmp_path / f"there-{limit}")
         # No trial is lost but the one that had just ended.
         assert set(over) <= ended(there.rundir)
+        assert told(there.rundir) == {
+            (row.run_id, row.epoch) for row in there.rundir.read_epochs() if row.phase == "search"
+        }, "epochs.jsonl was not cut to what the database knows"
         rows = {row.run_id: row for row in there.rundir.read_epochs()}
         for done in there.rundir.read_confirmations():
             assert rows[done.run_id].epoch == done.epochs, "a row stands before its epochs"
