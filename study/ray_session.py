@@ -1,13 +1,14 @@
 """Ray for a study: one of its own, on this machine, or the cluster that it joins."""
 
-import contextlib
 import json
 import logging
 import os
 import signal
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,26 +81,53 @@ def _join_cluster(wanted: str | None, *, verbose: bool) -> None:
     check_address(option, address)
     given = f"{option} {address}"
     check_reachable(given, address)
-    _quieten(verbose)
-    _use_token()
+    join = partial(start_ray, verbose=verbose, address=address, runtime_env=_runtime_env())
     try:
-        start_ray(verbose=verbose, address=address, runtime_env=_runtime_env())
+        with _unheard():
+            _join_with_token_if_need_be(join)
     except Exception as error:  # Ray raises its own, Python's and gRPC's errors
         raise UserError(f"{given}: {_why_not(error)}") from error
 
 
-def _use_token() -> None:
-    """Show a token that is at hand, unless RAY_AUTH_MODE says what to do.
+def _join_with_token_if_need_be(join: Callable[[], None]) -> None:
+    # A cluster that wants none must not be shown a token: its workers could not answer.
+    try:
+        join()
+    except ConnectionError:
+        if not _use_token():
+            raise
+        join()
+
+
+def _use_token() -> bool:
+    """Show a token that is at hand from now on, unless RAY_AUTH_MODE says what to do; whether so.
 
     Where there is one, in ~/.ray since the first study, `ray start` lets nobody in without it; but
     a process that joins would not show it by itself.
     """
-    with contextlib.suppress(ImportError):  # before Ray 2.52 there are none
+    if "RAY_AUTH_MODE" in os.environ:
+        return False
+    try:
         from ray._private.authentication import authentication_token_setup
+    except ImportError:  # before Ray 2.52 there are none
+        return False
+    return authentication_token_setup.maybe_enable_token_auth_if_token_available(
+        warn_if_disabled=False
+    )
 
-        authentication_token_setup.maybe_enable_token_auth_if_token_available(
-            warn_if_disabled=False
-        )
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Keep off the screen what Ray's C++ code writes of its own accord while a block runs."""
+    sys.stderr.flush()
+    heard = os.dup(2)
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(heard, 2)
+        os.close(heard)
 
 
 def _why_not(error: Exception) -> str:
