@@ -29,6 +29,8 @@ class Look:
     versions: Mapping[str, str]
     """Of Python and packages; empty for one that is missing."""
     native_bf16: bool
+    unusable: str | None
+    """Why the code of a run cannot be imported there; None where it can."""
     storage: str | None
     """Why files cannot be put into the storage and read from there; None where they can."""
 
@@ -92,16 +94,18 @@ def differences(looks: Mapping[Node, Look]) -> str:
 
 def look_around(place: Path | Remote, token: str) -> Look:
     """What this process's machine has; runs on a node."""
+    native_bf16, unusable = False, None
     try:
         import torch
 
+        import study.worker  # noqa: F401 - with all that a run needs
         from study.hardware import has_native_bf16
 
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         native_bf16 = has_native_bf16(device)
-    except ImportError:
-        native_bf16 = False
-    return Look(own_versions(), native_bf16, probe(place, token))
+    except ImportError as error:
+        unusable = str(error)
+    return Look(own_versions(), native_bf16, unusable, probe(place, token))
 
 
 def own_versions() -> dict[str, str]:
@@ -119,6 +123,8 @@ def _fault(look: Look) -> str | None:
     missing = [package for package, version in look.versions.items() if not version]
     if missing:
         return f"{' and '.join(missing)} cannot be imported there"
+    if look.unusable:
+        return f"what runs need cannot be imported there ({look.unusable})"
     return look.storage
 
 

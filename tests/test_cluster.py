@@ -20,7 +20,9 @@ from study.backbone import build_backbone
 from study.cache import cache_dir
 from study.cluster import GPU_TYPE_LABEL, Machines
 from study.data import Dataset
+from study.errors import UserError
 from study.features import here
+from study.nodes import inspect_nodes
 from study.packing import Resources
 from study.screen import Screen
 from study.searcher import run_id
@@ -77,6 +79,22 @@ def test_four_nodes_find_what_one_machine_finds(cluster: Cluster, tmp_path: Path
     assert confirm_without_times(tmp_path / "spread") == confirm_without_times(tmp_path / "alone")
     (start_record,) = RunDir(tmp_path / "spread").read_study()["starts"]
     assert [node["cpus"] for node in start_record["nodes"]].count(1) == 4
+
+
+def test_nodes_that_lack_a_package_are_refused_by_address(cluster: Cluster, tmp_path: Path) -> None:
+    """Of those packages too that only the project's own modules ask for."""
+    (tmp_path / "tyro.py").write_text("raise ModuleNotFoundError('no tyro here')\n")
+    lacking = {"env_vars": {"PYTHONPATH": str(tmp_path)}}
+    ray.init(address=cluster.address, log_to_driver=False, runtime_env=lacking)
+    try:
+        nodes = [node for node in ray_session.find_machines(cluster.address).nodes if node.cpus]
+        with pytest.raises(UserError) as refused:
+            inspect_nodes(nodes, tmp_path)
+    finally:
+        ray.shutdown()
+    why = f"{nodes[0].address}: what runs need cannot be imported there (no tyro here)"
+    assert f"{len(nodes)} of {len(nodes)} nodes cannot run trials: {why}" in str(refused.value)
+    assert str(refused.value).endswith("; mend that, or take the node out of the cluster.")
 
 
 def features_here_and_there(
