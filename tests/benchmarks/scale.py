@@ -12,6 +12,23 @@ Prints a line per bin of trials, in the order in which they ended: the overhead 
 the wall-clock time less the least that there can be (sleeping time / trials at once), over the
 number of trials; and the driver's own CPU time per trial. Starting Ray and its processes falls into
 the first bin.
+
+Measured with `--trials 5000 --bin 1000`, once (AMD EPYC, 2 cores that others used too, Python
+3.11.7, ray 2.60.0, optuna 5.0.0), in ms per trial:
+
+    trials       overhead: stock  ours    driver's CPU time: stock  ours
+    0-1000                  36.8  29.8                        19.0  32.0
+    1000-2000               39.1  33.5                        24.8  37.1
+    2000-3000               44.6  38.7                        33.3  41.9
+    3000-4000               52.4  47.4                        38.9  47.3
+    4000-5000               51.2  39.3                        41.9  42.7
+
+Ours has TPE, ASHA and optuna.db in it, and still grows less: stock Ray Tune goes over all trials at
+every step to find one that waits, which `ArmScheduler.choose_trial_to_run` does not. Before that,
+in one run of 10,000 trials, ours went from 57.1 (the first 1,000) to 81.8 (the last), stock from
+38.1 to 65.6; the CPU time from 34.5 to 64.4, and from 19.7 to 60.1. What is left of the growth is
+within Ray, in what both have in common. With an idle disk and idle cores all of it is smaller: over
+the first 1,000 trials of another run stock took 1.9 to 5.3, ours (before) 7.7 to 13.2.
 """
 
 import argparse
