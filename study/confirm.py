@@ -26,7 +26,6 @@ from study.failures import FailureStreak, failure_of
 from study.hangs import find_hang
 from study.packing import Resources
 from study.screen import EndedRun, Screen
-from study.storage import Remote
 from study.streams import derive_seed
 from study.tensors import is_readable, save_whole
 from study.training import EpochMetrics, is_better
@@ -134,7 +133,7 @@ def confirm(
                 view.count(_ended(run, done[run.run_id]))
         view.already = view.ended
         streak = FailureStreak(config.stop_after_failures)
-        phase = _Phase(study, screen, planned, [training, test], done, streak, settings.remote)
+        phase = _Phase(study, screen, planned, [training, test], done, streak)
         while waiting := [r for r in planned if r.run_id not in {*phase.done, *phase.failed}]:
             set_aside = _run_all(phase, waiting, settings, resources)
             if set_aside:
@@ -222,8 +221,6 @@ class _Phase:
     """References to training data and test part; in a list Ray hands on what they are."""
     done: dict[str, ConfirmRow]
     streak: FailureStreak
-    remote: Remote | None
-    """The run directory as workers reach it, if it is kept in a store."""
     failed: set[str] = field(default_factory=set)
     losses: Counter[str] = field(default_factory=Counter)
     """By run, how often it was lost since it last came further."""
@@ -288,8 +285,7 @@ def _what_follows(
     if failure.kind == "storage":
         raise StorageError(failure.reason) from error
     if failure.kind == "lost":
-        if phase.study.config.trial_timeout:
-            failure = find_hang(rundir, phase.remote, run.run_id, attempt) or failure
+        failure = find_hang(phase.study, run.run_id, attempt) or failure
         epochs = _epochs_saved(rundir, run.run_id)
         # A machine that comes and goes may be lost often: what counts are losses without progress.
         came_further = epochs > phase.saved[run.run_id]

@@ -5,7 +5,6 @@ store it is left on the machine, since a process that hangs cannot upload it, an
 when the run is known to be lost.
 """
 
-import contextlib
 import faulthandler
 import hashlib
 import tempfile
@@ -14,11 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-import ray
-from ray.exceptions import RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-from analysis.rundir import RunDir
+from study.ask import ask, live_nodes
+from study.config import Study
 from study.errors import storage_error
 from study.failures import Failure
 from study.storage import Remote
@@ -88,46 +84,32 @@ def hang_file(remote: Remote, run_id: str, attempt: int) -> Path:
     return Path(tempfile.gettempdir()) / f"dropout-study-hang-{name}.txt"
 
 
-def find_hang(rundir: RunDir, remote: Remote | None, run_id: str, attempt: int) -> Failure | None:
+def find_hang(study: Study, run_id: str, attempt: int) -> Failure | None:
     """What the watchdog of a lost run has left; None where the run did not hang.
 
     Args:
-        rundir: In which its failure file is, or is written by this.
-        remote: The run directory in a store, if the study is kept in one.
+        study: Its run directory holds that, or gets it by this.
         run_id: Of the run.
         attempt: At it, from 1.
     """
-    failure = rundir.failure(run_id, attempt)
-    if remote is not None and (text := _ask_nodes(remote, run_id, attempt)):
-        rundir.write_failure(run_id, attempt, text)
-    text = failure.read_text() if failure.exists() else ""
+    if study.config.trial_timeout is None:
+        return None
+    file = study.rundir.failure(run_id, attempt)
+    where = str(file)
+    if study.remote is not None:
+        where = study.remote.child("failures").child(file.name).uri
+        answers = ask(live_nodes(), _take, study.remote, run_id, attempt, seconds=_ANSWER)
+        # A machine that is lost has taken it along.
+        if text := "".join(answer for answer in answers.values() if isinstance(answer, str)):
+            study.rundir.write_failure(run_id, attempt, text)
+    text = file.read_text() if file.exists() else ""
     if not text.startswith("Timeout"):
         return None
-    where = failure if remote is None else f"{remote.uri}/failures/{failure.name}"
     return Failure("lost", f"no epoch ended within --trial-timeout (where it stood: {where})", text)
 
 
-def _ask_nodes(remote: Remote, run_id: str, attempt: int) -> str:
-    """What the watchdog has left on one of Ray's machines; it is deleted there."""
-    task = ray.remote(_take)
-    asked = [
-        task.options(
-            num_cpus=0,
-            max_retries=0,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
-        ).remote(remote, run_id, attempt)
-        for node in ray.nodes()
-        if node["Alive"]
-    ]
-    answers, _ = ray.wait(asked, num_returns=len(asked), timeout=_ANSWER)
-    texts = []
-    for answer in answers:
-        with contextlib.suppress(RayError):  # a machine that is lost has taken it along
-            texts.append(ray.get(answer))
-    return "".join(texts)
-
-
 def _take(remote: Remote, run_id: str, attempt: int) -> str:
+    """What the watchdog has left on this machine; it is deleted."""
     file = hang_file(remote, run_id, attempt)
     text = file.read_text() if file.exists() else ""
     file.unlink(missing_ok=True)

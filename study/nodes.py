@@ -8,8 +8,8 @@ from pathlib import Path
 
 import ray
 from ray.exceptions import RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from study.ask import ask
 from study.cluster import Node
 from study.errors import UserError
 from study.probe import probe, probed
@@ -45,23 +45,14 @@ def inspect_nodes(nodes: Sequence[Node], place: Path | Remote) -> dict[Node, Loo
     Raises:
         UserError: Names every node that is of no use, and why.
     """
-    task = ray.remote(look_around)
     with probed(place) as token:
-        asked = {
-            task.options(
-                num_cpus=0,
-                max_retries=0,
-                scheduling_strategy=on_node(node),
-            ).remote(place, token): node
-            for node in nodes
-        }
-        ray.wait(list(asked), num_returns=len(asked), timeout=TIMEOUT)
-        looks, problems = {}, []
-        for answer, node in asked.items():
-            try:
-                looks[node] = ray.get(answer, timeout=0)
-            except RayError as error:
-                problems.append(f"{node.address}: {_why_silent(error)}")
+        answers = ask(nodes, look_around, place, token, seconds=TIMEOUT)
+    looks = {node: look for node, look in answers.items() if isinstance(look, Look)}
+    problems = [
+        f"{node.address}: {_why_silent(error)}"
+        for node, error in answers.items()
+        if isinstance(error, RayError)
+    ]
     problems += [f"{node.address}: {why}" for node, look in looks.items() if (why := _fault(look))]
     if problems:
         of_storage = any(look.storage for look in looks.values())
@@ -71,13 +62,6 @@ def inspect_nodes(nodes: Sequence[Node], place: Path | Remote) -> dict[Node, Loo
             f" {remedy}, or take the node out of the cluster."
         )
     return looks
-
-
-def on_node(node: Node) -> NodeAffinitySchedulingStrategy | str:
-    """Ray's way to send a task to a certain node."""
-    if not node.node_id:
-        return "DEFAULT"
-    return NodeAffinitySchedulingStrategy(node.node_id, soft=False)
 
 
 def differences(looks: Mapping[Node, Look]) -> str:

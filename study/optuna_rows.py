@@ -13,7 +13,7 @@ import optuna
 from optuna.distributions import distribution_to_json
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial
-from sqlalchemy import Connection, Engine, Table, insert, update
+from sqlalchemy import Connection, Engine, Table, delete, insert, update
 
 _TRIALS: Table = models.TrialModel.__table__
 _PARAMS: Table = models.TrialParamModel.__table__
@@ -65,7 +65,7 @@ def write_end(
         study: In the storage.
         trial_id: Its id there.
         ended: With its final state and values.
-        attrs: User attributes that the storage does not have yet.
+        attrs: User attributes; one that the storage has already is replaced.
         scores: Intermediate values that it does not have yet, by epoch.
     """
     engine = _engine(study)
@@ -78,6 +78,8 @@ def write_end(
         return
     with engine.begin() as connection:
         _insert(connection, _SCORES, [_score_row(trial_id, *score) for score in scores.items()])
+        old = (_ATTRS.c.trial_id == trial_id) & _ATTRS.c.key.in_(attrs)
+        connection.execute(delete(_ATTRS).where(old))
         _insert(connection, _ATTRS, _attr_rows(trial_id, attrs))
         values = [_value_row(trial_id, *value) for value in enumerate(ended.values or ())]
         _insert(connection, _VALUES, values)

@@ -10,6 +10,7 @@ from analysis.report import Report, write_report
 from analysis.rundir import RunDir
 from study import interrupt
 from study.arrays import TrainingArrays
+from study.ask import on_node
 from study.backbone import PREPROCESSES, Preprocess
 from study.champions import champions
 from study.cluster import Machines
@@ -23,7 +24,7 @@ from study.features import Compute, Features, load_features
 from study.hold import held
 from study.integrity import check_left, refuse_foreign
 from study.network import Pretrained
-from study.nodes import differences, inspect_nodes, on_node
+from study.nodes import differences, inspect_nodes
 from study.packing import Load, Resources, fits, hungriest, runs_per_gpu
 from study.plan import check_disk, is_measured, plan_disk, plan_resources, plan_table
 from study.prepare import Prepared, prepare_features, prepare_images

@@ -16,8 +16,8 @@ import optuna
 import ray
 from ray._private import ray_constants
 
+from study.ask import live_nodes
 from study.cluster import (
-    GPU_TYPE_LABEL,
     Machines,
     Node,
     check_address,
@@ -41,7 +41,7 @@ def find_machines(address: str | None, *, verbose: bool = False) -> Machines:
     if cluster_address(address) is None:
         return Machines((Node("localhost", cpu_count(), gpu_count()),), is_cluster=False)
     _join_cluster(address, verbose=verbose)
-    return Machines(tuple(_nodes()), is_cluster=True)
+    return Machines(tuple(live_nodes()), is_cluster=True)
 
 
 @contextmanager
@@ -166,24 +166,6 @@ def _runtime_env() -> dict[str, Any]:
         return {}
     root = Path(__file__).parent.parent
     return {"py_modules": [str(root / name) for name in ("study", "search_spaces", "analysis")]}
-
-
-def _nodes() -> list[Node]:
-    found = []
-    for node in ray.nodes():
-        if not node["Alive"]:
-            continue
-        has = node["Resources"]
-        found.append(
-            Node(
-                node["NodeManagerAddress"],
-                has.get("CPU", 0.0),
-                int(has.get("GPU", 0)),
-                node["Labels"].get(GPU_TYPE_LABEL, ""),
-                node["NodeID"],
-            )
-        )
-    return sorted(found, key=lambda node: (node.address, node.node_id))
 
 
 def _keep_to_loopback() -> None:

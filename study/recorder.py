@@ -24,7 +24,6 @@ from study.hangs import find_hang
 from study.scheduler import EPOCH, SCORE, rung_decision
 from study.screen import EndedRun, Screen
 from study.searcher import StudySearch
-from study.storage import Remote
 from study.trials import completed_by_arm, delete_worse
 from study.worker import AGAIN, worker_name
 
@@ -40,7 +39,6 @@ class SearchRecorder(Callback):
         stop: EmergencyStop,
         ended: Iterable[TrialRow],
         *,
-        remote: Remote | None,
         alone: bool,
     ) -> None:
         """Go on writing where an earlier start has stopped.
@@ -51,14 +49,12 @@ class SearchRecorder(Callback):
             screen: Shows what happens.
             stop: Is given the reason where the search should not go on.
             ended: The trials that have ended, whose weights may have to make room.
-            remote: The run directory as workers reach it, if it is kept in a store.
             alone: Whether trials have no others beside them.
         """
         self._study = study
         self._searcher = searcher
         self._screen = screen
         self._stop = stop
-        self._remote = remote
         self._alone = alone
         self._streak = FailureStreak(study.config.stop_after_failures)
         self._written = {(row.run_id, row.epoch) for row in study.rundir.read_epochs()}
@@ -149,9 +145,7 @@ class SearchRecorder(Callback):
             self._stop.reason = StorageError(reason)
             return
         if failure.kind == "lost":
-            if self._study.config.trial_timeout and (
-                hang := find_hang(self._study.rundir, self._remote, run_id, attempt)
-            ):
+            if hang := find_hang(self._study, run_id, attempt):
                 reason, traceback = hang.reason, hang.traceback
             losses = self._searcher.count_loss(
                 trial.trial_id, came_further=run_id in self._came_further

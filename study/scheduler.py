@@ -1,7 +1,6 @@
 """ASHA with one bracket per arm, so that a trial competes within its arm only."""
 
 from collections.abc import Iterable, Mapping
-from itertools import count
 from types import SimpleNamespace
 from typing import Any, Literal, cast
 
@@ -50,7 +49,6 @@ class ArmScheduler(FIFOScheduler):
             )
             for arm in arms
         }
-        self._added = count()
         self._order: dict[str, int] = {}
         """By Ray's id of a trial, its place among those added."""
         self._replay(history)
@@ -79,7 +77,7 @@ class ArmScheduler(FIFOScheduler):
 
     def on_trial_add(self, tune_controller: TuneController, trial: Trial) -> None:
         """Enter a trial into its arm's bracket."""
-        self._order[trial.trial_id] = next(self._added)
+        self._order[trial.trial_id] = len(self._order)
         self._of(trial).on_trial_add(tune_controller, _run_of(trial))
 
     def on_trial_result(

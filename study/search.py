@@ -161,9 +161,7 @@ def _tuner(
 ) -> tune.Tuner:
     ended = trial_rows(study, storage)
     alone = resources.at_once == 1
-    recorder = SearchRecorder(
-        study, searcher, screen, stop, ended, remote=settings.remote, alone=alone
-    )
+    recorder = SearchRecorder(study, searcher, screen, stop, ended, alone=alone)
     arms = [arm.name for arm in study.space.arms]
     epochs = study.rundir.read_epochs()
     scheduler = ArmScheduler(arms, study.mode, study.config.epochs, epochs)

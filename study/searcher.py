@@ -234,13 +234,10 @@ class ArmSearch(OptunaSearch):
         self,
         number: int,
         state: State,
-        attrs: dict[str, str],
+        attrs: Mapping[str, str],
         value: float | None = None,
         scores: Mapping[int, float] | None = None,
     ) -> None:
-        # An earlier start may have died when it had written them, and no more.
-        for key in attrs.keys() & self._memory.get_trial(number).user_attrs.keys():
-            self._set_attr(number, key, attrs.pop(key))
         for epoch, score in (scores or {}).items():
             self._memory.set_trial_intermediate_value(number, epoch, score)
         for key, text in attrs.items():

@@ -23,7 +23,7 @@ from study.storage import Remote
 from tests import s3
 from tests.faults import confirmation_with, hanging_trial, kill_the_worker, trial_with
 from tests.test_faults import check_rows
-from tests.tiny import make_study, run_confirm, run_search
+from tests.tiny import in_store, make_study, run_confirm, run_search
 
 ROOT = Path(__file__).parent.parent
 
@@ -35,18 +35,17 @@ def local_ray(s3_endpoint: str) -> Iterator[None]:  # noqa: ARG001 - workers inh
     ray.shutdown()
 
 
-def with_mirror(study: Study, remote: Remote) -> tuple[Study, DriverMirror]:
-    mirror = DriverMirror(study.rundir.path, remote, pauses=(0.1, 0.1))
-    mirrored = replace(study, rundir=RunDir(study.rundir.path, mirror))
-    mirrored.rundir.write_study(study.rundir.read_study())
-    return mirrored, mirror
+def with_mirror(study: Study, storage: str) -> tuple[Study, DriverMirror]:
+    return in_store(study, storage, pauses=(0.1, 0.1))
 
 
-def elsewhere(study: Study, remote: Remote, place: Path) -> tuple[Study, DriverMirror]:
+def elsewhere(study: Study, storage: str, place: Path) -> tuple[Study, DriverMirror]:
     """The study as another machine has it from the store."""
-    mirror = DriverMirror(place, remote, pauses=(0.1, 0.1))
+    there = replace(study, config=replace(study.config, storage=storage))
+    assert there.remote is not None
+    mirror = DriverMirror(place, there.remote, pauses=(0.1, 0.1))
     mirror.pull()
-    there = replace(study, rundir=RunDir(place, mirror))
+    there = replace(there, rundir=RunDir(place, mirror))
     check_left(there)
     return there, mirror
 
@@ -64,14 +63,14 @@ def test_a_study_in_a_store_goes_on_elsewhere_with_nothing_left_to_do(
         "study.confirm.run_confirmation", confirmation_with(kill_the_worker, victim)
     )
     remote = Remote(bucket).child("study")
-    study, mirror = with_mirror(make_study(tmp_path, seeds=2), remote)
-    trials = run_search(study, remote=remote)
+    study, mirror = with_mirror(make_study(tmp_path, seeds=2), bucket)
+    trials = run_search(study)
     assert trials["dropout-001"][1] == 2
     check_rows(study.rundir)
     rows = map(json.loads, study.rundir.epochs.read_text().splitlines())
     again = [r["epoch"] for r in rows if (r["run_id"], r["attempt"]) == ("dropout-001", 2)]
     assert again[0] > 1, "it began anew"
-    run_confirm(study, remote=remote)
+    run_confirm(study)
     mirror.finish()
     mirror.close()
     stored = [entry.name for entry in remote.files()]
@@ -80,12 +79,12 @@ def test_a_study_in_a_store_goes_on_elsewhere_with_nothing_left_to_do(
     assert len(weights & {row.run_id for row in study.rundir.read_confirm()}) == 4
     assert len(weights & {row.run_id for row in study.rundir.read_trials()}) >= 2
 
-    there, mirror = elsewhere(study, remote, tmp_path / "elsewhere")
+    there, mirror = elsewhere(study, bucket, tmp_path / "elsewhere")
     assert there.rundir.trials.read_bytes() == study.rundir.trials.read_bytes()
     assert there.rundir.read_epochs() == study.rundir.read_epochs()
     capsys.readouterr()
-    assert run_search(there, remote=remote) == trials
-    run_confirm(there, remote=remote)
+    assert run_search(there) == trials
+    run_confirm(there)
     assert "runs in" not in capsys.readouterr().out, "something was trained again"
     assert there.rundir.confirm.read_bytes() == study.rundir.confirm.read_bytes()
     assert _weights(there, min(weights)), "the export finds no weights"
@@ -102,11 +101,11 @@ def test_where_a_trial_hung_comes_from_its_machine_to_the_store(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # of this process, not of the workers
     remote = Remote(bucket).child("study")
     # In minutes; a busy machine is slow, too.
-    study, mirror = with_mirror(make_study(tmp_path, trial_timeout=0.4), remote)
-    assert run_search(study, remote=remote)["dropout-001"][1] == 2
+    study, mirror = with_mirror(make_study(tmp_path, trial_timeout=0.4), bucket)
+    assert run_search(study)["dropout-001"][1] == 2
     mirror.finish()
     mirror.close()
-    where = f"{remote.uri}/failures/dropout-001-1.txt"
+    where = remote.child("failures").child("dropout-001-1.txt").uri
     assert f"no epoch ended within --trial-timeout (where it stood: {where})" in (
         capsys.readouterr().out
     )
@@ -119,7 +118,7 @@ def test_a_driver_that_is_killed_in_the_search_goes_on_elsewhere(
     remote = Remote(bucket).child("study")
     here = tmp_path / "here"
     here.mkdir()
-    command = [sys.executable, "-m", "tests.mirror_driver", remote.uri, str(here), "20"]
+    command = [sys.executable, "-m", "tests.mirror_driver", bucket, str(here), "20"]
     with (tmp_path / "said").open("wb") as said:
         driver = subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=said)
     try:
@@ -132,14 +131,14 @@ def test_a_driver_that_is_killed_in_the_search_goes_on_elsewhere(
         driver.kill()
         driver.wait()
     study = make_study(tmp_path, trials=20)
-    there, mirror = elsewhere(study, remote, tmp_path / "there")
+    there, mirror = elsewhere(study, bucket, tmp_path / "there")
     known, before = ended(there.rundir), ended(RunDir(here / "study"))
     assert known
     assert len(known) < 20, "it had ended before it was killed"
     assert known <= before
     assert len(before - known) <= 2, "more was lost than the trials that had just ended"
     rows = there.rundir.epochs.read_bytes()
-    trials = run_search(there, remote=remote)
+    trials = run_search(there)
     assert len(trials) == 20
     assert there.rundir.epochs.read_bytes().startswith(rows)
     assert {name for name, (_, attempts) in trials.items() if attempts == 1} >= known
@@ -165,8 +164,9 @@ def test_a_store_that_fails_in_the_search_stops_the_study_and_it_goes_on(
 ) -> None:
     """Killed while trials run; what it had held comes back, as a real one's would."""
     process, endpoint = s3.start_s3(tmp_path / "log")
-    remote = Remote(s3.new_bucket(endpoint)).child("study")
-    study, mirror = with_mirror(make_study(tmp_path, trials=12), remote)
+    bucket = s3.new_bucket(endpoint)
+    remote = Remote(bucket).child("study")
+    study, mirror = with_mirror(make_study(tmp_path, trials=12), bucket)
     append = RunDir.append_epochs
 
     def append_and_kill(rundir: RunDir, rows: object) -> None:
@@ -181,15 +181,15 @@ def test_a_store_that_fails_in_the_search_stops_the_study_and_it_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(RunDir, "append_epochs", append_and_kill)
         with pytest.raises(StorageError, match="it cannot be reached; check the address"):
-            run_search(study, remote=remote)
+            run_search(study)
     mirror.close(wait=0.0)
     process, _ = s3.start_s3(tmp_path / "log", port=int(endpoint.rpartition(":")[2]))
     try:
         s3.make_bucket(endpoint, remote.uri.split("/")[2])
         for name, content in held.items():
             remote.write(name, content or b"")
-        there, mirror = elsewhere(study, remote, tmp_path / "there")
-        assert len(run_search(there, remote=remote)) == 12
+        there, mirror = elsewhere(study, bucket, tmp_path / "there")
+        assert len(run_search(there)) == 12
         check_rows(there.rundir)
         mirror.close()
     finally:

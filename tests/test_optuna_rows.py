@@ -35,6 +35,8 @@ def written(
     *first, last = scores.items()
     for epoch, score in first:
         study._storage.set_trial_intermediate_value(trial_id, epoch, score)
+    # An earlier start may have died when it had written that, and no more.
+    study._storage.set_trial_user_attr(trial_id, "state", "as it nearly ended")
     ended = optuna.trial.create_trial(
         state=state, value=value, params=begun.params, distributions=RANGES
     )

@@ -138,9 +138,7 @@ def driver(study: Study, storage: optuna.storages.RDBStorage) -> Iterator[Callab
     luck = random.Random(0)
     screen.keep_log(study.rundir.log)
     with screen.phase("Search", "val_accuracy", EPOCHS, dict.fromkeys(arms, 500)):
-        recorder = SearchRecorder(
-            study, search, screen, EmergencyStop(), [], remote=None, alone=False
-        )
+        recorder = SearchRecorder(study, search, screen, EmergencyStop(), [], alone=False)
 
         every: list[FakeTrial] = []
         live: set[FakeTrial] = set()

@@ -384,7 +384,7 @@ def test_an_epoch_that_cannot_be_written_stops_everything_before_optuna_hears_of
     study = check(StudyConfig(transfer="frozen", storage=str(tmp_path), name="study"))
     searcher = make_search(open_storage(tmp_path / "optuna.db"))
     stop = EmergencyStop()
-    recorder = SearchRecorder(study, searcher, Screen(), stop, [], remote=None, alone=False)
+    recorder = SearchRecorder(study, searcher, Screen(), stop, [], alone=False)
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

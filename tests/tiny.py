@@ -7,16 +7,17 @@ from typing import Any
 import numpy as np
 import ray
 
+from analysis.rundir import RunDir
 from study.arrays import PartArrays, TrainingArrays
 from study.champions import Champion
 from study.config import Study, StudyConfig, check
 from study.confirm import confirm
+from study.mirror import DriverMirror
 from study.packing import Resources
 from study.phases import run_settings
 from study.provenance import begin
 from study.screen import Screen
 from study.search import search
-from study.storage import Remote
 
 EPOCHS = 5
 AT_ONCE = Resources(1, 0.0, 2)
@@ -43,22 +44,30 @@ def make_study(folder: Path, **options: Any) -> Study:
     return study
 
 
-def run_search(
-    study: Study, resources: Resources = AT_ONCE, remote: Remote | None = None
-) -> dict[str, tuple[str, int]]:
+def in_store(study: Study, storage: str, **options: Any) -> tuple[Study, DriverMirror]:
+    """The study as one that is kept at a URI, and its mirror; `options` are the mirror's."""
+    study = replace(study, config=replace(study.config, storage=storage))
+    assert study.remote is not None
+    mirror = DriverMirror(study.rundir.path, study.remote, **options)
+    mirrored = replace(study, rundir=RunDir(study.rundir.path, mirror))
+    mirrored.rundir.write_study(study.rundir.read_study())
+    return mirrored, mirror
+
+
+def run_search(study: Study, resources: Resources = AT_ONCE) -> dict[str, tuple[str, int]]:
     """Search; state and attempts of each trial."""
-    settings = replace(run_settings(study, resources), remote=remote)
+    settings = run_settings(study, resources)
     search(study, ray.put(TRAINING), settings, resources, Screen())
     return {row.run_id: (row.state, row.attempts) for row in study.rundir.read_trials()}
 
 
-def run_confirm(study: Study, resources: Resources = AT_ONCE, remote: Remote | None = None) -> None:
+def run_confirm(study: Study, resources: Resources = AT_ONCE) -> None:
     """Confirm two made-up champions."""
     values = study.space.fixed_values(study.space.arms[0])
     champions = [
         Champion("no-dropout", {**values, "learning_rate": 1e-3}, "no-dropout-000", 0.5),
         Champion("dropout", {**values, "learning_rate": 2e-3, "dropout": 0.3}, "dropout-000", 0.5),
     ]
-    settings = replace(run_settings(study, resources), remote=remote)
+    settings = run_settings(study, resources)
     test = ray.put(part(102))
     confirm(study, champions, ray.put(TRAINING), test, settings, resources, Screen())

@@ -17,7 +17,6 @@ class SleepSettings:
     seconds: float
     """Of one epoch."""
     gpu_share: float = 0.0
-    remote: None = None
 
 
 def score_of(values: Mapping[str, Any], seed: int, epoch: int) -> float:
