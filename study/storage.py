@@ -7,6 +7,7 @@ environment or from the machine's role, never from the URI, since that is record
 """
 
 import contextlib
+import os
 import re
 import uuid
 from collections.abc import Iterator
@@ -262,6 +263,10 @@ def _open(uri: str) -> "tuple[fs.FileSystem, str]":
     if parts.scheme == "s3" and query.keys() <= {*_S3_TEXTS, *_S3_SWITCHES}:
         given = {name: query[name] for name in _S3_TEXTS if name in query}
         given.setdefault("region", system.region)
+        # `from_uri` goes by these variables; a file system that is made like this does not.
+        for variable in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+            if address := os.environ.get(variable):
+                given.setdefault("endpoint_override", address)
         system = fs.S3FileSystem(
             **given,
             **{

@@ -56,6 +56,19 @@ def test_a_folder_in_a_store_is_listed_with_sizes_and_times(remote: Remote) -> N
     assert not study.exists("confirm")
 
 
+def test_the_address_of_a_store_may_come_from_the_environment(
+    s3_endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Amazon's own tools take it."""
+    bucket = s3.new_bucket(s3_endpoint).partition("?")[0]
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{s3_endpoint}")
+    Remote(bucket).write("file", b"content")
+    assert Remote(bucket).read("file") == b"content"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://{s3_endpoint}")
+    assert Remote(f"{bucket}/").read("file") == b"content"
+
+
 def test_what_is_not_there_is_none(remote: Remote, tmp_path: Path) -> None:
     assert remote.read("study.json") is None
     assert not remote.download("study.json", tmp_path / "study.json")
