@@ -41,7 +41,7 @@ def resolve(pyproject: str) -> list[str]:
             source = ROOT / name
             (shutil.copytree if source.is_dir() else shutil.copy)(source, project / name)
         export = ["uv", "export", "--quiet", "--no-hashes", "--no-annotate", "--no-header"]
-        export += ["--no-emit-project", "--all-groups"]
+        export += ["--no-emit-project", "--all-groups", "--all-extras"]
         done = subprocess.run(export, cwd=project, capture_output=True, text=True, check=True)
     return sorted(line for line in done.stdout.splitlines() if line and not line.startswith("#"))
 

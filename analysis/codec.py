@@ -5,7 +5,7 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import Field, asdict, fields
+from dataclasses import MISSING, Field, asdict, fields
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 
@@ -99,7 +99,9 @@ def _without_nan(value: Any) -> Any:
 
 def _to_row(kind: type[Row], values: Mapping[str, Any], place: str) -> Row:
     expected = {field.name: field for field in fields(kind)}
-    if wrong := expected.keys() ^ values.keys():
+    # Columns that came later have a default.
+    optional = {name for name, field in expected.items() if field.default is not MISSING}
+    if wrong := (expected.keys() - optional) ^ (values.keys() - optional):
         raise RunDirError(f"{place}: missing or unknown: {', '.join(sorted(wrong))}")
     return kind(**{name: _checked(expected[name], value, place) for name, value in values.items()})
 

@@ -67,7 +67,7 @@ def show_studies(studies: Sequence[ComparedStudy]) -> Grid:
         place = (study.name, str(config.get("space", "")), str(config.get("image_size", "")))
         for comparison in study.verdict.comparisons:
             confirm = study.frames.confirm
-            means = 100 * confirm.groupby("setting")["test_accuracy"].mean()
+            means = 100 * confirm.groupby("setting")[f"test_{study.frames.accuracy}"].mean()
             rows.append(
                 (
                     *place,
@@ -93,8 +93,8 @@ def show_studies(studies: Sequence[ComparedStudy]) -> Grid:
         "verdict",
     )
     note = (
-        "Mean test accuracy over all confirmation runs; changes by matched pairs, in points and"
-        " nats."
+        "Mean test accuracy over all confirmation runs (balanced where the study's metric is);"
+        " changes by matched pairs, in points and nats."
     )
     return Grid("The studies", header, tuple(rows), note)
 

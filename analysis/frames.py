@@ -40,8 +40,18 @@ class StudyFrames:
 
     @property
     def metric(self) -> str:
-        """What scores measure: `val_accuracy` or `val_loss`."""
+        """What scores measure: `val_accuracy`, `val_loss` or `val_balanced_accuracy`."""
         return str(self.record.get("config", {}).get("metric", "val_accuracy"))
+
+    @property
+    def accuracy(self) -> str:
+        """By which accuracy settings are compared, as columns name it after the part."""
+        return "balanced_accuracy" if self.metric == "val_balanced_accuracy" else "accuracy"
+
+    @property
+    def test_accuracy_words(self) -> str:
+        """The same in words."""
+        return f"{'balanced ' * (self.accuracy != 'accuracy')}test accuracy"
 
 
 @dataclass(frozen=True)

@@ -108,10 +108,11 @@ def show_search_table(table: SearchTable) -> Grid:
 
 def show_effects(verdict: Verdict) -> Grid:
     """What the factor changes, measure by measure."""
+    measure = verdict.comparisons[0].measure if verdict.comparisons else "test accuracy"
     measures = (
-        ("test accuracy, selected epoch", "accuracy", "points", 2),
+        (f"{measure}, selected epoch", "accuracy", "points", 2),
         ("test loss, selected epoch", "loss", "nats", 3),
-        ("test accuracy, last epoch", "last_accuracy", "points", 2),
+        (f"{measure}, last epoch", "last_accuracy", "points", 2),
         ("test loss, last epoch", "last_loss", "nats", 3),
     )
     rows = []
@@ -120,7 +121,7 @@ def show_effects(verdict: Verdict) -> Grid:
             rows.append(_effect(comparison, name, getattr(comparison, attribute), unit, digits))
         if len(comparison.by_recipe) > 1:
             for recipe, effect in comparison.by_recipe.items():
-                name = f"test accuracy, selected epoch, recipe {recipe} alone"
+                name = f"{measure}, selected epoch, recipe {recipe} alone"
                 rows.append(_effect(comparison, name, effect, "points", 2))
     header = ("setting", "measured", "change", "95 % CI", "p")
     return Grid("What the factor changes", header, tuple(rows), _effects_note(verdict))
@@ -208,7 +209,7 @@ def _cell(cell: Cell, percent: bool) -> str:
 def _score(score: float, metric: str) -> str:
     if math.isnan(score):
         return "none"
-    return f"{100 * score:.2f} %" if metric == "val_accuracy" else f"{score:.3f}"
+    return f"{100 * score:.2f} %" if metric != "val_loss" else f"{score:.3f}"
 
 
 def _champion(row: SearchRow) -> str:

@@ -18,8 +18,15 @@ FEWEST_COMPLETED = 5
 #: Of a range (in log steps where it was searched so), what counts as its edge.
 EDGE = 0.05
 
+#: So many training images of the commonest class to one of the rarest are said.
+IMBALANCE = 2
+
 #: Arms may differ by this factor in completed trials or epochs before it is said.
 UNEVEN = 1.5
+
+
+#: So many files are named.
+NAMED = 10
 
 
 @dataclass(frozen=True)
@@ -228,6 +235,59 @@ def _recipes_agree(_: StudyFrames, verdict: Verdict) -> Iterator[Finding]:
         )
 
 
+def _class_balance(frames: StudyFrames, _: Verdict) -> Iterator[Finding]:
+    data = frames.record.get("data", {})
+    names, in_train = data.get("classes"), data.get("images_per_class", {}).get("train")
+    if not names or not in_train or len(names) != len(in_train):
+        return
+    by_class = dict(zip(names, in_train, strict=True))
+    rarest, commonest = (f(by_class, key=lambda name: by_class[name]) for f in (min, max))
+    balanced = frames.metric == "val_balanced_accuracy"
+    yield _finding(
+        "balance of the classes",
+        balanced or by_class[commonest] < IMBALANCE * by_class[rarest],
+        f"{by_class[commonest]} training images of {commonest}, {by_class[rarest]} of {rarest}"
+        + ("; all classes count alike" if balanced else ""),
+        "accuracy is mostly about the frequent classes; a model may be good at it and miss the rare"
+        " ones",
+        "look at the accuracy by class, or run the study with --metric val_balanced_accuracy.",
+    )
+
+
+def _duplicates(frames: StudyFrames, _: Verdict) -> Iterator[Finding]:
+    data = frames.record.get("data", {})
+    if "duplicates" not in data:
+        return
+    alike = data["duplicates"]
+    parts = [pair["part"] for pair in alike]
+    pairs = "; ".join(f"{pair['file']} is like {pair['like']}" for pair in alike[:NAMED])
+    more = f"; and {len(alike) - NAMED} more" if len(alike) > NAMED else ""
+    yield _finding(
+        "images that stand in two parts",
+        not alike,
+        f"{parts.count('test')} of test and {parts.count('val')} of val look like an image of"
+        f" another part{': ' * bool(alike)}{pairs}{more}",
+        "what a model has been trained on it may know by heart; then test flatters it",
+        "look at the pairs (study.json has all of them), and keep what belongs together, such as"
+        " copies or pictures of one scene, in one part.",
+    )
+
+
+def _unreadable(frames: StudyFrames, _: Verdict) -> Iterator[Finding]:
+    data = frames.record.get("data", {})
+    if "unreadable" not in data:
+        return
+    files = data["unreadable"]
+    more = f"; and {len(files) - NAMED} more" if len(files) > NAMED else ""
+    yield _finding(
+        "unreadable files",
+        not files,
+        f"{count(len(files), 'file')} left out{': ' * bool(files)}{'; '.join(files[:NAMED])}{more}",
+        "files that cannot be read are missing from the study",
+        "mend or remove them.",
+    )
+
+
 CHECKS: tuple[Callable[[StudyFrames, Verdict], Iterator[Finding]], ...] = (
     _few_completed,
     _starved,
@@ -239,6 +299,9 @@ CHECKS: tuple[Callable[[StudyFrames, Verdict], Iterator[Finding]], ...] = (
     _winners_curse,
     _val_and_test,
     _recipes_agree,
+    _class_balance,
+    _duplicates,
+    _unreadable,
 )
 
 

@@ -35,6 +35,7 @@ files to the store.
 """
 
 import io
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -85,6 +86,8 @@ class EpochRow:
         start: When the epoch began.
         end: When it ended, evaluation included.
         worker: The process that trained, as host:pid.
+        val_balanced_accuracy: Over all of `val`, the mean over the classes of their accuracies;
+            NaN where an earlier version of this project wrote the row.
     """
 
     phase: Literal["search", "confirm"]
@@ -102,6 +105,7 @@ class EpochRow:
     start: float
     end: float
     worker: str
+    val_balanced_accuracy: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,7 @@ class TrialRow:
         end: When it ended.
         attempts: How often it was started.
         error: The exception of a failed or diverged trial, one line; else empty.
+        val_balanced_accuracy: At the best epoch, as in `EpochRow`.
     """
 
     run_id: str
@@ -144,6 +149,7 @@ class TrialRow:
     end: float
     attempts: int
     error: str
+    val_balanced_accuracy: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -172,6 +178,13 @@ class ConfirmRow:
         last_test_loss: See there.
         epochs: Of the run, all that were asked for.
         seconds: Duration of the run; of one that was interrupted, of its last attempt.
+        train_balanced_accuracy: Mean over the classes of their accuracies, at the selected epoch,
+            measured as the others are; NaN where an earlier version of this project wrote the row.
+        val_balanced_accuracy: Likewise.
+        test_balanced_accuracy: Likewise.
+        last_train_balanced_accuracy: The same three at the last epoch.
+        last_val_balanced_accuracy: See there.
+        last_test_balanced_accuracy: See there.
     """
 
     run_id: str
@@ -195,6 +208,12 @@ class ConfirmRow:
     last_test_loss: float
     epochs: int
     seconds: float
+    train_balanced_accuracy: float = math.nan
+    val_balanced_accuracy: float = math.nan
+    test_balanced_accuracy: float = math.nan
+    last_train_balanced_accuracy: float = math.nan
+    last_val_balanced_accuracy: float = math.nan
+    last_test_balanced_accuracy: float = math.nan
 
 
 class Mirror(Protocol):

@@ -58,8 +58,12 @@ def crossed_bootstrap(gains: NDArray[np.floating], resamples: int = RESAMPLES) -
 
 
 def _gains(frames: StudyFrames, pairs: Pairs) -> NDArray[np.float64] | None:
-    """[seeds, images]: 100 where only the setting is right, -100 where only the baseline is."""
+    """[seeds, images]: 100 where only the setting is right, -100 where only the baseline is.
+
+    Where the mean is balanced over the classes, an image of a rare one has more weight.
+    """
     runs = frames.confirm.set_index(["seed", "recipe", "setting"])["run_id"]
+    balanced = frames.accuracy == "balanced_accuracy"
     rows = []
     for seed in pairs.by_recipe.index:
         gains = []
@@ -69,7 +73,14 @@ def _gains(frames: StudyFrames, pairs: Pairs) -> NDArray[np.float64] | None:
                 stored = load_predictions(frames, runs[seed, recipe, setting])
                 if stored is None:
                     return None
-                right.append(stored.guesses == stored.labels)
-            gains.append(100.0 * (right[0].astype(np.float64) - right[1]))
+                weights = class_weights(stored.labels) if balanced else 1.0
+                right.append(weights * (stored.guesses == stored.labels))
+            gains.append(100.0 * (right[0] - right[1]))
         rows.append(np.mean(gains, axis=0))
     return np.array(rows)
+
+
+def class_weights(labels: NDArray[np.integer]) -> NDArray[np.float64]:
+    """What each image counts in a mean that is balanced over the classes: [images], mean 1."""
+    images = np.bincount(labels)
+    return np.asarray(len(labels) / ((images > 0).sum() * images[labels]), np.float64)

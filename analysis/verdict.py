@@ -40,9 +40,10 @@ class Comparison:
     Attributes:
         setting: The setting.
         baseline: The space's first setting.
-        accuracy: Test accuracy at the epoch selected on `val`; the verdict goes by it.
+        measure: What `accuracy` is in words: test accuracy, or balanced test accuracy.
+        accuracy: That, at the epoch selected on `val`; the verdict goes by it.
         loss: Test loss there.
-        last_accuracy: Test accuracy at the last epoch, as the article measured.
+        last_accuracy: The same at the last epoch, as the article measured.
         last_loss: Test loss there.
         by_recipe: The effect on test accuracy with each recipe.
         recipes: How many recipes the effect is a mean of.
@@ -54,6 +55,7 @@ class Comparison:
 
     setting: str
     baseline: str
+    measure: str
     accuracy: Effect
     loss: Effect
     last_accuracy: Effect
@@ -82,11 +84,13 @@ class ChampionsDiffer:
     Attributes:
         first: Arm of the one.
         second: Arm of the other.
-        accuracy: Test accuracy of the second minus the first, seed by seed, in points.
+        measure: What `accuracy` is in words, as in `Comparison`.
+        accuracy: Of the second minus the first, seed by seed, in points.
     """
 
     first: str
     second: str
+    measure: str
     accuracy: Effect
 
 
@@ -126,7 +130,7 @@ def compute_verdict(frames: StudyFrames) -> Verdict:
 def say_comparison(comparison: Comparison) -> str:
     """The verdict on one setting."""
     name, effect = _name(comparison), comparison.accuracy
-    size = f"{signed(effect.mean)} points of test accuracy"
+    size = f"{signed(effect.mean)} points of {comparison.measure}"
     basis = (
         f"(95 % CI {interval(effect)}, p = {p_value(effect.p)},"
         f" {count(effect.n, 'seed')} × {count(comparison.recipes, 'recipe')})"
@@ -170,14 +174,14 @@ def say_several(comparisons: tuple[Comparison, ...]) -> str:
     if not claimed:
         return (
             f"No difference shown ({basis}); the largest was"
-            f" {signed(largest.accuracy.mean)} points of test accuracy, of setting"
+            f" {signed(largest.accuracy.mean)} points of {largest.measure}, of setting"
             f" {largest.setting} (p = {p_value(largest.adjusted_p)} after Holm's correction)."
         )
     each = ", ".join(
         f"{c.setting} {signed(c.accuracy.mean)} (p = {p_value(c.adjusted_p)})" for c in claimed
     )
     return (
-        f"{len(claimed)} of {basis} differ in test accuracy: {each}; points, p-values after"
+        f"{len(claimed)} of {basis} differ in {largest.measure}: {each}; points, p-values after"
         " Holm's correction."
     )
 
@@ -186,17 +190,17 @@ def say_champions(champions: ChampionsDiffer) -> str:
     """The champions' difference, in words that do not blame the factor for it."""
     effect = champions.accuracy
     return (
-        f"These two champions differ by {signed(effect.mean)} points of test accuracy"
+        f"These two champions differ by {signed(effect.mean)} points of {champions.measure}"
         f" ({champions.second} minus {champions.first}, 95 % CI {interval(effect)}). Their recipes"
         " differ too: this is about two models, not about the factor."
     )
 
 
 def _comparisons(frames: StudyFrames) -> tuple[Comparison, ...]:
-    accuracy = compute_pairs(frames, "test_accuracy")
+    accuracy = compute_pairs(frames, f"test_{frames.accuracy}")
     others = [
         compute_pairs(frames, column)
-        for column in ("test_loss", "last_test_accuracy", "last_test_loss")
+        for column in ("test_loss", f"last_test_{frames.accuracy}", "last_test_loss")
     ]
     effects = [_effect(pairs, 100) for pairs in accuracy]
     adjusted = adjust_holm([effect.p for effect in effects])
@@ -204,6 +208,7 @@ def _comparisons(frames: StudyFrames) -> tuple[Comparison, ...]:
         Comparison(
             setting=pairs.setting,
             baseline=pairs.baseline,
+            measure=frames.test_accuracy_words,
             accuracy=effect,
             loss=_effect(loss, 1),
             last_accuracy=_effect(last_accuracy, 100),
@@ -233,11 +238,13 @@ def _champions_differ(frames: StudyFrames) -> ChampionsDiffer | None:
     arms = list(own["setting"].unique())
     if len(arms) != 2:
         return None
-    by_seed = own.pivot_table(index="seed", columns="setting", values="test_accuracy").dropna()
+    column = f"test_{frames.accuracy}"
+    by_seed = own.pivot_table(index="seed", columns="setting", values=column).dropna()
     if by_seed.empty:
         return None
     differences: pd.Series = 100 * (by_seed[arms[1]] - by_seed[arms[0]])
-    return ChampionsDiffer(arms[0], arms[1], estimate_effect(list(differences)))
+    effect = estimate_effect(list(differences))
+    return ChampionsDiffer(arms[0], arms[1], frames.test_accuracy_words, effect)
 
 
 def _outcome_of_several(comparisons: tuple[Comparison, ...]) -> Outcome:

@@ -19,10 +19,11 @@ import search_spaces
 from analysis.rundir import RunDir, RunDirError
 from study.cluster import check_address
 from study.errors import UserError
+from study.layouts import is_image_folder
 from study.place import Place
 from study.storage import Remote
 
-Metric = Literal["val_accuracy", "val_loss"]
+Metric = Literal["val_accuracy", "val_loss", "val_balanced_accuracy"]
 Transfer = Literal["auto", "frozen", "finetune"]
 
 #: ASHA's first rung and the factor between rungs (DESIGN: grace period 3 or more, factor 3).
@@ -68,15 +69,23 @@ class StudyConfig:
     own as package.module:NAME; `python -m search_spaces` lists them. Default: dropout where the
     backbone is frozen, else finetune."""
     data: str = "cifar10"
-    """Images: cifar10 (downloaded once, verified), or a folder or archive that holds CIFAR-10."""
+    """Images: cifar10 (downloaded once, verified), a folder or archive that holds CIFAR-10, or your
+    own: a folder with a folder of images for each class, or with train/ and test/ (and val/) of
+    such folders."""
     images: int | None = None
     """Use a stratified part of the data with this many images in all. Default: all of them."""
+    val_fraction: float | None = None
+    """Part of the training images of each class that becomes val, where no val/ is given.
+    Default: 0.1."""
+    test_fraction: float | None = None
+    """Part of your own images of each class that becomes test, where no test/ is given.
+    Default: 0.2."""
     weights: str | None = None
     """Pretrained ResNet50: auto (imagenet-v1, then keras), imagenet-v1, imagenet-v2, keras, or a
     file. Default: the space's, else auto."""
     image_size: int | None = None
     """Side in pixels to which images are resized, 32 or more. Default: the space's (article: 32),
-    else 96."""
+    else 96; for your own images 224."""
     preprocess: Literal["own", "raw"] | None = None
     """own: as the weights were trained; raw: RGB 0 to 255, as in the article. Default: the
     space's (article: raw), else own."""
@@ -91,7 +100,9 @@ class StudyConfig:
     epochs: int = 15
     """Epochs of a full training run."""
     metric: Metric = "val_accuracy"
-    """What the search, ASHA, epoch selection and export go by, measured on val."""
+    """What the search, ASHA, epoch selection and export go by, measured on val. With
+    val_balanced_accuracy, the mean over the classes of their accuracies, the verdict goes by it
+    too."""
     seeds: int = 8
     """Confirmation seeds; each trains every recipe with every setting of the factor. 0 leaves the
     confirmation out."""
@@ -298,6 +309,8 @@ def check(config: StudyConfig) -> Study:
                 " computed once, so images cannot vary; add --transfer finetune, or leave --augment"
                 " out."
             )
+    if config.test_fraction is not None and not is_image_folder(config.data):
+        raise UserError("--test-fraction: CIFAR-10 has test images; leave the option out.")
     if config.data != "cifar10" and not _exists(config.data):
         raise UserError(f"--data: there is no {config.data}; give 'cifar10' or an existing path.")
     named_weights = ("auto", "imagenet-v1", "imagenet-v2", "keras")
@@ -358,6 +371,8 @@ def _with_space_options(config: StudyConfig, space: search_spaces.Space) -> Stud
     """Options that the user left open take the space's values, else the study's defaults."""
     frozen = config.transfer == "frozen"
     defaults: dict[str, Any] = {"image_size": 96, "preprocess": "own", "weights": "auto"}
+    if is_image_folder(config.data):
+        defaults["image_size"] = 224
     defaults |= {"augment": "flip", **space.options}
     if frozen:
         defaults["augment"] = "none"
@@ -389,6 +404,12 @@ def _check_ranges(config: StudyConfig) -> None:
     ):
         if number is not None and not 0 < number < math.inf:
             raise UserError(f"--{option} {number:g}: must be a number above 0.")
+    for option, fraction in (
+        ("val-fraction", config.val_fraction),
+        ("test-fraction", config.test_fraction),
+    ):
+        if fraction is not None and not 0 < fraction < 1:
+            raise UserError(f"--{option} {fraction:g}: must lie between 0 and 1, as in 0.2.")
     if config.address is not None:
         check_address("--address", config.address)
     if gpus != "auto" and gpus > 1:

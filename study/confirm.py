@@ -368,6 +368,7 @@ def _epoch_row(run: PlannedRun, epoch: EpochMetrics, attempt: int, worker: str) 
         start=epoch.start,
         end=epoch.end,
         worker=worker,
+        val_balanced_accuracy=epoch.val_balanced_accuracy,
     )
 
 

@@ -17,7 +17,7 @@ from study.bundle import Bundle
 from study.champions import Champion
 from study.config import Study
 from study.confirm import best_of
-from study.data import Dataset, Split
+from study.dataset import Dataset, Split
 from study.errors import UserError
 from study.prepare import Standardisation, no_standardisation
 from study.tensors import part_of

@@ -24,7 +24,7 @@ from torchvision.models.resnet import Bottleneck
 
 from study.backbone import Preprocess, build_backbone
 from study.cache import cache_dir, cached, sha256_of, whole_file
-from study.data import Dataset
+from study.dataset import Dataset
 from study.hardware import has_native_bf16
 from study.head import FEATURES
 from study.progress import console, progress

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from analysis.health import IMBALANCE
 from analysis.report import Report, write_report
 from analysis.rundir import RunDir
 from study import interrupt
@@ -14,9 +16,10 @@ from study.ask import on_node
 from study.backbone import PREPROCESSES, Preprocess
 from study.champions import champions
 from study.cluster import Machines
-from study.config import Study
+from study.config import Metric, Study
 from study.confirm import confirm
-from study.data import Dataset, Split, load_dataset, make_split
+from study.data import load_dataset
+from study.dataset import Dataset, Split, make_split
 from study.errors import StudyStoppedError, UserError, storage_error
 from study.export import Exported, export
 from study.failures import failure_of
@@ -150,6 +153,8 @@ def prepare(study: Study, machines: Machines, compute: Compute | None, screen: S
     )
     check_same_inputs(record, used)
     screen.keep_log(rundir.log)
+    for warning in warn_of_images(used["data"], study.config.metric):
+        screen.say(warning)
     if not is_new and (changes := describe_changes(record)):
         screen.say(f"Not as at this study's start: {changes}.")
     if grows(record, study):
@@ -159,10 +164,39 @@ def prepare(study: Study, machines: Machines, compute: Compute | None, screen: S
     return inputs
 
 
+def warn_of_images(data: Mapping[str, Any], metric: Metric) -> list[str]:
+    """What to know of the user's own images before anything is trained; `data` of study.json."""
+    warnings = []
+    in_train = dict(zip(data["classes"], data["images_per_class"]["train"], strict=True))
+    rarest, commonest = (f(in_train, key=lambda name: in_train[name]) for f in (min, max))
+    ratio = in_train[commonest] / in_train[rarest]
+    if ratio >= IMBALANCE and metric != "val_balanced_accuracy":
+        warnings.append(
+            f"Classes are uneven: {in_train[commonest]} training images of {commonest},"
+            f" {in_train[rarest]} of {rarest}. Accuracy is mostly about the frequent ones;"
+            " --metric val_balanced_accuracy counts all classes alike."
+        )
+    if alike := data.get("duplicates"):
+        first = alike[0]
+        warnings.append(
+            f"{len(alike)} image{'s' * (len(alike) > 1)} of val or test"
+            f" look{'s' * (len(alike) == 1)} like one of another part, such as {first['file']} and"
+            f" {first['like']}: a model may know them by heart. The report lists them."
+        )
+    return warnings
+
+
 def load_inputs(study: Study, pinned: Mapping[str, str], compute: Compute | None) -> Inputs:
     """Data, weights and, where the backbone is frozen, features."""
-    dataset = load_dataset(study.config.data, study.config.images, pinned.get("data"))
-    split = make_split(dataset)
+    config = study.config
+    dataset = load_dataset(
+        config.data,
+        config.images,
+        pinned.get("data"),
+        image_size=study.image_size,
+        test_fraction=config.test_fraction,
+    )
+    split = make_split(dataset, config.val_fraction)
     weights = load_weights(study.weights, pinned.get("weights"))
     preprocess = choose_preprocess(study, weights)
     if study.finetunes:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from study.arrays import PartArrays, TrainingArrays
 from study.augment import Augment
-from study.data import Dataset, Split
+from study.dataset import Dataset, Split
 from study.features import Features
 from study.head import FEATURES
 from study.network import Pretrained

@@ -15,7 +15,8 @@ import torch
 from study.backbone import Preprocess
 from study.cluster import Machines
 from study.config import OPERATIONAL, Study, as_arguments
-from study.data import Dataset, Split
+from study.dataset import Dataset, Split, count_by_class
+from study.duplicates import find_duplicates
 from study.errors import UserError
 from study.features import Features
 from study.hardware import cpu_count
@@ -53,6 +54,7 @@ def describe_used(
             "source_key": dataset.source_key,
             "sha256": dataset.sha256,
             "images": len(dataset.labels),
+            **_describe_own(dataset, split),
         },
         "split": {
             "train": len(split.train),
@@ -64,6 +66,28 @@ def describe_used(
         "preprocess": asdict(preprocess),
         "features": features and {"key": features.key, "precision": features.precision},
     }
+
+
+def _describe_own(dataset: Dataset, split: Split) -> dict[str, Any]:
+    """What is known of classes, and of files that are the user's own."""
+    parts = {"train": split.train, "val": split.val, "test": split.test}
+    described: dict[str, Any] = {
+        "classes": list(dataset.classes),
+        "images_per_class": {name: count_by_class(dataset, rows) for name, rows in parts.items()},
+    }
+    if dataset.files:
+        part_of = {int(row): name for name, rows in parts.items() for row in rows}
+        described["unreadable"] = list(dataset.unreadable)
+        described["duplicates"] = [
+            {
+                "part": part_of[pair.first],
+                "file": dataset.files[pair.first],
+                "like_part": part_of[pair.second],
+                "like": dataset.files[pair.second],
+            }
+            for pair in find_duplicates(dataset, split)
+        ]
+    return described
 
 
 def with_this_start(

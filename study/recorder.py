@@ -1,5 +1,6 @@
 """What happens in the search, written down and shown while it happens."""
 
+import math
 import pickle
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -96,6 +97,7 @@ class SearchRecorder(Callback):
             rung=rung_decision(self._study.rungs, result),
             worker=worker_name(result["node_ip"], result["pid"]),
             **{name: result[name] for name in names},
+            val_balanced_accuracy=result.get("val_balanced_accuracy", math.nan),
         )
         # A trial that is taken up again reports the epochs before its interruption once more.
         if not (result.get(AGAIN) and (row.run_id, row.epoch) in self._written):

@@ -238,7 +238,7 @@ def describe_score(value: float | None, metric: Metric, *, short: bool = False) 
     """A score in words: "val accuracy 88.31 %" or "val loss 0.3412"."""
     if value is None:
         return "–"
-    number = f"{100 * value:.2f} %" if metric == "val_accuracy" else f"{value:.4f}"
+    number = f"{100 * value:.2f} %" if metric != "val_loss" else f"{value:.4f}"
     return number if short else f"{metric.replace('_', ' ')} {number}"
 
 

@@ -83,6 +83,8 @@ class EpochMetrics:
     start: float
     """Unix time in seconds."""
     end: float
+    val_balanced_accuracy: float = math.nan
+    """Mean over the classes of their accuracies."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ def train(
             derived from it. The same seed gives the same result on the same machine and number of
             threads; on a GPU, up to the rounding of sums whose order it does not keep.
         epochs: Epochs to train, 1 or more.
-        metric: What "best" means: the largest `val_accuracy` or the smallest `val_loss`.
+        metric: What "best" means: the smallest `val_loss`, or the largest value of another metric.
         report: Called after each epoch with its metrics; may end the run by raising.
         save: Called before that, and after each epoch of the backbone's warm-up, with a function
             that takes the run's state.
@@ -189,11 +191,17 @@ def train(
                 step(batch, None if views is None else views[batch])
 
             train_loss, train_accuracy = evaluate(model, data.monitor)
-            val_loss, val_accuracy = evaluate(model, data.val)
+            val_logits = predict(model, data.val.inputs)
+            val_loss, val_accuracy = loss_and_accuracy(val_logits, data.val.labels)
+            val_balanced_accuracy = balanced_accuracy(val_logits, data.val.labels)
             if not (math.isfinite(train_loss) and math.isfinite(val_loss)):
                 raise NonFiniteLossError(f"the loss is not finite after epoch {epoch}")
 
-            now = val_accuracy if metric == "val_accuracy" else val_loss
+            now = {
+                "val_accuracy": val_accuracy,
+                "val_loss": val_loss,
+                "val_balanced_accuracy": val_balanced_accuracy,
+            }[metric]
             improved = not history or is_better(now, history[-1].score, metric)
             history.append(
                 EpochMetrics(
@@ -206,6 +214,7 @@ def train(
                     best_epoch=epoch if improved else history[-1].best_epoch,
                     start=start,
                     end=time.time(),
+                    val_balanced_accuracy=val_balanced_accuracy,
                 )
             )
             if improved:
@@ -288,7 +297,7 @@ def batches(order: Tensor, batch_size: int) -> list[Tensor]:
 
 def is_better(value: float, than: float, metric: Metric) -> bool:
     """Whether a value of the metric is strictly better than another."""
-    return value > than if metric == "val_accuracy" else value < than
+    return value < than if metric == "val_loss" else value > than
 
 
 def epoch_order(rows: int, seed: int, epoch: int) -> Tensor:
@@ -314,6 +323,14 @@ def loss_and_accuracy(logits: Tensor, labels: Tensor) -> tuple[float, float]:
     loss = F.cross_entropy(logits, labels).item()
     correct = (logits.argmax(dim=1) == labels).sum().item()
     return loss, correct / len(labels)
+
+
+def balanced_accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Mean over the classes that have labels of the fraction that is right: logits [n, classes]."""
+    images = labels.bincount(minlength=logits.shape[1])
+    right = labels[logits.argmax(dim=1) == labels].bincount(minlength=logits.shape[1])
+    there = images > 0
+    return (right[there] / images[there]).double().mean().item()
 
 
 def _snapshot(model: nn.Module, epoch: int) -> Snapshot:

@@ -129,4 +129,5 @@ def _trial_row(
         end=epochs[-1].end if best else math.nan,
         attempts=trial.user_attrs["attempts"],
         error=trial.user_attrs.get("error", ""),
+        val_balanced_accuracy=best.val_balanced_accuracy if best else math.nan,
     )

@@ -33,6 +33,7 @@ from study.training import (
     TakeState,
     TrainingData,
     TrainingState,
+    balanced_accuracy,
     build_model,
     loss_and_accuracy,
     predict,
@@ -67,14 +68,17 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class Measured:
-    """Loss (nats) and accuracy (fraction) of a model on each part, in evaluation mode."""
+    """Loss (nats) and accuracies (fractions) of a model on each part, in evaluation mode."""
 
     train_loss: float
     train_accuracy: float
+    train_balanced_accuracy: float
     val_loss: float
     val_accuracy: float
+    val_balanced_accuracy: float
     test_loss: float
     test_accuracy: float
+    test_balanced_accuracy: float
 
 
 @dataclass(frozen=True)
@@ -287,16 +291,15 @@ def _measure(
 ) -> tuple[Measured, np.ndarray, np.ndarray]:
     model = build_model(hyperparameters, data, seed=0)
     model.load_state_dict(snapshot.weights)
-    logits = [predict(model, part.inputs) for part in (data.train, data.val, test)]
-    (train_loss, train_accuracy), (val_loss, val_accuracy), (test_loss, test_accuracy) = (
-        loss_and_accuracy(values, part.labels)
-        for values, part in zip(logits, (data.train, data.val, test), strict=True)
-    )
-    measured = Measured(
-        train_loss, train_accuracy, val_loss, val_accuracy, test_loss, test_accuracy
-    )
-    val_logits, test_logits = (values.half().cpu().numpy() for values in logits[1:])
-    return measured, val_logits, test_logits
+    figures: dict[str, float] = {}
+    logits = []
+    for name, part in (("train", data.train), ("val", data.val), ("test", test)):
+        values = predict(model, part.inputs)
+        loss, accuracy = loss_and_accuracy(values, part.labels)
+        figures[f"{name}_loss"], figures[f"{name}_accuracy"] = loss, accuracy
+        figures[f"{name}_balanced_accuracy"] = balanced_accuracy(values, part.labels)
+        logits.append(values.half().cpu().numpy())
+    return Measured(**figures), logits[1], logits[2]
 
 
 @contextmanager

@@ -11,7 +11,9 @@ from PIL import Image
 from torchvision.models import resnet50
 
 from study.backbone import PREPROCESSES, TORCHVISION
-from study.data import CLASSES, Dataset, load_dataset
+from study.cifar10 import CLASSES
+from study.data import load_dataset
+from study.dataset import Dataset
 from study.weights import Weights, check_state, digest, load_weights
 from tests import s3
 

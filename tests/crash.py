@@ -29,7 +29,8 @@ import torch
 from analysis.rundir import ConfirmRow, RunDir, TrialRow
 from study.bundle import load
 from study.config import check, parse
-from study.data import load_dataset, make_split
+from study.data import load_dataset
+from study.dataset import make_split
 from study.features import load_features
 from study.phases import choose_preprocess
 from study.prepare import prepare_features

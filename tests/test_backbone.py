@@ -21,7 +21,7 @@ from study.backbone import (
     build_backbone,
 )
 from study.cache import workspace
-from study.data import Dataset
+from study.dataset import Dataset
 from study.sources import npm_pack, read_members
 from study.weights import KERAS_MANIFEST, KERAS_PACKAGE, KERAS_SHARDS, Weights, convert_keras
 

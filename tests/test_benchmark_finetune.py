@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from study.data import Dataset
+from study.dataset import Dataset
 from study.weights import Weights
 from tests.benchmarks import finetune
 

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from study.backbone import build_backbone
-from study.data import load_dataset, make_split
+from study.data import load_dataset
+from study.dataset import make_split
 from study.features import Features, Precision, compute_features
 from study.head import restore_head
 from study.prepare import prepare_features

@@ -13,7 +13,7 @@ import torch
 from study import bundle
 from study.backbone import build_backbone
 from study.bundle import Bundle
-from study.data import Dataset
+from study.dataset import Dataset
 from study.errors import UserError
 from study.head import build_head
 from study.prepare import Standardisation

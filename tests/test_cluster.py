@@ -19,7 +19,7 @@ from study import phases, ray_session, spread
 from study.backbone import build_backbone
 from study.cache import cache_dir
 from study.cluster import GPU_TYPE_LABEL, Machines
-from study.data import Dataset
+from study.dataset import Dataset
 from study.errors import UserError
 from study.features import here
 from study.nodes import inspect_nodes

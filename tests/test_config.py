@@ -18,7 +18,7 @@ from study.errors import UserError
     [
         ("--trial 3", "did you mean --trials?"),
         ("--trials many", "--trials"),
-        ("--metric accuracy", "Expected one of ('val_accuracy', 'val_loss')"),
+        ("--metric accuracy", "Expected one of ('val_accuracy', 'val_loss', "),
         ("extra", "extra"),
         ("--trials 0", "--trials 0: must be 1 or more."),
         ("--trials 1", "searches 2 arms; give at least 2 trials."),

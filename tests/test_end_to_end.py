@@ -22,7 +22,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from analysis.rundir import ConfirmRow, RunDir
-from study.data import load_dataset, make_split
+from study.data import load_dataset
+from study.dataset import make_split
 from study.searcher import state_of
 from study.weights import load_weights
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from study.backbone import KERAS, PREPROCESSES, Preprocess, build_backbone
-from study.data import Dataset
+from study.dataset import Dataset
 from study.features import FEATURES, Precision, cache_key, compute_features, load_features
 from study.weights import Weights
 

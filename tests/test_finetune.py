@@ -19,7 +19,7 @@ from study.arrays import TrainingArrays
 from study.augment import Augment
 from study.backbone import KERAS, build_backbone
 from study.checkpoint import load_state, save_state
-from study.data import Dataset, Split, make_split
+from study.dataset import Dataset, Split, make_split
 from study.network import Network, Pretrained
 from study.packing import hungriest, measure
 from study.prepare import prepare_images

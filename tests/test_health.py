@@ -141,3 +141,40 @@ def test_a_study_that_has_only_begun_is_not_judged() -> None:
     study = load(STUDY)
     nothing = replace(study, trials=study.trials[:0], confirm=study.confirm[:0])
     assert findings(nothing) == {}
+
+
+def of_images(metric: str = "val_accuracy", **data: Any) -> Mapping[str, Finding]:
+    """Findings about a study of two classes of images."""
+    nothing = replace(load(STUDY), trials=load(STUDY).trials[:0], confirm=load(STUDY).confirm[:0])
+    record = {"config": {"metric": metric}, "data": {"classes": ["cat", "dog"], **data}}
+    return findings(replace(nothing, record=record))
+
+
+def test_uneven_classes_are_said() -> None:
+    check = "balance of the classes"
+    assert of_images(images_per_class={"train": [50, 26]})[check].passed
+    finding = of_images(images_per_class={"train": [50, 25]})[check]
+    assert not finding.passed
+    assert finding.seen == "50 training images of cat, 25 of dog"
+    assert "--metric val_balanced_accuracy" in finding.remedy
+    assert of_images("val_balanced_accuracy", images_per_class={"train": [50, 25]})[check].passed
+
+
+def test_images_in_two_parts_are_named() -> None:
+    check = "images that stand in two parts"
+    assert check not in of_images()  # CIFAR-10's are not compared
+    assert of_images(duplicates=[])[check].passed
+    pair = {"part": "test", "file": "test/cat/1.png", "like_part": "train", "like": "cat/2.png"}
+    finding = of_images(duplicates=[pair] * 12)[check]
+    assert not finding.passed
+    assert finding.seen.startswith("12 of test and 0 of val look like an image of another part:")
+    assert "test/cat/1.png is like cat/2.png" in finding.seen
+    assert finding.seen.endswith("; and 2 more")
+
+
+def test_unreadable_files_are_named() -> None:
+    check = "unreadable files"
+    assert of_images(unreadable=[])[check].passed
+    finding = of_images(unreadable=["cat/1.png: truncated"])[check]
+    assert not finding.passed
+    assert finding.seen == "1 file left out: cat/1.png: truncated"

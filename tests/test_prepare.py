@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from study.arrays import PartArrays
-from study.data import Dataset, make_split
+from study.dataset import Dataset, make_split
 from study.features import Features
 from study.network import Pretrained
 from study.prepare import (

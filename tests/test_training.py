@@ -24,6 +24,7 @@ from study.training import (
     TakeState,
     TrainingData,
     TrainingState,
+    balanced_accuracy,
     batches,
     epoch_order,
     evaluate,
@@ -143,14 +144,14 @@ def test_every_epoch_sees_every_row_once_in_an_order_of_its_own() -> None:
 
 
 def test_the_best_epoch_goes_by_the_metric(data: TrainingData) -> None:
-    metrics: tuple[Metric, ...] = ("val_accuracy", "val_loss")
+    metrics: tuple[Metric, ...] = ("val_accuracy", "val_loss", "val_balanced_accuracy")
     for metric in metrics:
         reported: list[EpochMetrics] = []
 
         values = {**RECIPE, "learning_rate": 3e-2, "dropout": 0.0}
         run = train(values, data, seed=3, epochs=8, metric=metric, report=reported.append)
         curve = [getattr(epoch, metric) for epoch in run.epochs]
-        best = max(curve) if metric == "val_accuracy" else min(curve)
+        best = min(curve) if metric == "val_loss" else max(curve)
         assert run.best.epoch == 1 + curve.index(best) < 8
         assert run.epochs[-1].score == best
         assert run.epochs[-1].best_epoch == run.best.epoch
@@ -252,6 +253,15 @@ def test_a_last_batch_of_one_joins_the_one_before() -> None:
     assert torch.equal(torch.cat(batches(torch.arange(9), 4)), torch.arange(9))
 
 
+def test_balanced_accuracy_by_hand() -> None:
+    logits = torch.eye(3)[[0, 0, 0, 1, 0, 1]]
+    # Of class 0 3 of 3 are right, of class 1 1 of 2, of class 2 none of one.
+    labels = torch.tensor([0, 0, 0, 1, 1, 2])
+    assert balanced_accuracy(logits, labels) == pytest.approx((1 + 0.5 + 0) / 3)
+    # A class without images does not count.
+    assert balanced_accuracy(logits[:5], labels[:5]) == pytest.approx(0.75)
+
+
 def test_loss_and_accuracy_by_hand() -> None:
     logits = torch.tensor([[0.0, 0.0], [math.log(3.0), 0.0]])
     loss, accuracy = loss_and_accuracy(logits, torch.tensor([0, 1]))
@@ -261,6 +271,7 @@ def test_loss_and_accuracy_by_hand() -> None:
 
 def test_a_tie_is_not_better() -> None:
     assert is_better(0.9, 0.8, "val_accuracy")
+    assert is_better(0.9, 0.8, "val_balanced_accuracy")
     assert not is_better(0.8, 0.8, "val_accuracy")
     assert is_better(0.3, 0.4, "val_loss")
     assert not is_better(0.4, 0.4, "val_loss")

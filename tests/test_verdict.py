@@ -11,10 +11,11 @@ import pytest
 from analysis import load
 from analysis.agreement import compute_agreement, say_agreement
 from analysis.frames import StudyFrames
+from analysis.grid import show_effects
 from analysis.looks import record_verdict
 from analysis.pairs import compute_pairs
 from analysis.rundir import RunDir
-from analysis.uncertainty import crossed_bootstrap
+from analysis.uncertainty import class_weights, crossed_bootstrap
 from analysis.verdict import FEWEST_PAIRS, compute_verdict, fewest_pairs, say_champions
 from tests.made_up import article_arms, confirmed, frames
 
@@ -252,3 +253,27 @@ def test_a_failed_first_run_does_not_turn_the_comparison_round() -> None:
     (comparison,) = compute_verdict(replace(study, confirm=ordered)).comparisons
     assert (comparison.baseline, comparison.setting) == ("no-dropout", "dropout")
     assert comparison.outcome == "helps"
+
+
+def test_a_study_by_balanced_accuracy_is_judged_by_it() -> None:
+    study = two_arms(-0.02, -0.02)
+    gain = 0.03 * (study.confirm["setting"] == "dropout")
+    confirm = study.confirm.assign(
+        test_balanced_accuracy=0.6 + gain + 0.1 * study.confirm["seed"],
+        last_test_balanced_accuracy=0.6 + gain,
+    )
+    study = replace(study, confirm=confirm, record={"config": {"metric": "val_balanced_accuracy"}})
+    verdict = compute_verdict(study)
+    assert verdict.sentence.startswith("Dropout helps: +3.00 points of balanced test accuracy (")
+    assert verdict.comparisons[0].last_accuracy.mean == pytest.approx(3)
+    assert verdict.champions is not None
+    assert "points of balanced test accuracy" in say_champions(verdict.champions)
+    assert show_effects(verdict).rows[0][1] == "balanced test accuracy, selected epoch"
+
+
+def test_weights_of_images_make_the_mean_that_of_the_classes() -> None:
+    labels = np.array([0, 0, 0, 0, 2, 2])
+    right = np.array([1, 1, 1, 0, 1, 0])
+    weights = class_weights(labels)
+    assert weights.mean() == pytest.approx(1)
+    assert (weights * right).mean() == pytest.approx((0.75 + 0.5) / 2)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from study import weights
 from study.backbone import KERAS, PREPROCESSES, TORCHVISION, build_backbone
-from study.data import Dataset
+from study.dataset import Dataset
 from study.errors import UserError
 from study.sources import SourceError
 from study.weights import Weights, load_weights

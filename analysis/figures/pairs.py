@@ -18,19 +18,21 @@ MARKERS = "os^Dv"
 
 @dataclass(frozen=True)
 class PairedDifferences:
-    """A setting against the baseline in test accuracy, in points.
+    """A setting against the baseline, in points.
 
     Attributes:
         setting: The setting.
         baseline: The setting that it is measured against.
         by_recipe: Per recipe, the difference at each seed, in the order of the seeds.
         effect: The mean over recipes and seeds, with its interval.
+        measure: What differs, in words.
     """
 
     setting: str
     baseline: str
     by_recipe: Mapping[str, tuple[float, ...]]
     effect: Effect
+    measure: str = "test accuracy"
 
 
 def make_pairs(frames: StudyFrames) -> Picture | None:
@@ -44,7 +46,7 @@ def make_pairs(frames: StudyFrames) -> Picture | None:
         draw_differences(compared, ink, figure.subplots())
     return Picture(
         "pairs",
-        f"Test accuracy minus that of {compared[0].baseline}, seed by seed",
+        f"{compared[0].measure.capitalize()} minus that of {compared[0].baseline}, seed by seed",
         _caption(compared),
         figure,
     )
@@ -63,8 +65,9 @@ def compute_differences(frames: StudyFrames) -> tuple[PairedDifferences, ...]:
                 for recipe in pairs.by_recipe
             },
             effect=estimate_effect(list(100 * pairs.by_seed)),
+            measure=frames.test_accuracy_words,
         )
-        for pairs in compute_pairs(frames, "test_accuracy")
+        for pairs in compute_pairs(frames, f"test_{frames.accuracy}")
     )
 
 
@@ -89,7 +92,7 @@ def draw_differences(
     ax.invert_yaxis()
     ax.grid(visible=False, axis="y")
     ax.grid(visible=True, axis="x")
-    ax.set_xlabel(f"points of test accuracy against {compared[0].baseline}")
+    ax.set_xlabel(f"points of {compared[0].measure} against {compared[0].baseline}")
 
 
 def _caption(compared: tuple[PairedDifferences, ...]) -> str:

@@ -55,7 +55,8 @@ from search_spaces import Value, find_space
 from study.arrays import TrainingArrays
 from study.augment import Augment
 from study.backbone import PREPROCESSES, Preprocess
-from study.data import load_dataset, make_split
+from study.data import load_dataset
+from study.dataset import make_split
 from study.errors import UserError
 from study.hardware import cpu_count
 from study.network import Network, Pretrained

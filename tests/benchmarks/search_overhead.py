@@ -26,7 +26,8 @@ import torch
 from analysis.rundir import TrialRow
 from study.arrays import TrainingArrays
 from study.config import StudyConfig, check
-from study.data import load_dataset, make_split
+from study.data import load_dataset
+from study.dataset import make_split
 from study.features import load_features
 from study.hardware import cpu_count
 from study.phases import choose_preprocess, run_settings

@@ -14,18 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from study import data
-from study.data import (
-    BATCHES,
-    BINARY_FILES,
-    LABEL_FILES,
-    PNG_FILES,
-    Dataset,
-    load_dataset,
-    make_split,
-    to_records,
-)
+from study import cifar10 as data
+from study.cifar10 import BATCHES, to_records
+from study.data import load_dataset
+from study.dataset import Dataset, make_split
 from study.errors import UserError
+from study.layouts import BINARY_FILES, LABEL_FILES, PNG_FILES
 from study.sources import SourceError
 
 SHA256 = "013ba16d14ecc4829da62bf2af648ca30f600491ecb3e7f329c827db0dd17522"
@@ -341,7 +335,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
 def test_path_that_is_of_no_use(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--data .*nowhere: there is no such file or folder"):
         load_dataset(str(tmp_path / "nowhere"))
-    with pytest.raises(UserError, match=r"no files of CIFAR-10 in it; give"):
+    with pytest.raises(UserError, match=r"no class folders in .*; give a folder that holds"):
         load_dataset(str(tmp_path))
     with pytest.raises(UserError, match="cannot be read as a tar archive"):
         load_dataset(__file__)

@@ -1,0 +1,341 @@
+"""Images of the user's own: a folder of class folders, as torchvision's ImageFolder reads them.
+
+    PATH/CLASS/...                              test and val are carved out at random but for a seed
+    PATH/train/CLASS/...  PATH/test/CLASS/...   val is carved out of train
+    PATH/train/...  PATH/val/...  PATH/test/... nothing is carved out
+
+Every file is decoded once, on all cores; the pixels are kept in the user's cache, as one file that
+is mapped into memory.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import imagehash
+import numpy as np
+import PIL
+from PIL import Image
+
+from study import decode
+from study.cache import cache_dir, cached, sha256_of, whole_file
+from study.dataset import SMALLEST_PART, Dataset, in_proportion, shuffled_by_class
+from study.decode import UnreadableImageError, is_image_name, read_images
+from study.errors import UserError
+from study.progress import console, progress
+
+PartName = Literal["train", "val", "test"]
+PARTS: tuple[PartName, ...] = ("train", "val", "test")
+#: Of all images, what becomes `test` where there is no folder of that name.
+TEST_FRACTION = 0.2
+#: The largest part of the files that may be unreadable; a single one always may.
+UNREADABLE_LIMIT = 0.01
+#: So many unreadable files are named on the screen; study.json names all of them.
+NAMED = 10
+
+LAYOUT = (
+    "give a folder that holds a folder for each class (PATH/cat/1.jpg), or the folders train/ and"
+    " test/ (and val/) of such folders, or CIFAR-10 in one of its usual layouts"
+)
+
+
+@dataclass(frozen=True)
+class _File:
+    """An image file and what it stands for."""
+
+    path: Path
+    name: str
+    """Inside the user's folder, with "/" between folders; bytes that are no text are replaced."""
+    part: PartName
+    label: int
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """What a list of files gave."""
+
+    pixels: np.ndarray
+    rows: np.ndarray
+    """int64: the numbers of the files that could be read, in order."""
+    hashes: np.ndarray
+    unreadable: tuple[str, ...]
+    sha256: str
+    """Of the pixels."""
+
+
+def load_image_folder(
+    folder: Path,
+    image_size: int,
+    images: int | None = None,
+    test_fraction: float | None = None,
+) -> Dataset:
+    """Load the images of a folder of class folders.
+
+    Args:
+        folder: The folder; its layout is recognised.
+        image_size: Side in pixels at which images are kept.
+        images: Load only so many, a stratified part; the same ones every time. None: all of them.
+        test_fraction: What part of each class becomes test, where there is no test/; None: a fifth.
+
+    Raises:
+        UserError: It holds no such folders, too many files cannot be read, or an option is out of
+            range.
+    """
+    classes, files, ignored = _find_files(folder)
+    if all(file.part == "train" for file in files):
+        files = _carve_test(files, classes, test_fraction or TEST_FRACTION)
+    elif test_fraction is not None:
+        raise UserError(
+            f"--test-fraction: {folder} has a test/ folder, which serves as test; leave the option"
+            " out."
+        )
+    if images is not None:
+        files = _choose_part(files, images, len(classes))
+    files = sorted(files, key=lambda file: PARTS.index(file.part))
+    if ignored:
+        console.print(f"{folder}: left out by their names: {_list_suffixes(ignored)}")
+    decoded = _decode(folder, files, image_size)
+    _check_unreadable(folder, decoded.unreadable, len(files))
+    kept = [files[row] for row in decoded.rows]
+    per_part = Counter(file.part for file in kept)
+    labels = np.array([file.label for file in kept], np.int64)
+    return Dataset(
+        name=folder.resolve().name,
+        classes=classes,
+        pixels=decoded.pixels,
+        labels=labels,
+        training_count=per_part["train"],
+        val_count=per_part["val"],
+        source=str(folder),
+        source_key="folder",
+        sha256=sha256_of(
+            json.dumps([classes, labels.tolist(), [per_part[part] for part in PARTS]]).encode()
+            + decoded.sha256.encode()
+        ),
+        files=tuple(file.name for file in kept),
+        unreadable=decoded.unreadable,
+        hashes=decoded.hashes,
+    )
+
+
+# --- finding files ----------------------------------------------------------------------------
+
+
+def _find_files(folder: Path) -> tuple[tuple[str, ...], list[_File], Counter[str]]:
+    """The classes, the image files, and how many files of which suffix are no images."""
+    folders = _folders(folder)
+    ignored: Counter[str] = Counter()
+    parts = _parts(folder, folders)
+    if parts is None:
+        parts = {"train": folder}
+    elif "test" not in parts:
+        raise UserError(
+            f"--data {folder}: there is no test/ beside {' and '.join(f'{p}/' for p in parts)}; the"
+            " study needs images that nothing is chosen by: add test/, or, where val/ is meant to"
+            " be that, rename it to test/ (another val is carved out of train/)."
+        )
+    classes = tuple(_folders(parts["train"]))
+    if len(classes) < 2:
+        raise UserError(
+            f"--data {folder}: {len(classes) or 'no'} class folder{'s' * (len(classes) != 1)} in"
+            f" {parts['train']}; {LAYOUT}."
+        )
+    found = []
+    for part, place in parts.items():
+        if strange := sorted(set(_folders(place)) - set(classes)):
+            raise UserError(
+                f"--data {folder}: class {strange[0]} is in {part}/ but not in train/; add it"
+                " there, or leave it out."
+            )
+        for label, name in enumerate(classes):
+            for path in _walk(place / name):
+                if is_image_name(path.name):
+                    found.append(_File(path, _text(path.relative_to(folder)), part, label))
+                elif not path.name.startswith("."):
+                    ignored[path.suffix.lower() or path.name] += 1
+    if not found:
+        raise UserError(f"--data {folder}: there is no image in its class folders; {LAYOUT}.")
+    return tuple(map(_text, map(Path, classes))), found, ignored
+
+
+def _parts(folder: Path, folders: Sequence[str]) -> dict[PartName, Path] | None:
+    """The folders of train, val and test; None where the folders are classes."""
+    if "train" not in folders or set(folders) - set(PARTS) or not _folders(folder / "train"):
+        return None
+    return {part: folder / part for part in PARTS if part in folders}
+
+
+def _folders(folder: Path) -> list[str]:
+    """Names of the folders in a folder, sorted as ImageFolder sorts them; hidden ones left out."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+    except OSError as error:
+        raise UserError(
+            f"--data: {folder} cannot be read ({error.strerror or error}); make it readable."
+        ) from None
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """All files below a folder, sorted; links are followed, circles of them once."""
+    if not folder.is_dir():
+        return
+    seen = set[str]()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        seen.add(os.path.realpath(place))
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".") and os.path.realpath(f"{place}/{name}") not in seen
+        )
+        for name in sorted(names):
+            yield Path(place) / name
+
+
+def _text(path: Path) -> str:
+    """A path as text, whatever bytes its name has."""
+    return os.fsencode(path.as_posix()).decode(errors="replace")
+
+
+def _list_suffixes(ignored: Counter[str]) -> str:
+    return ", ".join(f"{number} × {suffix}" for suffix, number in ignored.most_common(5))
+
+
+# --- choosing images --------------------------------------------------------------------------
+
+
+def _carve_test(files: Sequence[_File], classes: Sequence[str], fraction: float) -> list[_File]:
+    """The same files, a part of each class as test."""
+    labels = np.array([file.label for file in files])
+    by_class = shuffled_by_class(labels, len(classes), seed=0)
+    test = {int(row) for rows in by_class for row in rows[: round(fraction * len(rows))]}
+    return [
+        _File(file.path, file.name, "test", file.label) if row in test else file
+        for row, file in enumerate(files)
+    ]
+
+
+def _choose_part(files: Sequence[_File], images: int, classes: int) -> list[_File]:
+    """A stratified part: parts and classes in proportion."""
+    if not SMALLEST_PART <= images <= len(files):
+        raise UserError(
+            f"--images {images:,} is out of range: give {SMALLEST_PART} to {len(files):,}."
+            if len(files) >= SMALLEST_PART
+            else f"--images {images:,}: there are only {len(files):,}; leave the option out."
+        )
+    groups = np.array([PARTS.index(file.part) * classes + file.label for file in files])
+    by_group = shuffled_by_class(groups, len(PARTS) * classes, seed=0)
+    counts = in_proportion([len(rows) for rows in by_group], images)
+    chosen = np.concatenate([rows[:n] for rows, n in zip(by_group, counts, strict=True)])
+    return [files[row] for row in np.sort(chosen)]
+
+
+# --- decoding ---------------------------------------------------------------------------------
+
+
+def _decode(folder: Path, files: Sequence[_File], image_size: int) -> _Decoded:
+    """The pixels of the files: from the cache, or else decoded and kept there."""
+    stats = [(file.name, *_size_and_time(file.path)) for file in files]
+    versions = [decode.VERSION, PIL.__version__, image_size]
+    key = sha256_of(json.dumps([versions, str(folder.resolve()), stats]).encode())
+    entry = cache_dir() / "images" / key
+
+    def load() -> _Decoded | None:
+        return _read_cache(entry, image_size)
+
+    def make() -> _Decoded:
+        with whole_file(entry / "pixels.bin") as partial:
+            index = _decode_into(partial, files, image_size)
+        index["sha256"] = sha256_of(entry / "pixels.bin")
+        with whole_file(entry / "index.json") as partial:
+            partial.write_text(json.dumps(index))
+        made = _read_cache(entry, image_size)
+        if made is None:
+            raise UserError(f"{entry} cannot be read back; is the disk in order?")
+        return made
+
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    return cached(entry, load, make)
+
+
+def _decode_into(pixels: Path, files: Sequence[_File], image_size: int) -> dict[str, Any]:
+    """Write the images one after the other; what is to be known of them."""
+    rows: list[int] = []
+    hashes: list[int] = []
+    unreadable: list[str] = []
+    with pixels.open("wb") as out, progress("Decoding images", len(files), "images") as advance:
+        paths = (file.path for file in files)
+        for row, (_, image) in enumerate(read_images(paths, image_size)):
+            advance(1)
+            if isinstance(image, UnreadableImageError):
+                unreadable.append(f"{files[row].name}: {image}")
+                continue
+            rows.append(row)
+            hashes.append(perceptual_hash(image))
+            out.write(image.tobytes())
+    return {"rows": rows, "hashes": hashes, "unreadable": unreadable}
+
+
+def perceptual_hash(pixels: np.ndarray) -> int:
+    """64 bits that stay nearly the same when an image is scaled, compressed or brightened.
+
+    The signs of the lowest frequencies of its cosine transform, around their median (pHash, as the
+    package ImageHash computes it).
+
+    Args:
+        pixels: uint8 [height, width, 3], RGB.
+    """
+    bits = imagehash.phash(Image.fromarray(pixels)).hash
+    return int.from_bytes(np.packbits(bits).tobytes(), "big")
+
+
+def _read_cache(entry: Path, image_size: int) -> _Decoded | None:
+    """What the cache holds; None if it is not there or damaged."""
+    file = entry / "pixels.bin"
+    try:
+        index = json.loads((entry / "index.json").read_text())
+        if sha256_of(file) != index["sha256"]:
+            return None
+        shape = (len(index["rows"]), image_size, image_size, 3)
+        # Mapped into memory; what writes to it changes a copy. A file without bytes cannot be.
+        pixels = np.memmap(file, np.uint8, mode="c", shape=shape) if shape[0] else np.empty(shape)
+        return _Decoded(
+            np.asarray(pixels, np.uint8),
+            np.array(index["rows"], np.int64),
+            np.array(index["hashes"], np.uint64),
+            tuple(map(str, index["unreadable"])),
+            index["sha256"],
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    """Bytes and time of the last change, by which a changed file is known."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return -1, -1
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _check_unreadable(folder: Path, unreadable: Sequence[str], files: int) -> None:
+    """Name the files that cannot be read.
+
+    Raises:
+        UserError: They are too many.
+    """
+    if not unreadable:
+        return
+    named = "; ".join(unreadable[:NAMED])
+    more = f"; and {len(unreadable) - NAMED} more" if len(unreadable) > NAMED else ""
+    if len(unreadable) > max(1, UNREADABLE_LIMIT * files):
+        raise UserError(
+            f"--data {folder}: {len(unreadable)} of {files} files cannot be read, more than"
+            f" {UNREADABLE_LIMIT:.0%}: {named}{more}; mend or remove them."
+        )
+    console.print(f"{folder}: left out, since they cannot be read: {named}{more}", soft_wrap=True)
