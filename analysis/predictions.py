@@ -3,7 +3,7 @@
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ LARGEST = 1 << 30
 
 @dataclass(frozen=True)
 class Predictions:
-    """A confirmation run's answers on the test images, at its selected epoch.
+    """A confirmation run's answers on the images of val or test, at its selected epoch.
 
     Attributes:
         logits: [images, classes], float32.
@@ -49,8 +49,12 @@ def load_predictions(frames: StudyFrames, run_id: str) -> Predictions | None:
         return None
 
 
-def read_predictions(file: Path) -> Predictions:
+def read_predictions(file: Path, part: Literal["val", "test"] = "test") -> Predictions:
     """Read a file of predictions.
+
+    Args:
+        file: In confirm/.
+        part: Whose images.
 
     Raises:
         RunDirError: It cannot be read, or holds no predictions.
@@ -63,23 +67,25 @@ def read_predictions(file: Path) -> Predictions:
             raise ValueError(f"it unpacks to {size:,} bytes, which no predictions have")
         # Without allow_pickle, as here, no array can hold code.
         with np.load(file) as stored:
-            return _predictions(stored["test_logits"], stored["test_labels"])
+            return _predictions(stored[f"{part}_logits"], stored[f"{part}_labels"], part)
     # A damaged archive or array can raise nearly anything.
     except Exception as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise RunDirError(f"{file} cannot be read: {reason}") from error
 
 
-def _predictions(logits: NDArray[Any], labels: NDArray[Any]) -> Predictions:
+def _predictions(logits: NDArray[Any], labels: NDArray[Any], part: str) -> Predictions:
     """Check that the arrays belong together.
 
     Raises:
         ValueError: They do not.
     """
     if logits.ndim != 2 or logits.dtype.kind != "f" or not logits.size:
-        raise ValueError(f"test_logits are {logits.dtype} {[*logits.shape]}, not [images, classes]")
+        raise ValueError(
+            f"{part}_logits are {logits.dtype} {[*logits.shape]}, not [images, classes]"
+        )
     if labels.shape != logits.shape[:1] or labels.dtype.kind != "i":
-        raise ValueError(f"test_labels are {labels.dtype} {[*labels.shape]}, not one per image")
+        raise ValueError(f"{part}_labels are {labels.dtype} {[*labels.shape]}, not one per image")
     if labels.min() < 0 or labels.max() >= logits.shape[1]:
-        raise ValueError(f"test_labels are not all among the {logits.shape[1]} classes")
+        raise ValueError(f"{part}_labels are not all among the {logits.shape[1]} classes")
     return Predictions(logits.astype(np.float32), labels.astype(np.int64))

@@ -1,14 +1,11 @@
 """What the user asks for: the options of `run_study.py`, checked before anything is written."""
 
-import contextlib
-import difflib
-import io
 import math
 import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -18,6 +15,7 @@ import tyro
 import search_spaces
 from analysis.rundir import RunDir, RunDirError
 from study.cluster import check_address
+from study.command import parse_arguments
 from study.errors import UserError
 from study.layouts import is_image_folder
 from study.place import Place
@@ -38,6 +36,7 @@ OPERATIONAL = (
     "cpus_per_trial",
     "gpus_per_trial",
     "max_concurrent",
+    "export",
     "time_budget",
     "max_failures",
     "trial_timeout",
@@ -108,6 +107,10 @@ class StudyConfig:
     confirmation out."""
     seed: int = 0
     """The study's seed, from which all randomness is derived."""
+    export: str = "best"
+    """The model to export: best (of all confirmation runs, by the metric), the best of an arm such
+    as no-dropout, or, with a frozen backbone, ensemble: the heads of one recipe and setting under
+    all seeds, over one backbone."""
     cpus_per_trial: float = 1
     """CPU cores of one trial."""
     gpus_per_trial: float | Literal["auto"] = "auto"
@@ -277,14 +280,7 @@ def resume_command(config: StudyConfig) -> str:
 
 
 def _parse(words: Sequence[str]) -> StudyConfig:
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(StudyConfig, prog="run_study.py", args=words)
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        raise UserError(_one_line(said.getvalue())) from None
+    return parse_arguments(StudyConfig, "run_study.py", words)
 
 
 def check(config: StudyConfig) -> Study:
@@ -321,6 +317,7 @@ def check(config: StudyConfig) -> Study:
         )
     config = replace(config, name=_run_name(config))
     study = Study(config, space, Place(config.storage).rundir(str(config.name)), left_out)
+    _check_export(study)
     arms = len(study.searched)
     if config.trials < arms:
         raise UserError(
@@ -333,6 +330,28 @@ def check(config: StudyConfig) -> Study:
             "give at least 1 seed."
         )
     return study
+
+
+def _check_export(study: Study) -> None:
+    what, space = study.config.export, study.space
+    arms = (space.settings or space.arms) if study.config.seeds else study.searched
+    names = [arm.name for arm in arms]
+    if what not in ("best", "ensemble", *names):
+        raise UserError(
+            f"--export {what}: give best, ensemble, or one of this study's settings:"
+            f" {', '.join(names)}."
+        )
+    if what == "ensemble" and study.finetunes:
+        raise UserError(
+            "--export ensemble: where all layers train, each run has a backbone of its own, and an"
+            " ensemble would cost as much as all of them; give best or an arm, or add --transfer"
+            " frozen."
+        )
+    if what == "ensemble" and study.config.seeds == 0:
+        raise UserError(
+            "--export ensemble: is made of confirmation runs, of which --seeds 0 leaves none; give"
+            " --seeds 2 or more."
+        )
 
 
 def _choose_space(config: StudyConfig) -> tuple[StudyConfig, search_spaces.Space]:
@@ -445,15 +464,3 @@ def _exists(path: str) -> bool:
         return bool(path) and Path(path).exists()
     except (OSError, ValueError):
         return False
-
-
-def _one_line(box: str) -> str:
-    """The first paragraph of a boxed message of tyro's as one line, and what to do."""
-    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip(" │╭╮╰╯") for line in box.splitlines()]
-    body = [line for line in lines if line and not line.startswith("─ ")]
-    rule = next((i for i, line in enumerate(body) if set(line) == {"─"}), len(body))
-    message = " ".join(body[:rule]).rstrip(".")
-    options = [f"--{field.name.replace('_', '-')}" for field in fields(StudyConfig)]
-    close = difflib.get_close_matches(next(iter(re.findall(r"--[\w-]+", message)), ""), options, 1)
-    misspelt = message.startswith("Unrecognized") and close
-    return f"{message}; {f'did you mean {close[0]}?' if misspelt else 'see run_study.py --help.'}"

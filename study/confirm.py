@@ -323,7 +323,8 @@ def _keep(phase: _Phase, run: PlannedRun, confirmation: Confirmation, attempt: i
     cell = _in_order([other for other in phase.planned if other.cell == run.cell], known)
     best = best_of(cell, metric)
     try:
-        if best is row:
+        # A head is small, and all of them can make an ensemble; a whole network is not.
+        if best is row or not phase.study.finetunes:
             save_whole(rundir.weights(run.run_id), confirmation.best.weights)
             rundir.wrote(rundir.weights(run.run_id))
         rundir.append_epochs(
@@ -341,7 +342,7 @@ def _keep(phase: _Phase, run: PlannedRun, confirmation: Confirmation, attempt: i
         raise storage_error(error, rundir.path) or error from error
     phase.done[run.run_id] = row
     for other in cell:
-        if other is not best:
+        if other is not best and phase.study.finetunes:
             rundir.delete(rundir.weights(other.run_id))
     rundir.delete(rundir.state(run.run_id))
     return row

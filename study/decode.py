@@ -99,6 +99,27 @@ def is_image_name(name: str) -> bool:
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in image_suffixes()  # noqa: PTH122
 
 
+def walk(folder: Path) -> Iterator[Path]:
+    """All files below a folder, sorted; links are followed, circles of them once."""
+    if not folder.is_dir():
+        return
+    seen = set[str]()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        seen.add(os.path.realpath(place))
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".") and os.path.realpath(f"{place}/{name}") not in seen
+        )
+        for name in sorted(names):
+            yield Path(place) / name
+
+
+def as_text(path: Path) -> str:
+    """A path as text, whatever bytes its name has."""
+    return os.fsencode(path.as_posix()).decode(errors="replace")
+
+
 @cache
 def _formats() -> tuple[str, ...]:
     Image.init()

@@ -11,7 +11,7 @@ is mapped into memory.
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,7 @@ from PIL import Image
 from study import decode
 from study.cache import cache_dir, cached, sha256_of, whole_file
 from study.dataset import SMALLEST_PART, Dataset, in_proportion, shuffled_by_class
-from study.decode import UnreadableImageError, is_image_name, read_images
+from study.decode import UnreadableImageError, as_text, is_image_name, read_images, walk
 from study.errors import UserError
 from study.progress import console, progress
 
@@ -152,14 +152,14 @@ def _find_files(folder: Path) -> tuple[tuple[str, ...], list[_File], Counter[str
                 " there, or leave it out."
             )
         for label, name in enumerate(classes):
-            for path in _walk(place / name):
+            for path in walk(place / name):
                 if is_image_name(path.name):
-                    found.append(_File(path, _text(path.relative_to(folder)), part, label))
+                    found.append(_File(path, as_text(path.relative_to(folder)), part, label))
                 elif not path.name.startswith("."):
                     ignored[path.suffix.lower() or path.name] += 1
     if not found:
         raise UserError(f"--data {folder}: there is no image in its class folders; {LAYOUT}.")
-    return tuple(map(_text, map(Path, classes))), found, ignored
+    return tuple(map(as_text, map(Path, classes))), found, ignored
 
 
 def _parts(folder: Path, folders: Sequence[str]) -> dict[PartName, Path] | None:
@@ -178,27 +178,6 @@ def _folders(folder: Path) -> list[str]:
         raise UserError(
             f"--data: {folder} cannot be read ({error.strerror or error}); make it readable."
         ) from None
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    """All files below a folder, sorted; links are followed, circles of them once."""
-    if not folder.is_dir():
-        return
-    seen = set[str]()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        seen.add(os.path.realpath(place))
-        folders[:] = sorted(
-            name
-            for name in folders
-            if not name.startswith(".") and os.path.realpath(f"{place}/{name}") not in seen
-        )
-        for name in sorted(names):
-            yield Path(place) / name
-
-
-def _text(path: Path) -> str:
-    """A path as text, whatever bytes its name has."""
-    return os.fsencode(path.as_posix()).decode(errors="replace")
 
 
 def _list_suffixes(ignored: Counter[str]) -> str:

@@ -1,7 +1,8 @@
 """The phases of a study, in order; each is skipped when its outputs are there."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -13,24 +14,20 @@ from analysis.rundir import RunDir
 from study import interrupt
 from study.arrays import TrainingArrays
 from study.ask import on_node
-from study.backbone import PREPROCESSES, Preprocess
+from study.best_model import Exported, describe, export, say_whether_it_pays
 from study.champions import champions
 from study.cluster import Machines
 from study.config import Metric, Study
 from study.confirm import confirm
-from study.data import load_dataset
-from study.dataset import Dataset, Split, make_split
 from study.errors import StudyStoppedError, UserError, storage_error
-from study.export import Exported, export
 from study.failures import failure_of
-from study.features import Compute, Features, load_features
+from study.features import Compute
 from study.hold import held
+from study.inputs import Inputs, load_inputs
 from study.integrity import check_left, refuse_foreign
-from study.network import Pretrained
 from study.nodes import differences, inspect_nodes
 from study.packing import Load, Resources, fits, hungriest, runs_per_gpu
 from study.plan import check_disk, is_measured, plan_disk, plan_resources, plan_table
-from study.prepare import Prepared, prepare_features, prepare_images
 from study.provenance import (
     begin,
     check_same_inputs,
@@ -45,20 +42,7 @@ from study.ray_session import find_machines, ray_session
 from study.screen import Screen
 from study.search import search
 from study.spread import on_cluster
-from study.weights import Weights, load_weights
 from study.worker import RunSettings, measure_load
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """All that a study's runs need."""
-
-    dataset: Dataset
-    split: Split
-    weights: Weights
-    preprocess: Preprocess
-    features: Features | None
-    prepared: Prepared
 
 
 def run(study: Study) -> None:
@@ -85,15 +69,46 @@ def run(study: Study) -> None:
             if known is None:
                 raise
             raise known from error
+    show(study, report, exported, screen)
+
+
+def export_again(study: Study, to: Path | None, screen: Screen) -> None:
+    """Export another model of a study that has ended.
+
+    Args:
+        study: With the wanted model as its `export`.
+        to: The folder; None: best_model/ of the run directory.
+        screen: Is told what comes of it.
+
+    Raises:
+        UserError: The model is not to be had, or data or weights are not those of the study.
+        RunDirError: A file of the run directory cannot be read.
+    """
+    with held(study, screen) as study:
+        record = study.rundir.read_study()
+        inputs = load_inputs(study, pinned_sources(record), None)
+        check_same_inputs(record, describe_inputs(inputs))
+        exported = export(study, champions(study), inputs, to)
+    show_model(study, exported, to, screen)
+
+
+def show(study: Study, report: Report, exported: Exported, screen: Screen) -> None:
+    """What a study ends with on the screen."""
     for part in report.as_rich():
         screen.say()
         screen.say(part)
     screen.say()
     screen.say(f"Used: {report.inputs}")
     screen.say(f"Report: {study.where(report.path)}")
-    screen.say(
-        f"Best model: {study.where(study.rundir.best_model)} ({describe_exported(exported)})"
-    )
+    show_model(study, exported, None, screen)
+
+
+def show_model(study: Study, exported: Exported, to: Path | None, screen: Screen) -> None:
+    """Where the exported model is, and how good."""
+    if pays := say_whether_it_pays(study, exported.chosen):
+        screen.say(pays)
+    place = study.where(study.rundir.best_model) if to is None else str(to)
+    screen.say(f"Best model: {place} ({describe(exported)})")
 
 
 def what_the_user_can_mend(study: Study, error: BaseException) -> StudyStoppedError | None:
@@ -148,9 +163,7 @@ def prepare(study: Study, machines: Machines, compute: Compute | None, screen: S
         if is_new:
             rundir.delete(rundir.study_json)
         raise
-    used = describe_used(
-        inputs.dataset, inputs.split, inputs.weights, inputs.preprocess, inputs.features
-    )
+    used = describe_inputs(inputs)
     check_same_inputs(record, used)
     screen.keep_log(rundir.log)
     for warning in warn_of_images(used["data"], study.config.metric):
@@ -162,6 +175,13 @@ def prepare(study: Study, machines: Machines, compute: Compute | None, screen: S
         rundir.put_confirm_away()
     rundir.write_study(with_this_start(record, study, machines, used))
     return inputs
+
+
+def describe_inputs(inputs: Inputs) -> dict[str, Any]:
+    """What study.json says of them."""
+    return describe_used(
+        inputs.dataset, inputs.split, inputs.weights, inputs.preprocess, inputs.features
+    )
 
 
 def warn_of_images(data: Mapping[str, Any], metric: Metric) -> list[str]:
@@ -186,28 +206,6 @@ def warn_of_images(data: Mapping[str, Any], metric: Metric) -> list[str]:
     return warnings
 
 
-def load_inputs(study: Study, pinned: Mapping[str, str], compute: Compute | None) -> Inputs:
-    """Data, weights and, where the backbone is frozen, features."""
-    config = study.config
-    dataset = load_dataset(
-        config.data,
-        config.images,
-        pinned.get("data"),
-        image_size=study.image_size,
-        test_fraction=config.test_fraction,
-    )
-    split = make_split(dataset, config.val_fraction)
-    weights = load_weights(study.weights, pinned.get("weights"))
-    preprocess = choose_preprocess(study, weights)
-    if study.finetunes:
-        pretrained = Pretrained(weights.state, weights.architecture, preprocess)
-        prepared = prepare_images(dataset, split, pretrained, study.augment)
-        return Inputs(dataset, split, weights, preprocess, None, prepared)
-    features = load_features(dataset, weights, preprocess, compute=compute)
-    prepared = prepare_features(dataset, split, features)
-    return Inputs(dataset, split, weights, preprocess, features, prepared)
-
-
 def run_phases(
     study: Study, machines: Machines, inputs: Inputs, screen: Screen
 ) -> tuple[Report, Exported]:
@@ -225,16 +223,9 @@ def run_phases(
             test = ray.put(prepared.test)
             confirm(study, found, training, test, settings, resources, screen)
     interrupt.check()
-    exported = export(
-        study,
-        found,
-        inputs.dataset,
-        inputs.split,
-        inputs.weights,
-        inputs.preprocess,
-        prepared.standardisation,
-    )
-    return write_report(study.rundir.path), exported
+    report = write_report(study.rundir.path)
+    interrupt.check()
+    return report, export(study, found, inputs)
 
 
 def run_settings(study: Study, resources: Resources) -> RunSettings:
@@ -315,18 +306,3 @@ def describe_load(load: Load, packed: int) -> str:
         f" ({load.images_per_second:,.0f} images/s), and keeps the GPU {100 * load.busy:.0f} %"
         f" busy: {packed} {'run' if packed == 1 else 'runs'} at once per GPU."
     )
-
-
-def describe_exported(exported: Exported) -> str:
-    """The exported model in a phrase, with its test accuracy measured anew."""
-    measured = f"test accuracy {100 * exported.test_accuracy:.2f} % from the images in fp32"
-    recorded = exported.recorded_test_accuracy
-    if recorded is not None:
-        measured += f", {100 * recorded:.2f} % when it was confirmed"
-    return f"{exported.run_id}: {measured}"
-
-
-def choose_preprocess(study: Study, weights: Weights) -> Preprocess:
-    """The weights' own preprocessing or the article's, at the study's image size."""
-    own = study.config.preprocess == "own"
-    return replace(weights.preprocess if own else PREPROCESSES["raw"], image_size=study.image_size)

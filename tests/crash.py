@@ -32,7 +32,7 @@ from study.config import check, parse
 from study.data import load_dataset
 from study.dataset import make_split
 from study.features import load_features
-from study.phases import choose_preprocess
+from study.inputs import choose_preprocess
 from study.prepare import prepare_features
 from study.searcher import state_of
 from study.training import EpochMetrics, TrainingData, train

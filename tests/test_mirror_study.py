@@ -13,9 +13,9 @@ import ray
 
 from analysis.optuna_db import read_searches
 from analysis.rundir import RunDir
+from study.choose import _weights
 from study.config import Study
 from study.errors import StorageError
-from study.export import _weights
 from study.integrity import check_left
 from study.mirror import DriverMirror
 from study.searcher import run_id

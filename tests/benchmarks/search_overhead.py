@@ -30,7 +30,8 @@ from study.data import load_dataset
 from study.dataset import make_split
 from study.features import load_features
 from study.hardware import cpu_count
-from study.phases import choose_preprocess, run_settings
+from study.inputs import choose_preprocess
+from study.phases import run_settings
 from study.plan import plan_resources
 from study.prepare import prepare_features
 from study.ray_session import find_machines, ray_session

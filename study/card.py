@@ -1,0 +1,205 @@
+"""README.md of the exported model: a model card, as Hugging Face reads them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from scipy import stats
+from torch import Tensor
+
+from analysis.figures.reliability import bin_predictions
+from analysis.predictions import Predictions
+from analysis.rundir import write_whole
+from search_spaces import PARAMETERS
+from study.choose import Chosen
+from study.config import Study
+from study.inputs import Inputs
+from study.training import balanced_accuracy, loss_and_accuracy
+from study.verify import Agreement
+
+CARD = "README.md"
+TEMPLATE = "model_card.md.j2"
+#: Where there are more classes, the card names the hardest ones only.
+CLASSES_SHOWN = 30
+
+#: Hugging Face's name of a licence, and what there is to say, by the name of the weights.
+LICENCES: Mapping[str, tuple[str, str]] = {
+    "imagenet-v1": (
+        "bsd-3-clause",
+        "The backbone's weights are torchvision's (BSD 3-Clause), trained on ImageNet.",
+    ),
+    "imagenet-v2": (
+        "bsd-3-clause",
+        "The backbone's weights are torchvision's (BSD 3-Clause), trained on ImageNet.",
+    ),
+    "keras": (
+        "mit",
+        "The backbone's weights are those of keras.applications, ported there from Kaiming He's"
+        " (MIT), trained on ImageNet.",
+    ),
+    "path": ("unknown", "The backbone's weights came from a file; its licence is not known here."),
+}
+
+#: By the name of the weights, the same on Hugging Face.
+BASE_MODELS = {"imagenet-v1": "timm/resnet50.tv_in1k", "imagenet-v2": "timm/resnet50.tv2_in1k"}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model on the test images, in fp32."""
+
+    images: int
+    loss: float
+    """Mean cross-entropy in nats per image."""
+    accuracy: float
+    """Fraction."""
+    accuracy_interval: tuple[float, float]
+    """Its 95 % confidence interval for other images like these (Wilson)."""
+    balanced_accuracy: float
+    """Mean over the classes of their accuracies."""
+    calibration_error: float
+    """Expected calibration error in points (Guo et al. 2017, 15 bins)."""
+    mean_confidence: float
+    """Mean probability of the answers, a fraction."""
+    class_accuracy: tuple[float | None, ...]
+    """Of each class; None for one without a test image."""
+
+
+def measure(logits: Tensor, labels: Tensor) -> Measured:
+    """Measure logits [n, classes] by labels [n]."""
+    loss, accuracy = loss_and_accuracy(logits, labels)
+    right = round(accuracy * len(labels))
+    interval = stats.binomtest(right, len(labels)).proportion_ci(method="wilson")
+    predictions = Predictions(logits.numpy(), labels.numpy())
+    hits = predictions.guesses == predictions.labels
+    by_class = [hits[predictions.labels == number] for number in range(logits.shape[1])]
+    return Measured(
+        images=len(labels),
+        loss=loss,
+        accuracy=accuracy,
+        accuracy_interval=(float(interval.low), float(interval.high)),
+        balanced_accuracy=balanced_accuracy(logits, labels),
+        calibration_error=bin_predictions(predictions).ece,
+        mean_confidence=float(predictions.probabilities.max(axis=1).mean()),
+        class_accuracy=tuple(float(of.mean()) if len(of) else None for of in by_class),
+    )
+
+
+def write_card(
+    folder: Path,
+    study: Study,
+    chosen: Chosen,
+    inputs: Inputs,
+    measured: Measured,
+    agreements: Mapping[str, Agreement],
+    verdict: Sequence[str],
+) -> None:
+    """Write the card.
+
+    Args:
+        folder: The bundle's.
+        study: That trained the model.
+        chosen: What was exported.
+        inputs: Of the study.
+        measured: On the test images.
+        agreements: How the other formats agree with the model, by file.
+        verdict: What the study says, sentence by sentence.
+    """
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=False,  # noqa: S701 - Markdown, not HTML
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    templates.filters |= {"percent": _percent, "cell": _cell}
+    names, dataset, split = inputs.dataset.classes, inputs.dataset, inputs.split
+    in_train = np.bincount(dataset.labels[split.train], minlength=len(names))
+    classes = [
+        (name, accuracy, int(count))
+        for name, accuracy, count in zip(names, measured.class_accuracy, in_train, strict=True)
+    ]
+    hardest = sorted(classes, key=lambda row: 1.0 if row[1] is None else row[1])
+    content = templates.get_template(TEMPLATE).render(
+        metadata=yaml.safe_dump(
+            _metadata(study, inputs, measured), sort_keys=False, allow_unicode=True
+        ),
+        study=study,
+        chosen=chosen,
+        dataset=dataset,
+        data_name=_data_name(inputs),
+        sizes={"train": len(split.train), "val": len(split.val), "test": len(split.test)},
+        weights=inputs.weights,
+        preprocess=inputs.preprocess,
+        measured=measured,
+        agreements=agreements,
+        verdict=verdict,
+        hyperparameters=_described(chosen.hyperparameters),
+        classes=classes if len(classes) <= CLASSES_SHOWN else hardest[:CLASSES_SHOWN],
+        all_classes=len(classes) <= CLASSES_SHOWN,
+        licence=LICENCES[inputs.weights.name][1],
+        square=dataset.side,
+    )
+    write_whole(folder / CARD, content)
+
+
+def _metadata(study: Study, inputs: Inputs, measured: Measured) -> dict[str, Any]:
+    """The card's head, in the fields that Hugging Face knows."""
+    weights, dataset = inputs.weights, inputs.dataset
+    data: dict[str, Any] = {"name": dataset.name, "type": dataset.name, "split": "test"}
+    found = {
+        "accuracy": (measured.accuracy, "Test accuracy"),
+        "balanced_accuracy": (measured.balanced_accuracy, "Balanced test accuracy"),
+        "loss": (measured.loss, "Test loss (nats per image)"),
+        "ece": (measured.calibration_error / 100, "Expected calibration error"),
+    }
+    result = {
+        "task": {"type": "image-classification", "name": "Image classification"},
+        "dataset": data,
+        "metrics": [
+            {"type": kind, "value": round(value, 6), "name": name}
+            for kind, (value, name) in found.items()
+        ],
+    }
+    metadata: dict[str, Any] = {
+        "license": LICENCES[weights.name][0],
+        "library_name": "pytorch",
+        "pipeline_tag": "image-classification",
+        "tags": ["image-classification", "resnet50", "transfer-learning", "onnx", "dropout-study"],
+        "metrics": ["accuracy"],
+        "model-index": [{"name": str(study.config.name), "results": [result]}],
+    }
+    if dataset.name == "cifar10" and not dataset.files:
+        metadata["datasets"] = ["uoft-cs/cifar10"]
+    if weights.name in BASE_MODELS:
+        metadata["base_model"] = BASE_MODELS[weights.name]
+    return metadata
+
+
+def _data_name(inputs: Inputs) -> str:
+    """Without the path of a folder, which is nobody else's business."""
+    dataset = inputs.dataset
+    return f"a folder of images ({dataset.name})" if dataset.files else dataset.source
+
+
+def _described(hyperparameters: Mapping[str, Any]) -> list[tuple[str, str]]:
+    in_order = sorted(hyperparameters, key=list(PARAMETERS).index)
+    return [
+        (name, f"{value:.4g}" if isinstance(value, float) else str(value))
+        for name in in_order
+        for value in [hyperparameters[name]]
+    ]
+
+
+def _percent(value: float | None) -> str:
+    return "none" if value is None else f"{100 * value:.2f} %"
+
+
+def _cell(text: object) -> str:
+    """Text inside a table of Markdown."""
+    return " ".join(str(text).split()).replace("\\", "\\\\").replace("|", "\\|")

@@ -1,0 +1,74 @@
+"""What the commands have in common: arguments into a dataclass, and mistakes in one line."""
+
+import contextlib
+import difflib
+import io
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING, TypeVar
+
+import tyro
+
+from analysis.errors import RunDirError
+from study import interrupt
+from study.errors import UserError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Arguments = TypeVar("Arguments", bound="DataclassInstance")
+
+
+def parse_arguments(kind: type[Arguments], prog: str, words: Sequence[str]) -> Arguments:
+    """Read a command line into a dataclass whose docstrings are its help.
+
+    Args:
+        kind: The dataclass.
+        prog: The command, as it is typed.
+        words: As in `sys.argv[1:]`.
+
+    Raises:
+        UserError: An option is unknown, or a value has the wrong form.
+        SystemExit: `--help` was asked for and printed.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(kind, prog=prog, args=words)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UserError(_one_line(said.getvalue(), kind, prog)) from None
+
+
+def run_command(prog: str, body: Callable[[], int]) -> int:
+    """Run a command's body; its exit status.
+
+    Args:
+        prog: The command, as it is typed.
+        body: Gives the exit status; a mistake of the user's gives 2, an interruption that of the
+            signal.
+    """
+    interrupt.listen()
+    try:
+        return body()
+    except (UserError, RunDirError) as error:
+        sys.stderr.write(f"{prog}: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{prog}: interrupted.\n")
+        return interrupt.status()
+
+
+def _one_line(box: str, kind: type[Arguments], prog: str) -> str:
+    """The first paragraph of a boxed message of tyro's as one line, and what to do."""
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip(" │╭╮╰╯") for line in box.splitlines()]
+    body = [line for line in lines if line and not line.startswith("─ ")]
+    rule = next((i for i, line in enumerate(body) if set(line) == {"─"}), len(body))
+    message = " ".join(body[:rule]).rstrip(".")
+    options = [f"--{field.name.replace('_', '-')}" for field in fields(kind)]
+    close = difflib.get_close_matches(next(iter(re.findall(r"--[\w-]+", message)), ""), options, 1)
+    misspelt = message.startswith("Unrecognized") and close
+    return f"{message}; {f'did you mean {close[0]}?' if misspelt else f'see {prog} --help.'}"

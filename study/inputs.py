@@ -1,0 +1,53 @@
+"""All that a study is made of before anything trains: images, split, weights, features."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from study.backbone import PREPROCESSES, Preprocess
+from study.config import Study
+from study.data import load_dataset
+from study.dataset import Dataset, Split, make_split
+from study.features import Compute, Features, load_features
+from study.network import Pretrained
+from study.prepare import Prepared, prepare_features, prepare_images
+from study.weights import Weights, load_weights
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """All that a study's runs need."""
+
+    dataset: Dataset
+    split: Split
+    weights: Weights
+    preprocess: Preprocess
+    features: Features | None
+    prepared: Prepared
+
+
+def load_inputs(study: Study, pinned: Mapping[str, str], compute: Compute | None) -> Inputs:
+    """Data, weights and, where the backbone is frozen, features."""
+    config = study.config
+    dataset = load_dataset(
+        config.data,
+        config.images,
+        pinned.get("data"),
+        image_size=study.image_size,
+        test_fraction=config.test_fraction,
+    )
+    split = make_split(dataset, config.val_fraction)
+    weights = load_weights(study.weights, pinned.get("weights"))
+    preprocess = choose_preprocess(study, weights)
+    if study.finetunes:
+        pretrained = Pretrained(weights.state, weights.architecture, preprocess)
+        prepared = prepare_images(dataset, split, pretrained, study.augment)
+        return Inputs(dataset, split, weights, preprocess, None, prepared)
+    features = load_features(dataset, weights, preprocess, compute=compute)
+    prepared = prepare_features(dataset, split, features)
+    return Inputs(dataset, split, weights, preprocess, features, prepared)
+
+
+def choose_preprocess(study: Study, weights: Weights) -> Preprocess:
+    """The weights' own preprocessing or the article's, at the study's image size."""
+    own = study.config.preprocess == "own"
+    return replace(weights.preprocess if own else PREPROCESSES["raw"], image_size=study.image_size)

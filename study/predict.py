@@ -1,0 +1,274 @@
+"""What a model says of image files.
+
+    python -m study.predict runs/NAME/best_model photo.jpg holiday/
+
+In Python:
+
+    from study.predict import predict
+    answers = predict("runs/NAME/best_model", ["photo.jpg", "holiday/"])
+
+Files are read as the study reads them (study/decode.py), on all cores, while the model computes.
+Exit status 0: every file was read; 1: some could not be, which standard error names; 2: something
+that the user can mend, in one line.
+"""
+
+import csv
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, TextIO
+
+import numpy as np
+import tyro
+
+from study.command import parse_arguments, run_command
+from study.errors import UserError
+
+PROG = "python -m study.predict"
+BATCH = 64
+#: Of the dropout masks: the same images give the same answers.
+SEED = 0
+
+Form = Literal["table", "json", "csv"]
+
+
+@dataclass(frozen=True)
+class PredictArguments:
+    """Say what a model sees in image files."""
+
+    model: Annotated[Path, tyro.conf.Positional]
+    """A best_model/ folder."""
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Image files, and folders that hold some, at any depth."""
+    top: int = 3
+    """So many classes for each image, the most probable first."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print JSON, an object on a line for each image."""
+    csv: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print CSV, a line for each image and class."""
+    mc_dropout: int | None = None
+    """Keep dropout on, predict so many times, and print the mean and how uncertain it is."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says of images; row by row."""
+
+    files: tuple[str, ...]
+    classes: tuple[str, ...]
+    probabilities: np.ndarray
+    """fp32 [files, classes]; with `mc_dropout` their mean over the predictions."""
+    entropy: np.ndarray | None = None
+    """With `mc_dropout`, of that mean, in nats: [files], 0 to log(classes). How uncertain the
+    answer is in all."""
+    mutual_information: np.ndarray | None = None
+    """With `mc_dropout`, the part of the entropy that comes from the predictions' not agreeing:
+    [files], in nats. How unsure the model is of itself (Gal et al. 2017, BALD)."""
+    unreadable: tuple[tuple[str, str], ...] = ()
+    """Files that could not be read, each with the reason."""
+
+    def top(self, row: int, count: int) -> list[tuple[str, float]]:
+        """The most probable classes of an image, with their probabilities."""
+        order = np.argsort(-self.probabilities[row], kind="stable")[:count]
+        return [(self.classes[i], float(self.probabilities[row, i])) for i in order]
+
+
+def predict(
+    model: str | Path, images: Iterable[str | Path], mc_dropout: int | None = None
+) -> Predictions:
+    """What a model says of image files and folders.
+
+    Args:
+        model: A best_model/ folder.
+        images: Image files, and folders that hold some, at any depth.
+        mc_dropout: Keep dropout on and predict so many times.
+
+    Raises:
+        UserError: There is no such model or file, or `mc_dropout` makes no sense for the model.
+    """
+    parts = list(predict_batches(Path(model), find_images(map(Path, images)), mc_dropout))
+    entropies = [part.entropy for part in parts if part.entropy is not None]
+    information = [p.mutual_information for p in parts if p.mutual_information is not None]
+    return Predictions(
+        files=tuple(file for part in parts for file in part.files),
+        classes=parts[0].classes,
+        probabilities=np.concatenate([part.probabilities for part in parts]),
+        entropy=np.concatenate(entropies) if entropies else None,
+        mutual_information=np.concatenate(information) if information else None,
+        unreadable=tuple(problem for part in parts for problem in part.unreadable),
+    )
+
+
+def find_images(paths: Iterable[Path]) -> list[Path]:
+    """The files that are named, and the image files in the folders that are named, sorted.
+
+    Raises:
+        UserError: There is no such file, or no image in a folder.
+    """
+    from study.decode import is_image_name, walk
+
+    found: list[Path] = []
+    for path in paths:
+        if _exists(path) and path.is_dir():
+            inside = [file for file in walk(path) if is_image_name(file.name)]
+            if not inside:
+                raise UserError(f"{path}: there is no image in this folder; give another one.")
+            found += inside
+        elif _exists(path):
+            found.append(path)
+        else:
+            raise UserError(f"{path}: there is no such file; give image files or folders.")
+    if not found:
+        raise UserError("no images are given; give image files or folders.")
+    return found
+
+
+def predict_batches(
+    model_path: Path, files: Sequence[Path], mc_dropout: int | None = None
+) -> Iterator[Predictions]:
+    """Predict batch by batch, as files are read; at least one batch, which may be empty.
+
+    Raises:
+        UserError: There is no such model, or `mc_dropout` makes no sense for it.
+    """
+    import torch
+
+    from study import bundle
+    from study.decode import UnreadableImageError, as_text, read_images
+
+    model = bundle.load(model_path)
+    if mc_dropout is not None and mc_dropout < 2:
+        raise UserError(f"--mc-dropout {mc_dropout}: one prediction has no spread; give 2 or more.")
+    if mc_dropout is not None and not model.has_dropout:
+        raise UserError(
+            f"--mc-dropout: the model in {model_path} has no dropout that could be kept on; export"
+            " one that has (python -m study.export RUN --arm dropout)."
+        )
+    names: list[str] = []
+    pixels: list[np.ndarray] = []
+    unreadable: list[tuple[str, str]] = []
+
+    def run() -> Predictions:
+        images = torch.from_numpy(np.stack(pixels)) if pixels else None
+        read, bad = tuple(names), tuple(unreadable)
+        for collected in (names, pixels, unreadable):
+            collected.clear()
+        if images is None:
+            empty = np.empty((0, len(model.classes)), np.float32)
+            nothing = None if mc_dropout is None else np.empty(0, np.float32)
+            return Predictions(read, model.classes, empty, nothing, nothing, bad)
+        with torch.inference_mode():
+            if mc_dropout is None:
+                probabilities = model(images).softmax(dim=1).numpy()
+                return Predictions(read, model.classes, probabilities, unreadable=bad)
+            drawn = model.sample(images, mc_dropout, SEED)
+        mean = drawn.mean(dim=0)
+        entropy = _entropy(mean.numpy())
+        information = entropy - _entropy(drawn.numpy()).mean(axis=0)
+        return Predictions(
+            read, model.classes, mean.numpy(), entropy, np.maximum(information, 0), bad
+        )
+
+    for path, image in read_images(files, model.side):
+        if isinstance(image, UnreadableImageError):
+            unreadable.append((as_text(path), str(image)))
+            continue
+        names.append(as_text(path))
+        pixels.append(image)
+        if len(pixels) == BATCH:
+            yield run()
+    if names or unreadable:
+        yield run()
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Predict and print; `words` as in `sys.argv[1:]`."""
+
+    def body() -> int:
+        arguments = parse_arguments(
+            PredictArguments, PROG, sys.argv[1:] if words is None else words
+        )
+        if arguments.top < 1:
+            raise UserError(f"--top {arguments.top}: must be 1 or more.")
+        if arguments.json and arguments.csv:
+            raise UserError("--json and --csv: give one of them.")
+        files = find_images(arguments.images)
+        form: Form = "json" if arguments.json else "csv" if arguments.csv else "table"
+        unreadable = answered = 0
+        for part in predict_batches(arguments.model, files, arguments.mc_dropout):
+            show(part, form, arguments.top, sys.stdout, header=answered == 0)
+            answered += len(part.files)
+            unreadable += len(part.unreadable)
+            for file, reason in part.unreadable:
+                sys.stderr.write(f"{file}: cannot be read: {reason}\n")
+        if not answered:
+            raise UserError("none of the files could be read.")
+        return 1 if unreadable else 0
+
+    return run_command(PROG, body)
+
+
+def show(part: Predictions, form: Form, top: int, out: TextIO, *, header: bool) -> None:
+    """Print predictions.
+
+    Args:
+        part: Of some images.
+        form: Table for people, JSON lines, or CSV.
+        top: Classes for each.
+        out: Where to.
+        header: Whether these are the first lines of a CSV file.
+    """
+    if form == "csv":
+        _show_csv(part, top, out, header=header)
+        return
+    width = max((len(file) for file in part.files), default=0)
+    for row, file in enumerate(part.files):
+        answers = part.top(row, top)
+        if form == "json":
+            line = {"file": file, "classes": [{"label": k, "probability": p} for k, p in answers]}
+            out.write(json.dumps(line | _uncertainty(part, row), ensure_ascii=False) + "\n")
+            continue
+        said = "   ".join(f"{name} {100 * p:5.1f} %" for name, p in answers)
+        unsure = "".join(
+            f"   {k.replace('_', ' ')} {v:.2f}" for k, v in _uncertainty(part, row).items()
+        )
+        out.write(f"{file:<{width}}   {said}{unsure}\n")
+    out.flush()
+
+
+def _show_csv(part: Predictions, top: int, out: TextIO, *, header: bool) -> None:
+    writer = csv.writer(out, lineterminator="\n")
+    extra = ["entropy", "mutual_information"] if part.entropy is not None else []
+    if header:
+        writer.writerow(["file", "rank", "label", "probability", *extra])
+    for row, file in enumerate(part.files):
+        for rank, (name, p) in enumerate(part.top(row, top), start=1):
+            writer.writerow([file, rank, name, f"{p:.6g}", *_uncertainty(part, row).values()])
+    out.flush()
+
+
+def _uncertainty(part: Predictions, row: int) -> dict[str, float]:
+    if part.entropy is None or part.mutual_information is None:
+        return {}
+    return {
+        "entropy": round(float(part.entropy[row]), 6),
+        "mutual_information": round(float(part.mutual_information[row]), 6),
+    }
+
+
+def _entropy(probabilities: np.ndarray) -> np.ndarray:
+    """In nats, over the last axis."""
+    return np.asarray(-(probabilities * np.log(np.maximum(probabilities, 1e-30))).sum(axis=-1))
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # what cannot be a path is none
+        return False
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""Whether an exported file predicts what the model predicts, in a process of its own."""
+
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from study import standalone
+from study.errors import StudyStoppedError
+from study.progress import progress
+
+#: What an exported file must keep of the model, in fp32, over all test images.
+SAME_ANSWERS = 0.999
+LARGEST_DIFFERENCE = 1e-3
+ACCURACY_DIFFERENCE = 0.001
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far an exported file and the model agree."""
+
+    images: int
+    same_answers: float
+    """Fraction of the images for which the most probable class is the same."""
+    largest_difference: float
+    """Of any probability."""
+    accuracy: float
+    """Of the file, a fraction."""
+    model_accuracy: float
+
+    @property
+    def is_good(self) -> bool:
+        """Whether the file may be shipped."""
+        return (
+            self.same_answers >= SAME_ANSWERS
+            and self.largest_difference <= LARGEST_DIFFERENCE
+            and abs(self.accuracy - self.model_accuracy) <= ACCURACY_DIFFERENCE
+        )
+
+
+def verify(
+    file: Path, pixels: np.ndarray, rows: np.ndarray, labels: np.ndarray, expected: np.ndarray
+) -> Agreement:
+    """Run an exported file in a fresh process, and hold its answers against the model's.
+
+    Args:
+        file: model.onnx or model.pt2.
+        pixels: Images, uint8 [N, height, width, 3], RGB.
+        rows: Which of them.
+        labels: int64 [rows].
+        expected: The model's probabilities, fp32 [rows, classes].
+
+    Raises:
+        StudyStoppedError: The file cannot be run, or its answers are others.
+    """
+    found = run_standalone(file, pixels, rows, expected.shape[1])
+    agreement = Agreement(
+        images=len(rows),
+        same_answers=float((found.argmax(axis=1) == expected.argmax(axis=1)).mean()),
+        largest_difference=float(np.abs(found - expected).max()),
+        accuracy=float((found.argmax(axis=1) == labels).mean()),
+        model_accuracy=float((expected.argmax(axis=1) == labels).mean()),
+    )
+    if not agreement.is_good:
+        raise StudyStoppedError(
+            f"{file.name} does not predict what the model does: on {len(rows)} test images"
+            f" {100 * agreement.same_answers:.2f} % of the answers are the same, probabilities"
+            f" differ by {agreement.largest_difference:.2g} at most, accuracy is"
+            f" {100 * agreement.accuracy:.2f} % against {100 * agreement.model_accuracy:.2f} %. It"
+            " is not exported; other versions of torch or onnxruntime may do better."
+        )
+    return agreement
+
+
+def run_standalone(file: Path, pixels: np.ndarray, rows: np.ndarray, classes: int) -> np.ndarray:
+    """Probabilities by an exported file in a process without this project, fp32 [rows, classes].
+
+    Args:
+        file: model.onnx or model.pt2.
+        pixels: Images, uint8 [N, height, width, 3], RGB.
+        rows: Which of them.
+        classes: How many there are.
+
+    Raises:
+        StudyStoppedError: The process fails.
+    """
+    height, width = pixels.shape[1:3]
+    # -I: nothing from the current folder, the environment or the user's own packages.
+    command = [sys.executable, "-I", standalone.__file__, str(file), str(height), str(width)]
+    found = []
+    with (
+        tempfile.TemporaryFile() as errors,
+        progress(f"Checking {file.name}", len(rows), "images") as advance,
+    ):
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors
+        ) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            try:
+                for start in range(0, len(rows), standalone.BATCH):
+                    batch = pixels[rows[start : start + standalone.BATCH]]
+                    process.stdin.write(batch.tobytes())
+                    process.stdin.flush()
+                    if len(batch) < standalone.BATCH:
+                        process.stdin.close()
+                    size = 4 * classes * len(batch)
+                    content = process.stdout.read(size)
+                    if len(content) < size:
+                        break
+                    found.append(np.frombuffer(content, np.float32).reshape(-1, classes))
+                    advance(len(batch))
+            except BrokenPipeError:
+                pass
+        if process.returncode != 0 or sum(map(len, found)) < len(rows):
+            errors.seek(0)
+            said = errors.read().decode(errors="replace").strip().splitlines() or ["no message"]
+            raise StudyStoppedError(f"{file} cannot be run on its own: {said[-1]}.")
+    return np.concatenate(found)
