@@ -75,7 +75,7 @@ class Model(nn.Module):
         self.heads = nn.ModuleList(
             restore_head(head, bundle.hyperparameters) for head in bundle.heads
         )
-        self.eval()
+        self.eval().requires_grad_(False)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits: uint8 [batch, height, width, 3], RGB -> fp32 [batch, classes]."""

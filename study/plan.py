@@ -18,6 +18,10 @@ from study.trials import KEPT_PER_ARM
 BACKBONE_PARAMETERS = 23_561_152
 
 
+#: In so many does the best model come: safetensors, ONNX, and a program of torch.export.
+FORMATS = 3
+
+
 @dataclass(frozen=True)
 class DiskUse:
     """The most that a study's weights take on the disk, in bytes."""
@@ -86,10 +90,14 @@ def plan_disk(study: Study, at_once: int) -> DiskUse:
         parameters += BACKBONE_PARAMETERS
     weights = 4 * parameters
     searched = sum(1 for trials in study.trials_per_arm.values() if trials)
-    bundle = 4 * (parameters if study.finetunes else parameters + BACKBONE_PARAMETERS)
     settings = len(study.space.settings or study.space.arms)
-    confirmed = max(searched, 1) * settings * (study.config.seeds > 0)
-    kept = (searched * KEPT_PER_ARM + confirmed) * weights + bundle
+    seeds = study.config.seeds
+    # Of a whole network the best seed's is kept, of heads all.
+    confirmed = max(searched, 1) * settings * (min(seeds, 1) if study.finetunes else seeds)
+    exported = weights if study.finetunes else weights + 4 * BACKBONE_PARAMETERS
+    if study.config.export == "ensemble":
+        exported += (seeds - 1) * weights
+    kept = (searched * KEPT_PER_ARM + confirmed) * weights + FORMATS * exported
     return DiskUse(running=2 * 4 * weights * at_once, kept=kept)
 
 

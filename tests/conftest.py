@@ -10,12 +10,14 @@ import torch
 from PIL import Image
 from torchvision.models import resnet50
 
+from analysis.rundir import RunDir
 from study.backbone import PREPROCESSES, TORCHVISION
 from study.cifar10 import CLASSES
 from study.data import load_dataset
 from study.dataset import Dataset
 from study.weights import Weights, check_state, digest, load_weights
 from tests import s3
+from tests.command import SMALL, STUDY, Finished, run
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -102,3 +104,12 @@ def s3_endpoint(s3_log: Path) -> Iterator[str]:
 def bucket(s3_endpoint: str) -> str:
     """URI of a folder in a bucket of the test's own."""
     return s3.new_bucket(s3_endpoint)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """A small study of the default space, from images to the best model; left as it is."""
+    rundir = tmp_path_factory.mktemp("runs") / "small"
+    done = run(f"{STUDY} {SMALL}", rundir)
+    assert done.returncode == 0, done.stderr
+    return Finished(RunDir(rundir), done.stdout)

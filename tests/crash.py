@@ -165,11 +165,8 @@ def check_ended(rundir: RunDir) -> None:
     epochs_of_trials = sum(row.epochs for row in trials)
     assert len(rows) == epochs_of_trials + sum(row.epochs for row in confirmed)
 
-    cells: dict[tuple[str, str], ConfirmRow] = {}
-    for run in sorted(confirmed, key=lambda row: -row.score):
-        cells.setdefault((run.recipe, run.setting), run)
     full_trials = sorted((r for r in trials if r.state == "completed"), key=lambda r: -r.score)
-    kept = {row.run_id for row in cells.values()}
+    kept = {row.run_id for row in confirmed}
     kept |= {r.run_id for arm in ARMS for r in [r for r in full_trials if r.arm == arm][:3]}
     assert {file.stem for file in rundir.weights("any").parent.iterdir()} == kept
     assert list(rundir.state("any").parent.iterdir()) == [], "a state was left"

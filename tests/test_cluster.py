@@ -29,6 +29,7 @@ from study.searcher import run_id
 from study.storage import Remote
 from study.weights import Weights
 from tests.clusters import ray_cluster
+from tests.command import SMALL, command, run
 from tests.faults import (
     VICTIM,
     kill_the_node,
@@ -38,7 +39,6 @@ from tests.faults import (
     run_trial_on_big_only,
     trial_with,
 )
-from tests.test_end_to_end import SMALL, command, run
 from tests.tiny import TRAINING, make_study, run_confirm, run_search
 
 TINY = f"{SMALL} --space tests.spaces:TINY"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from analysis.frames import load_frames
-from tests.test_end_to_end import run
+from tests.command import run
 
 
 @pytest.mark.full

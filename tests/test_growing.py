@@ -6,7 +6,7 @@ import pytest
 
 from analysis.rundir import RunDir
 from tests.clusters import growing_cluster
-from tests.test_end_to_end import SMALL, run
+from tests.command import SMALL, run
 
 
 def test_trials_that_wait_make_a_cluster_grow(

@@ -128,15 +128,17 @@ def test_disk_is_bounded_by_what_runs_and_what_is_kept() -> None:
     weights = 4 * (23_561_152 + head_parameters("1024", 1000))
     use = plan_disk(check(StudyConfig(transfer="finetune")), at_once=2)
     assert use.running == 2 * 2 * 4 * weights
-    assert use.kept == (2 * 3 + 2 * 2 + 1) * weights
+    assert use.kept == (2 * 3 + 2 * 2 + 3) * weights
     frozen = plan_disk(check(StudyConfig(transfer="frozen")), at_once=2)
     head = 4 * head_parameters("2048-512", 1000)
     assert frozen.running == 2 * 2 * 4 * head
-    assert frozen.kept == (2 * 3 + 2 * 2) * head + (head + 4 * 23_561_152)
+    assert frozen.kept == (2 * 3 + 2 * 2 * 8) * head + 3 * (head + 4 * 23_561_152)
+    ensemble = plan_disk(check(StudyConfig(transfer="frozen", export="ensemble")), at_once=2)
+    assert ensemble.kept == frozen.kept + 3 * 7 * head
     article = plan_disk(check(StudyConfig(space="article", transfer="finetune")), 1)
     weights = 4 * (23_561_152 + head_parameters("512-256-512-128", 1000))
     assert article.running == 2 * 4 * weights
-    assert article.kept == (3 + 1) * weights
+    assert article.kept == (3 + 3) * weights
 
 
 def test_a_disk_that_is_too_small_is_said_before_anything_runs(tmp_path: Path) -> None:
