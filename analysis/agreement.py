@@ -39,6 +39,8 @@ class RowAgreement:
 
 def compute_agreement(frames: StudyFrames) -> tuple[RowAgreement, ...]:
     """The four rows; nothing unless the study has the article's two models in matched pairs."""
+    if frames.own_images:
+        return ()
     setting = _second_model(frames)
     rows = []
     for row in ARTICLE_ROWS:

@@ -95,6 +95,8 @@ def find_as_printed(frames: StudyFrames) -> str | None:
 
 def compute_article_gain(frames: StudyFrames, verdict: Verdict) -> ArticleGain | None:
     """Both effects, from the verdict's comparisons; None unless the study has both as settings."""
+    if frames.own_images:
+        return None
     alone = find_single_changes(frames)
     last_p = adjust_holm([comparison.last_accuracy.p for comparison in verdict.comparisons])
     parts = tuple(

@@ -44,6 +44,11 @@ class StudyFrames:
         return str(self.record.get("config", {}).get("metric", "val_accuracy"))
 
     @property
+    def own_images(self) -> bool:
+        """Whether the images are the user's own, which the article's figures say nothing about."""
+        return bool(self.record.get("data", {}).get("source_key") == "folder")
+
+    @property
     def accuracy(self) -> str:
         """By which accuracy settings are compared, as columns name it after the part."""
         return "balanced_accuracy" if self.metric == "val_balanced_accuracy" else "accuracy"

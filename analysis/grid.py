@@ -11,7 +11,7 @@ from tabulate import tabulate
 
 from analysis.health import Finding
 from analysis.signflip import Effect
-from analysis.tables import ArticleTable, Cell, SearchRow, SearchTable
+from analysis.tables import ArticleRow, ArticleTable, Cell, SearchRow, SearchTable
 from analysis.verdict import FEWEST_PAIRS, Comparison, Verdict
 from analysis.words import count, interval, p_value, signed
 
@@ -63,14 +63,14 @@ MOST_COLUMNS = 2
 
 def show_article_table(table: ArticleTable) -> Grid:
     """The article's table in words, with what it rests on."""
-    title, note = "The article's table, measured anew", _article_note(table)
+    title, note = article_title(table), _article_note(table)
     counts = [cell.n for cell in table.rows[0].cells]
     settings = [f"{name} (n = {n})" for name, n in zip(table.settings, counts, strict=True)]
-    columns = [*settings, "article, without", "article, with"]
+    columns = [*settings, *(("article, without", "article, with") if table.beside else ())]
     figures = [
         [
             *(_cell(cell, row.percent) for cell in row.cells),
-            *(f"{figure:g}{' %' if row.percent else ''}" for figure in row.article),
+            *(_article_figure(row, figure) for figure in row.article if table.beside),
         ]
         for row in table.rows
     ]
@@ -80,6 +80,11 @@ def show_article_table(table: ArticleTable) -> Grid:
         return Grid(title, ("", *names), by_setting, note)
     rows = tuple((name, *cells) for name, cells in zip(names, figures, strict=True))
     return Grid(title, ("", *columns), rows, note)
+
+
+def article_title(table: ArticleTable) -> str:
+    """What the table is called."""
+    return "The article's table, measured anew" if table.beside else "Accuracy and loss"
 
 
 def show_search_table(table: SearchTable) -> Grid:
@@ -176,16 +181,18 @@ def _standard_errors(comparison: Comparison) -> str:
 
 def _article_note(table: ArticleTable) -> str:
     article = (
-        "The article trained all layers on images of 32 px, one run per model, and took both its"
+        " The article trained all layers on images of 32 px, one run per model, and took both its"
         " testing accuracy and its validation loss from the test images."
+        if table.beside
+        else ""
     )
     if not table.settings:
-        return f"No run can be compared yet. {article}"
+        return f"No run can be compared yet.{article}"
     if table.evidence == "champions":
         return (
             "No confirmation runs: each figure is a single run, the champion of its arm, on the"
             " images it was chosen by. That says little about dropout, and there are no test"
-            f" figures. {article}"
+            f" figures.{article}"
         )
     interval = (
         "with its 95 % confidence interval"
@@ -195,8 +202,12 @@ def _article_note(table: ArticleTable) -> str:
     return (
         f"Mean over n confirmation runs ({count(table.recipes, 'recipe')},"
         f" {count(table.seeds, 'seed')}), {interval}, each run at the epoch selected on val;"
-        f" training figures with dropout off. {article}"
+        f" training figures with dropout off.{article}"
     )
+
+
+def _article_figure(row: ArticleRow, figure: float) -> str:
+    return "" if math.isnan(figure) else f"{figure:g}{' %' if row.percent else ''}"
 
 
 def _cell(cell: Cell, percent: bool) -> str:

@@ -13,7 +13,14 @@ from analysis.article import compute_article_gain, say_article_gain
 from analysis.damage import find_damage
 from analysis.figures import Picture, make_pictures, render_file
 from analysis.frames import StudyFrames, load_what_is_there
-from analysis.grid import Grid, show_article_table, show_effects, show_health, show_search_table
+from analysis.grid import (
+    Grid,
+    article_title,
+    show_article_table,
+    show_effects,
+    show_health,
+    show_search_table,
+)
 from analysis.health import Finding, check_health
 from analysis.inputs import describe_inputs
 from analysis.looks import record_verdict
@@ -134,7 +141,7 @@ def _sections(
         Section("problems", "Not all is there", texts=problems),
         Section(
             "article",
-            "The article's table, measured anew",
+            article_title(article),
             texts=[agreement] if agreement else [],
             grids=[show_article_table(article)],
         ),

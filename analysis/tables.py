@@ -63,9 +63,10 @@ class ArticleTable:
     Attributes:
         evidence: The kind of runs behind it.
         settings: Names of the columns, in the study's order; empty before there is a champion.
-        rows: The four.
+        rows: The four; where the study goes by balanced accuracy, that too.
         recipes: How many recipes each setting was tried with.
         seeds: How many seeds each was tried with.
+        beside: Whether the article's own figures stand beside.
     """
 
     evidence: Evidence
@@ -73,6 +74,7 @@ class ArticleTable:
     rows: tuple[ArticleRow, ...]
     recipes: int
     seeds: int
+    beside: bool = True
 
 
 @dataclass(frozen=True)
@@ -142,16 +144,28 @@ ARTICLE_ROWS = (
 )
 
 
+#: Not in the article.
+BALANCED = Figures(
+    "Balanced testing accuracy",
+    True,
+    (math.nan, math.nan),
+    "test_balanced_accuracy",
+    "test",
+    "val_balanced_accuracy",
+)
+
+
 def compute_article_table(frames: StudyFrames) -> ArticleTable:
     """The article's table over all runs of each setting, at the epoch selected on `val`."""
     compared = compute_compared_runs(frames)
     confirmed = compared.evidence == "confirmation"
     rows = []
-    for name, percent, article, column, images, val_column in ARTICLE_ROWS:
+    balanced = (BALANCED,) if frames.accuracy == "balanced_accuracy" else ()
+    for name, percent, article, column, images, val_column in (*ARTICLE_ROWS, *balanced):
         if not confirmed:
             column = val_column
             images = "val" if column.startswith("val") else "part of train"
-            name = name.replace("Testing", "Validation")
+            name = name.replace("Testing", "Validation").replace("testing", "validation")
         cells = _cells(compared, column, 100 if percent else 1)
         rows.append(ArticleRow(name, images, percent, cells, article))
     return ArticleTable(
@@ -160,6 +174,7 @@ def compute_article_table(frames: StudyFrames) -> ArticleTable:
         rows=tuple(rows),
         recipes=compared.runs["recipe"].nunique() if confirmed else 1,
         seeds=compared.runs["seed"].nunique() if confirmed else 1,
+        beside=not frames.own_images,
     )
 
 

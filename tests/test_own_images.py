@@ -83,6 +83,11 @@ def test_class_names_are_in_the_figures_the_report_and_the_bundle(own: OwnStudy)
 
 def test_search_and_verdict_go_by_balanced_accuracy(own: OwnStudy) -> None:
     assert "points of balanced test accuracy" in " ".join(own.output.split())
+    # The article's figures are about other images.
+    table = (own.rundir.report / "tables" / "article.md").read_text()
+    assert "Balanced testing accuracy (test)" in table
+    assert "78.76" not in table
+    assert "article" not in own.output
     epochs = own.rundir.read_epochs()
     for trial in own.rundir.read_trials():
         curve = [row.val_balanced_accuracy for row in epochs if row.run_id == trial.run_id]
