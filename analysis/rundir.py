@@ -7,8 +7,8 @@
       states/        per run that is under way its latest state, `<run_id>.safetensors` (see
                      study/checkpoint.py); deleted at its end
       weights/       `<run_id>.safetensors`, the weights of a run's best epoch, the head's or the
-                     whole network's: of the best trials of each arm, and of each recipe with each
-                     setting the best confirmation run
+                     whole network's: of the best trials of each arm; of all confirmation runs where
+                     it is a head, else of the best one of each recipe with each setting
       failures/      `<run_id>-<attempt>.txt`, the traceback of a run that failed, or what became of
                      an attempt that was lost
       epochs.jsonl   a row per epoch of every training run (`EpochRow`), appended as they happen
@@ -20,7 +20,8 @@
                      that look N had no use for, since a champion has changed
       report/        index.html, the page that shows it all; verdict.json, what the study has shown,
                      with every look at the test set; tables/*.csv and *.md, figures/*.svg and *.png
-      best_model/    the bundle
+      best_model/    the bundle: model.safetensors, config.json, model.onnx, model.pt2, README.md (the
+                     model card), requirements.txt, SHA256SUMS
       log.txt        what the study said
       .lock          held by the process that works on the study
 
