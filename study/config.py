@@ -43,6 +43,7 @@ OPERATIONAL = (
     "stop_after_failures",
     "address",
     "storage",
+    "mlflow",
     "name",
     "resume",
     "dry_run",
@@ -136,6 +137,9 @@ class StudyConfig:
     storage: str = "runs"
     """Folder that holds the run directories, or a URI such as s3://bucket/studies. On a cluster,
     one that every node reaches."""
+    mlflow: str | None = None
+    """Where MLflow gets the trials and the best model as well: a tracking server such as
+    http://127.0.0.1:5000, or sqlite:///FILE. Needs the extra mlflow. Default: nowhere."""
     name: str | None = None
     """Name of the run directory. Default: the space with date and time; with --resume, the
     latest study."""
@@ -329,6 +333,7 @@ def check(config: StudyConfig) -> Study:
             f"--seeds 0: the space {space.name} has nothing to search, so nothing would run; "
             "give at least 1 seed."
         )
+    _check_tracking(study)
     return study
 
 
@@ -352,6 +357,20 @@ def _check_export(study: Study) -> None:
             "--export ensemble: is made of confirmation runs, of which --seeds 0 leaves none; give"
             " --seeds 2 or more."
         )
+
+
+def _check_tracking(study: Study) -> None:
+    uri, name = study.config.mlflow, str(study.config.name)
+    if uri is None:
+        return
+    try:
+        from study.tracking import check_server
+    except ImportError as error:
+        raise UserError(
+            f"--mlflow: MLflow cannot be imported ({error}); install it with `pip install -e"
+            " .[mlflow]`, or run `uv run --extra mlflow run_study.py`."
+        ) from error
+    check_server(uri, name, is_new=not study.place.holds(name))
 
 
 def _choose_space(config: StudyConfig) -> tuple[StudyConfig, search_spaces.Space]:

@@ -74,7 +74,8 @@ def find_study(arguments: ExportArguments) -> Study:
     if arguments.to is not None and (arguments.to / "study.json").exists():
         raise UserError(f"--to {arguments.to}: is a run directory; give a folder of its own.")
     config = parse(["--resume", "--storage", storage, "--name", name])
-    config = replace(config, export=arguments.arm, data=arguments.data or config.data)
+    # MLflow has the model that the study itself has ended with.
+    config = replace(config, export=arguments.arm, data=arguments.data or config.data, mlflow=None)
     try:
         return check(config)
     except UserError as error:

@@ -225,7 +225,13 @@ def run_phases(
     interrupt.check()
     report = write_report(study.rundir.path)
     interrupt.check()
-    return report, export(study, found, inputs)
+    exported = export(study, found, inputs)
+    if config.mlflow is not None:
+        # MLflow is optional, and slow to import.
+        from study.tracking import register_best_model
+
+        register_best_model(study, screen)
+    return report, exported
 
 
 def run_settings(study: Study, resources: Resources) -> RunSettings:

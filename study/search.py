@@ -9,6 +9,7 @@ import time
 import traceback
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import optuna
 import ray
@@ -28,6 +29,9 @@ from study.screen import EndedRun, Screen
 from study.searcher import ArmSearch, StudySearch
 from study.trials import count_interrupted, tidy, trial_rows
 from study.worker import RunSettings, run_trial
+
+if TYPE_CHECKING:
+    from study.tracking import TrialTracker
 
 
 def search(
@@ -55,6 +59,7 @@ def search(
         return
     config = study.config
     storage = open_storage(study.rundir.optuna_db)
+    tracker = _make_tracker(study, screen)
     if not study.rundir.confirm.exists():
         deadline = None if config.time_budget is None else time.time() + 60 * config.time_budget
         tidy(study, storage)
@@ -70,9 +75,29 @@ def search(
                     f"Search: {view.already} of {view.total} trials have ended;"
                     f" {interrupted or 'none'} were interrupted and go on from their last states"
                 )
-            _run_missing(study, storage, training, settings, resources, screen, deadline)
+            try:
+                _run_missing(
+                    study, storage, training, settings, resources, screen, deadline, tracker
+                )
+            except BaseException:
+                if tracker:
+                    tracker.interrupt()
+                raise
     study.rundir.snapshot()
-    study.rundir.write_trials(trial_rows(study, storage))
+    ended = trial_rows(study, storage)
+    study.rundir.write_trials(ended)
+    if tracker:
+        tracker.catch_up(ended)
+
+
+def _make_tracker(study: Study, screen: Screen) -> "TrialTracker | None":
+    """What logs the trials to MLflow, where that is asked for."""
+    if study.config.mlflow is None:
+        return None
+    # MLflow is optional, and slow to import.
+    from study.tracking import TrialTracker
+
+    return TrialTracker(study, screen)
 
 
 def _run_missing(
@@ -83,6 +108,7 @@ def _run_missing(
     resources: Resources,
     screen: Screen,
     deadline: float | None,
+    tracker: "TrialTracker | None",
 ) -> None:
     """Run the trials that are missing, at last and one by one those that were set aside."""
     for alone in (False, True):
@@ -95,7 +121,9 @@ def _run_missing(
                 break
             searcher, stop = StudySearch(arms, study.mode, deadline), EmergencyStop()
             try:
-                _tuner(study, storage, training, settings, resources, searcher, stop, screen).fit()
+                _tuner(
+                    study, storage, training, settings, resources, searcher, stop, screen, tracker
+                ).fit()
             except Exception as error:  # whatever broke under Ray: what is known of it goes first
                 known = stop.reason or storage_error(_whole_text(error), study.rundir.path)
                 failure = failure_of(error.__cause__ or error)
@@ -158,6 +186,7 @@ def _tuner(
     searcher: StudySearch,
     stop: EmergencyStop,
     screen: Screen,
+    tracker: "TrialTracker | None",
 ) -> tune.Tuner:
     ended = trial_rows(study, storage)
     alone = resources.at_once == 1
@@ -183,7 +212,8 @@ def _tuner(
         run_config=tune.RunConfig(
             name=_next_part(study.rundir.search),
             storage_path=str(study.rundir.search.resolve()),
-            callbacks=[recorder],
+            # In this order: the recorder decides on trials that raise.
+            callbacks=[recorder, *([tracker.following(searcher)] if tracker else [])],
             stop=stop,
             verbose=2 if study.config.verbose else 0,
         ),

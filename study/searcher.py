@@ -192,6 +192,12 @@ class ArmSearch(OptunaSearch):
         self._end(number, state, {"error": error, "state": state})
         return run_id(self.arm, number)
 
+    def end_of(self, trial_id: str) -> tuple[State, str] | None:
+        """How a trial ended, and why if it raised; None while it has not, or is to go on."""
+        trial = self._memory.get_trial(self._numbers[trial_id])
+        state = state_of(trial)
+        return state and (state, trial.user_attrs.get("error", ""))
+
     def set_aside(self, trial_id: str) -> None:
         """Leave a trial to be run again later, without others beside it."""
         self._set_attr(self._numbers[trial_id], "alone", True)
@@ -333,6 +339,10 @@ class StudySearch(Searcher):
         """Pass on to the arm that a trial raised, and why; its run id."""
         self.running.discard(trial_id)
         return self._of[trial_id].fail(trial_id, state, error)
+
+    def end_of(self, trial_id: str) -> tuple[State, str] | None:
+        """How a trial ended, and why if it raised; None while it has not, or is to go on."""
+        return self._of[trial_id].end_of(trial_id)
 
     def set_aside(self, trial_id: str) -> None:
         """Pass on to the arm that a trial is to be run again later, alone."""

@@ -4,6 +4,7 @@ import ctypes
 import os
 import re
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from study.arrays import TrainingArrays
 from study.cluster import GPU_TYPE_LABEL
 from study.packing import Load
 from study.spread import _compute_part
-from study.training import EpochMetrics, Run, train
+from study.training import EpochMetrics, NonFiniteLossError, Run, train
 from study.worker import AGAIN, Attempt, Confirmation, RunSettings, run_confirmation, run_trial
 
 #: The run that something happens to, and the epoch after which it happens.
@@ -143,6 +144,17 @@ def kill_the_node() -> None:
 
 def raise_an_error() -> None:
     raise RuntimeError(f"nothing works at address 0x{os.getpid():x}\nand a second line")
+
+
+def import_nothing_of_mlflow() -> None:
+    assert "mlflow" not in sys.modules
+
+
+def raise_or_diverge() -> None:
+    """The trials of one arm raise, those of the other diverge."""
+    if tune.get_context().get_trial_name().startswith("no-"):
+        raise_an_error()
+    raise NonFiniteLossError("the loss is not finite after epoch 2")
 
 
 def hang_for_good() -> None:

@@ -1,0 +1,64 @@
+"""A real MLflow server in a process and an environment of its own, on loopback.
+
+The whole of MLflow wants another pyarrow than this project; its client gets on with ours.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from tests.s3 import free_port
+
+
+def start_mlflow(folder: Path, port: int | None = None) -> "tuple[subprocess.Popen[bytes], str]":
+    """Start a server; uv makes its environment the first time.
+
+    Args:
+        folder: Holds what the server keeps, and its log.
+        port: Where it listens; by default any free one.
+
+    Returns:
+        The process, which leads a group of its own, and the server's URI.
+    """
+    port = port or free_port()
+    python = ["uv", "run", "--no-project", "--python", sys.executable]
+    server = ["--with", f"mlflow=={version('mlflow-skinny')}", "mlflow", "server"]
+    options = {
+        "host": "127.0.0.1",
+        "port": str(port),
+        "workers": "1",
+        "backend-store-uri": f"sqlite:///{folder}/mlflow.db",
+        "artifacts-destination": str(folder / "artifacts"),
+    }
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    log = folder / "log"
+    with log.open("ab") as file:
+        process = subprocess.Popen(
+            [*python, *server, *words],
+            stdout=file,
+            stderr=file,
+            cwd=folder,
+            env=environment,
+            start_new_session=True,
+        )
+    end = time.monotonic() + 300
+    while True:
+        try:
+            urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+            return process, f"http://127.0.0.1:{port}"
+        except (URLError, OSError):
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < end, "the server does not answer"
+            time.sleep(0.1)
+
+
+def kill_mlflow(pid: int) -> None:
+    """End a server at once, with all of its processes."""
+    os.killpg(pid, signal.SIGKILL)
