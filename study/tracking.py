@@ -410,7 +410,7 @@ def _find_runs(client: MlflowClient, experiment_id: str) -> dict[str, Run]:
 
 def _experiment_id(client: MlflowClient, name: str) -> str:
     experiment = client.get_experiment_by_name(name)
-    return experiment.experiment_id if experiment else client.create_experiment(name)
+    return str(experiment.experiment_id if experiment else client.create_experiment(name))
 
 
 @contextlib.contextmanager

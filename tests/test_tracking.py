@@ -197,7 +197,7 @@ def test_a_server_that_comes_back_is_used_again(
     fault(import_nothing_of_mlflow, victim=".*")
     monkeypatch.setattr("study.tracking._PAUSE", 0.0)
     log_batch = MlflowClient.log_batch
-    failed = []
+    failed: list[object] = []
 
     def fail_once(client: MlflowClient, *arguments: Any, **options: Any) -> None:
         if not failed and [metric.step for metric in options.get("metrics", [])][:1] == [2]:
