@@ -20,8 +20,8 @@
                      that look N had no use for, since a champion has changed
       report/        index.html, the page that shows it all; verdict.json, what the study has shown,
                      with every look at the test set; tables/*.csv and *.md, figures/*.svg and *.png
-      best_model/    the bundle: model.safetensors, config.json, model.onnx, model.pt2, README.md (the
-                     model card), requirements.txt, SHA256SUMS
+      best_model/    the bundle: model.safetensors, config.json, model.onnx, model.pt2, README.md
+                     (the model card), requirements.txt, SHA256SUMS
       log.txt        what the study said
       .lock          held by the process that works on the study
 
