@@ -333,7 +333,6 @@ def check(config: StudyConfig) -> Study:
             f"--seeds 0: the space {space.name} has nothing to search, so nothing would run; "
             "give at least 1 seed."
         )
-    _check_tracking(study)
     return study
 
 
@@ -357,20 +356,6 @@ def _check_export(study: Study) -> None:
             "--export ensemble: is made of confirmation runs, of which --seeds 0 leaves none; give"
             " --seeds 2 or more."
         )
-
-
-def _check_tracking(study: Study) -> None:
-    uri, name = study.config.mlflow, str(study.config.name)
-    if uri is None:
-        return
-    try:
-        from study.tracking import check_server
-    except ImportError as error:
-        raise UserError(
-            f"--mlflow: MLflow cannot be imported ({error}); install it with `pip install -e"
-            " .[mlflow]`, or run `uv run --extra mlflow run_study.py`."
-        ) from error
-    check_server(uri, name, is_new=not study.place.holds(name))
 
 
 def _choose_space(config: StudyConfig) -> tuple[StudyConfig, search_spaces.Space]:

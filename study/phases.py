@@ -52,6 +52,7 @@ def run(study: Study) -> None:
         UserError: Something is missing or wrong that the user can mend.
         RunDirError: The run directory is none, or of another format.
     """
+    check_tracking(study)
     screen = Screen()
     machines = find_machines(study.config.address, verbose=study.config.verbose)
     screen.say(plan_table(study, machines))
@@ -70,6 +71,27 @@ def run(study: Study) -> None:
                 raise
             raise known from error
     show(study, report, exported, screen)
+
+
+def check_tracking(study: Study) -> None:
+    """Make sure, before anything is written, that MLflow can be reached where it is asked for.
+
+    Raises:
+        UserError: It is not installed, or `check_server` says why not.
+    """
+    uri = study.config.mlflow
+    if uri is None:
+        return
+    try:
+        # Optional, and slow to import.
+        from study.tracking import check_server
+    except ImportError as error:
+        raise UserError(
+            f"--mlflow: MLflow cannot be imported ({error}); install it with `pip install -e"
+            " .[mlflow]`, or run `uv run --extra mlflow run_study.py`."
+        ) from error
+    name = str(study.config.name)
+    check_server(uri, name, is_new=not study.place.holds(name))
 
 
 def export_again(study: Study, to: Path | None, screen: Screen) -> None:
@@ -227,7 +249,6 @@ def run_phases(
     interrupt.check()
     exported = export(study, found, inputs)
     if config.mlflow is not None:
-        # MLflow is optional, and slow to import.
         from study.tracking import register_best_model
 
         register_best_model(study, screen)

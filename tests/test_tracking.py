@@ -5,7 +5,6 @@ import math
 import shutil
 import socket
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from analysis.rundir import TrialRow
 from study import interrupt
 from study.config import Study, StudyConfig, as_arguments, check, parse
 from study.errors import UserError
+from study.phases import check_tracking
 from study.screen import Screen
 from tests.faults import import_nothing_of_mlflow, kill_the_worker, raise_or_diverge, trial_with
 from tests.mlflow_server import kill_mlflow, start_mlflow
@@ -223,13 +223,11 @@ def test_values_that_are_not_finite_are_left_out() -> None:
 
 
 def refused(folder: Path, uri: str, **options: Any) -> str:
-    """Why a study is refused, within seconds and with nothing written."""
+    """Why a study is refused, with nothing written."""
     before = list(folder.rglob("*"))
-    begun = time.monotonic()
     config = StudyConfig(transfer="frozen", storage=str(folder), mlflow=uri, **options)
     with pytest.raises(UserError) as error:
-        check(config)
-    assert time.monotonic() - begun < 30
+        check_tracking(check(config))
     assert list(folder.rglob("*")) == before
     assert "\n" not in str(error.value)
     return str(error.value)
@@ -253,7 +251,7 @@ def test_an_address_that_makes_no_sense_is_refused(tmp_path: Path, uri: str, rea
     assert "secret" not in message
 
 
-def test_a_server_that_is_not_there_or_says_nothing_is_refused_within_seconds(
+def test_a_server_that_is_not_there_or_says_nothing_is_refused(
     tmp_path: Path,
 ) -> None:
     with socket.socket() as silent:
@@ -269,13 +267,13 @@ def test_an_experiment_of_another_study_is_refused(tmp_path: Path, server: str) 
     client = MlflowClient(tracking_uri=server)
     experiment_id = client.create_experiment(name)
     place = StudyConfig(transfer="frozen", storage=str(tmp_path), mlflow=server, name=name)
-    assert check(place).config.mlflow == server
+    check_tracking(check(place))
     client.create_run(experiment_id)
     assert f"the experiment {name} holds runs of another" in refused(tmp_path, server, name=name)
     # It is the study's own where the study is there.
     study = make_study(tmp_path)
     study.rundir.path.rename(tmp_path / name)
-    assert check(replace(place, space="tests.spaces:TINY", resume=True)).config.mlflow == server
+    check_tracking(check(replace(place, space="tests.spaces:TINY", resume=True)))
     shutil.rmtree(tmp_path / name)
     client.delete_experiment(experiment_id)
     message = refused(tmp_path, server, name=name)
