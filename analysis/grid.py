@@ -1,9 +1,10 @@
 """Tables as people read them: the same cells on the screen and in Markdown."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import fill
+from typing import Any
 
 from rich import box
 from rich.table import Table
@@ -57,6 +58,10 @@ class Grid:
         return table
 
 
+#: More classes than this are not listed.
+MOST_CLASSES = 100
+PARTS = ("train", "val", "test")
+
 #: More settings than this stand in rows: as columns they would not fit a terminal.
 MOST_COLUMNS = 2
 
@@ -85,6 +90,18 @@ def show_article_table(table: ArticleTable) -> Grid:
 def article_title(table: ArticleTable) -> str:
     """What the table is called."""
     return "The article's table, measured anew" if table.beside else "Accuracy and loss"
+
+
+def show_classes(record: Mapping[str, Any]) -> Grid:
+    """How many images of each class each part has, by study.json; no rows where that is unknown."""
+    data = record.get("data", {})
+    counts = data.get("images_per_class", {})
+    columns = [data.get("classes", []), *(counts.get(part, []) for part in PARTS)]
+    whole = len({len(column) for column in columns}) == 1
+    rows = [tuple(map(str, row)) for row in zip(*columns, strict=True)] if whole else []
+    hidden = len(rows) - MOST_CLASSES
+    note = f"And {hidden} more." if hidden > 0 else ""
+    return Grid("The images", ("class", *PARTS), tuple(rows[:MOST_CLASSES]), note)
 
 
 def show_search_table(table: SearchTable) -> Grid:

@@ -17,6 +17,7 @@ from analysis.grid import (
     Grid,
     article_title,
     show_article_table,
+    show_classes,
     show_effects,
     show_health,
     show_search_table,
@@ -155,8 +156,15 @@ def _sections(
             grids=[found] if found.rows else [],
             pictures=pictures.get("search", ()),
         ),
+        *_classes(frames),
         Section("health", "Health checks that were passed", findings=passed),
     )
+
+
+def _classes(frames: StudyFrames) -> tuple[Section, ...]:
+    """How many images each class has, where they are the user's own."""
+    grid = show_classes(frames.record)
+    return (Section("images", grid.title, grids=[grid]),) if frames.own_images and grid.rows else ()
 
 
 def _write_tables(

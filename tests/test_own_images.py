@@ -70,6 +70,7 @@ def test_class_names_are_in_the_figures_the_report_and_the_bundle(own: OwnStudy)
     assert "images that stand in two parts" in page
     assert "train/sandal/again.png" in page
     assert ", 24 of bag" in page
+    assert '<td class="short">bag</td><td class="short">24</td>' in page
     figure = (own.rundir.report / "figures" / "classes.svg").read_text()
     assert all(name in figure for name in FASHION_CLASSES)
     config = json.loads((own.rundir.best_model / "config.json").read_text())
