@@ -38,6 +38,7 @@ files to the store.
 import io
 import math
 import os
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -381,9 +382,12 @@ class RunDir:
         return check_format(from_json(self.study_json.read_bytes(), where), where)
 
     def delete_partial(self) -> None:
-        """Delete the halves of files that a crash has left."""
-        for file in self.path.rglob(".*.part"):
-            file.unlink(missing_ok=True)
+        """Delete the halves of files and folders that a crash has left."""
+        for file in list(self.path.rglob(".*.part")):
+            if file.is_dir():
+                shutil.rmtree(file, ignore_errors=True)
+            else:
+                file.unlink(missing_ok=True)
 
     def append_epochs(self, rows: Iterable[EpochRow]) -> None:
         """Append rows in one write, and return when they are on the disk."""

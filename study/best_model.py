@@ -1,6 +1,5 @@
 """The last phase: write the chosen model, measure it from the images, and check every format."""
 
-import os
 import platform
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -214,17 +213,15 @@ def _new_folder(path: Path) -> Iterator[Path]:
     Raises:
         StorageError: It cannot be written to.
     """
-    new, old = (path.with_name(f"{path.name}.{word}") for word in ("new", "old"))
+    part = path.with_name(f".{path.name}.part")
     try:
-        for folder in (new, old):
-            shutil.rmtree(folder, ignore_errors=True)
-        new.mkdir(parents=True)
-        yield new
+        shutil.rmtree(part, ignore_errors=True)
+        (part / "new").mkdir(parents=True)
+        yield part / "new"
         if path.exists():
-            path.rename(old)
-        os.replace(new, path)  # noqa: PTH105
+            path.rename(part / "old")
+        (part / "new").rename(path)
     except OSError as error:
         raise storage_error(error, path) or error from error
     finally:
-        for folder in (new, old):
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(part, ignore_errors=True)

@@ -71,8 +71,8 @@ def find_study(arguments: ExportArguments) -> Study:
         storage, name = str(path.parent), path.name
     if not name or Place(storage).read_study(name) is None:
         raise UserError(f"{run}: holds no study; give a run directory, such as runs/NAME.")
-    if arguments.to is not None and (arguments.to / "study.json").exists():
-        raise UserError(f"--to {arguments.to}: is a run directory; give a folder of its own.")
+    if arguments.to is not None:
+        check_place(arguments.to)
     config = parse(["--resume", "--storage", storage, "--name", name])
     # MLflow has the model that the study itself has ended with.
     config = replace(config, export=arguments.arm, data=arguments.data or config.data, mlflow=None)
@@ -80,6 +80,25 @@ def find_study(arguments: ExportArguments) -> Study:
         return check(config)
     except UserError as error:
         raise UserError(str(error).replace("--export ", "--arm ")) from None
+
+
+def check_place(folder: Path) -> None:
+    """Make sure that writing to a folder replaces an exported model, or nothing.
+
+    Raises:
+        UserError: Something else stands there.
+    """
+    try:
+        if not folder.exists() or (folder / "SHA256SUMS").exists():
+            return
+        is_free = folder.is_dir() and not any(folder.iterdir())
+    except (OSError, ValueError) as error:
+        raise UserError(f"--to {folder}: cannot be a folder ({error}).") from None
+    if not is_free:
+        raise UserError(
+            f"--to {folder}: holds other files; give a folder that is new, empty, or an exported"
+            " model."
+        )
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def test_the_bundle_is_whole(finished: Finished) -> None:
     check = ["sha256sum", "--check", "--strict", "SHA256SUMS"]
     done = subprocess.run(check, cwd=folder, capture_output=True, text=True, check=True)
     assert done.stdout.count(": OK") == len(FILES) - 1
-    assert not list(folder.parent.glob("best_model.*"))
+    assert not list(folder.parent.glob(".*.part"))
 
 
 def test_every_format_agrees_with_the_model(finished: Finished) -> None:
@@ -255,7 +255,7 @@ def test_what_is_there_is_not_exported_again(finished: Finished, copy: RunDir) -
     [
         ("{run} --arm dropuot", "--arm dropuot: give best, ensemble, or one of this study's"),
         ("{tmp}", "holds no study; give a run directory"),
-        ("{run} --to {run}", "is a run directory; give a folder of its own"),
+        ("{run} --to {run}", "holds other files; give a folder that is new, empty, or"),
         ("{run} --amr best", "did you mean --arm?"),
         ("", "required"),
     ],
