@@ -233,6 +233,9 @@ def test_an_ensemble_is_judged_on_val(copy: RunDir) -> None:
 
 def test_what_is_there_is_not_exported_again(finished: Finished, copy: RunDir) -> None:
     before = (copy.best_model / "model.onnx").stat().st_mtime_ns
+    half_made = copy.path / ".best_model.part" / "new"
+    half_made.mkdir(parents=True)
+    (half_made / "config.json").write_text("{}")
     again = run(f"{STUDY} {SMALL} --resume", copy.path)
     assert again.returncode == 0, again.stderr
     assert (copy.best_model / "model.onnx").stat().st_mtime_ns == before
