@@ -8,13 +8,15 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import onnx
 import pytest
 import ray
 from onnx import TensorProto, helper
+from ray.tune.experiment import Trial
 
 from analysis.rundir import TrialRow
 from study import interrupt
@@ -214,6 +216,21 @@ def test_a_server_that_comes_back_is_used_again(
     assert {"state" in run.data.tags for run in runs_of(study)} == {True, False}
     run_search(study)
     check_runs(study)
+
+
+def test_an_epoch_that_is_trained_again_is_logged_once(tmp_path: Path, server: str) -> None:
+    """As where a trial's last state is older than its last epoch."""
+    study = tracked_study(tmp_path, server)
+    config = {"run_id": "dropout-000", "arm": "dropout", "attempt": 1, "seed": 1}
+    trial = cast(Trial, SimpleNamespace(config={**config, "hyperparameters": {"dropout": 0.3}}))
+    for start in (10.0, 20.0):
+        tracker = TrialTracker(study, Screen())
+        for epoch in (1, 2):
+            result = {"epoch": epoch, "end": start + epoch, "val_loss": 0.5}
+            tracker.log_trial_result(epoch, trial, result)
+    (run,) = runs_of(study)
+    history = MlflowClient(tracking_uri=server).get_metric_history(run.info.run_id, "val_loss")
+    assert [(point.step, point.timestamp) for point in history] == [(1, 11_000), (2, 12_000)]
 
 
 def test_values_that_are_not_finite_are_left_out() -> None:
