@@ -63,6 +63,9 @@ class Model(nn.Module):
         side: To what squares image files are made that the model is to be used on, in pixels.
     """
 
+    feature_mean: Tensor
+    feature_std: Tensor
+
     def __init__(self, bundle: Bundle) -> None:
         super().__init__()
         self.classes = bundle.classes

@@ -16,15 +16,19 @@ import csv
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, TextIO
+from typing import TYPE_CHECKING, Annotated, Literal, TextIO
 
 import numpy as np
 import tyro
 
 from study.command import parse_arguments, run_command
 from study.errors import UserError
+
+if TYPE_CHECKING:  # torch takes seconds to import, which a wrong argument need not wait for
+    from study.bundle import Model
+    from study.decode import UnreadableImageError
 
 PROG = "python -m study.predict"
 BATCH = 64
@@ -136,9 +140,10 @@ def predict_batches(
     import torch
 
     from study import bundle
-    from study.decode import UnreadableImageError, as_text, read_images
+    from study.decode import read_images
 
-    model = bundle.load(model_path)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = bundle.load(model_path).to(device)
     if mc_dropout is not None and mc_dropout < 2:
         raise UserError(f"--mc-dropout {mc_dropout}: one prediction has no spread; give 2 or more.")
     if mc_dropout is not None and not model.has_dropout:
@@ -146,41 +151,56 @@ def predict_batches(
             f"--mc-dropout: the model in {model_path} has no dropout that could be kept on; export"
             " one that has (python -m study.export RUN --arm dropout)."
         )
-    names: list[str] = []
-    pixels: list[np.ndarray] = []
-    unreadable: list[tuple[str, str]] = []
+    for batch in _collect(read_images(files, model.side)):
+        yield _answer(model, batch, mc_dropout)
 
-    def run() -> Predictions:
-        images = torch.from_numpy(np.stack(pixels)) if pixels else None
-        read, bad = tuple(names), tuple(unreadable)
-        for collected in (names, pixels, unreadable):
-            collected.clear()
-        if images is None:
-            empty = np.empty((0, len(model.classes)), np.float32)
-            nothing = None if mc_dropout is None else np.empty(0, np.float32)
-            return Predictions(read, model.classes, empty, nothing, nothing, bad)
-        with torch.inference_mode():
-            if mc_dropout is None:
-                probabilities = model(images).softmax(dim=1).numpy()
-                return Predictions(read, model.classes, probabilities, unreadable=bad)
-            drawn = model.sample(images, mc_dropout, SEED)
-        mean = drawn.mean(dim=0)
-        entropy = _entropy(mean.numpy())
-        information = entropy - _entropy(drawn.numpy()).mean(axis=0)
-        return Predictions(
-            read, model.classes, mean.numpy(), entropy, np.maximum(information, 0), bad
-        )
 
-    for path, image in read_images(files, model.side):
-        if isinstance(image, UnreadableImageError):
-            unreadable.append((as_text(path), str(image)))
-            continue
-        names.append(as_text(path))
-        pixels.append(image)
-        if len(pixels) == BATCH:
-            yield run()
-    if names or unreadable:
-        yield run()
+@dataclass
+class _Batch:
+    """Images that are predicted together, and files beside them that could not be read."""
+
+    names: list[str] = field(default_factory=list)
+    pixels: list[np.ndarray] = field(default_factory=list)
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
+
+
+def _collect(read: "Iterable[tuple[Path, np.ndarray | UnreadableImageError]]") -> Iterator[_Batch]:
+    """Gather images until a batch is full; at least one batch."""
+    from study.decode import as_text
+
+    batch = _Batch()
+    for path, image in read:
+        if isinstance(image, np.ndarray):
+            batch.names.append(as_text(path))
+            batch.pixels.append(image)
+        else:
+            batch.unreadable.append((as_text(path), str(image)))
+        if len(batch.pixels) == BATCH:
+            yield batch
+            batch = _Batch()
+    yield batch
+
+
+def _answer(model: "Model", batch: _Batch, mc_dropout: int | None) -> Predictions:
+    """What the model says of a batch."""
+    import torch
+
+    names, unreadable = tuple(batch.names), tuple(batch.unreadable)
+    if not batch.pixels:
+        empty = np.empty((0, len(model.classes)), np.float32)
+        nothing = None if mc_dropout is None else np.empty(0, np.float32)
+        return Predictions(names, model.classes, empty, nothing, nothing, unreadable)
+    images = torch.from_numpy(np.stack(batch.pixels)).to(model.feature_mean.device)
+    with torch.inference_mode():
+        if mc_dropout is None:
+            probabilities = model(images).softmax(dim=1).cpu().numpy()
+            return Predictions(names, model.classes, probabilities, unreadable=unreadable)
+        drawn = model.sample(images, mc_dropout, SEED).cpu().numpy()
+    mean = drawn.mean(axis=0)
+    entropy = _entropy(mean)
+    # It cannot be below zero; rounding can.
+    information = np.maximum(entropy - _entropy(drawn).mean(axis=0), 0)
+    return Predictions(names, model.classes, mean, entropy, information, unreadable)
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -198,7 +218,8 @@ def main(words: Sequence[str] | None = None) -> int:
         form: Form = "json" if arguments.json else "csv" if arguments.csv else "table"
         unreadable = answered = 0
         for part in predict_batches(arguments.model, files, arguments.mc_dropout):
-            show(part, form, arguments.top, sys.stdout, header=answered == 0)
+            if part.files:
+                show(part, form, arguments.top, sys.stdout, header=answered == 0)
             answered += len(part.files)
             unreadable += len(part.unreadable)
             for file, reason in part.unreadable:

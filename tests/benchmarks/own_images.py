@@ -1,0 +1,135 @@
+"""How fast image files are read and predicted: on all cores against one, and against the model alone.
+
+    python -m tests.benchmarks.own_images [--files 2000] [--repeats 5]
+
+The files are JPEG of 1,000 x 750 pixels, CIFAR-10's images enlarged; the model is a ResNet50 with a
+head of 512 at 96 px, with Keras' weights (what it answers does not matter here). Pairs run one right
+after the other, and after one round that is thrown away. Printed are the median, smallest and largest
+ratio.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from study import bundle, decode
+from study.bundle import Bundle, Model
+from study.data import load_dataset
+from study.decode import read_images
+from study.hardware import cpu_count
+from study.head import FEATURES, build_head
+from study.predict import BATCH, predict_batches
+from study.prepare import no_standardisation
+from study.weights import load_weights
+
+SIDE = 96
+HEAD: dict[str, Any] = {"head": "512", "dropout": 0.3}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--files", type=int, default=2000)
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    print(
+        f"{cpu_count()} cores, torch {version('torch')}, Pillow {version('pillow')},"
+        f" {options.files} files, n = {options.repeats}"
+    )
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        files = write_files(folder / "images", options.files)
+        write_model(folder / "model")
+        model = bundle.load(folder / "model")
+        pixels = np.stack([image for _, image in read_images(files, SIDE)])  # type: ignore[misc]
+
+        compare(
+            "reading on one core / on all",
+            lambda: read_all(files, 1),
+            lambda: read_all(files, cpu_count()),
+            options.repeats,
+        )
+        compare(
+            "files to answers / the model alone",
+            lambda: sum(len(part.files) for part in predict_batches(folder / "model", files)),
+            lambda: run_model(model, pixels),
+            options.repeats,
+        )
+
+
+def compare(
+    what: str, first: Callable[[], object], second: Callable[[], object], repeats: int
+) -> None:
+    """Time two things in turn, and print how many times as long the first takes."""
+    ratios, seconds = [], []
+    for round_number in range(repeats + 1):
+        times = []
+        for run in (first, second):
+            begun = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - begun)
+        if round_number:
+            ratios.append(times[0] / times[1])
+            seconds.append(times)
+    low, high = min(ratios), max(ratios)
+    typical = ", ".join(f"{median(column):.1f} s" for column in zip(*seconds, strict=True))
+    print(f"{what}: {median(ratios):.2f} ({low:.2f} to {high:.2f}); {typical}")
+
+
+def read_all(files: list[Path], cores: int) -> None:
+    """Read every file with so many threads."""
+    before, decode.cpu_count = decode.cpu_count, lambda: cores
+    try:
+        for _ in read_images(files, SIDE):
+            pass
+    finally:
+        decode.cpu_count = before
+
+
+def run_model(model: Model, pixels: np.ndarray) -> None:
+    """The same batches without files."""
+    with torch.inference_mode():
+        for start in range(0, len(pixels), BATCH):
+            model(torch.from_numpy(pixels[start : start + BATCH])).softmax(dim=1).numpy()
+
+
+def write_files(folder: Path, count: int) -> list[Path]:
+    """JPEG files of photographs' size."""
+    folder.mkdir()
+    dataset = load_dataset("cifar10")
+    files = []
+    for row in range(count):
+        image = Image.fromarray(dataset.pixels[row]).resize((1000, 750), Image.Resampling.BICUBIC)
+        files.append(folder / f"{row:05d}.jpg")
+        image.save(files[-1], quality=90)
+    return files
+
+
+def write_model(folder: Path) -> None:
+    """A bundle."""
+    weights = load_weights("keras")
+    content = Bundle(
+        classes=tuple(map(str, range(10))),
+        preprocess=replace(weights.preprocess, image_size=SIDE),
+        side=SIDE,
+        architecture=weights.architecture,
+        hyperparameters=HEAD,
+        backbone=weights.state,
+        standardisation=no_standardisation(),
+        heads=(build_head(HEAD, FEATURES, 10, seed=0).state_dict(),),
+    )
+    bundle.save(folder, content)
+    bundle.save_config(folder, content, {})
+
+
+if __name__ == "__main__":
+    main()
