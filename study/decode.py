@@ -65,9 +65,15 @@ def read_image(path: Path, side: int) -> np.ndarray:
 
 
 def read_images(
-    paths: Iterable[Path], side: int
+    paths: Iterable[Path], side: int, threads: int | None = None
 ) -> Iterator[tuple[Path, np.ndarray | UnreadableImageError]]:
-    """Read many files, on all cores, in their order; see `read_image`."""
+    """Read many files in their order; see `read_image`.
+
+    Args:
+        paths: The files.
+        side: Of the results, in pixels.
+        threads: That read at once; None: as many as there are cores.
+    """
 
     def read(path: Path) -> tuple[Path, np.ndarray | UnreadableImageError]:
         try:
@@ -77,7 +83,7 @@ def read_images(
 
     ahead = deque[Future[tuple[Path, np.ndarray | UnreadableImageError]]]()
     # Pillow lets other threads run while it decodes and resizes.
-    with _large_images_allowed(), ThreadPoolExecutor(cpu_count()) as pool:
+    with _large_images_allowed(), ThreadPoolExecutor(threads or cpu_count()) as pool:
         for path in paths:
             ahead.append(pool.submit(read, path))
             if len(ahead) > AHEAD:
