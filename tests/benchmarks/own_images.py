@@ -5,8 +5,8 @@
 Reading on all cores is held against reading on one; files to answers, as `study.predict` does it,
 against the model alone on images that lie in memory. The files are JPEG of 1,000 x 750 pixels,
 CIFAR-10's images enlarged; the model is a ResNet50 with a head of 512 at 96 px with Keras' weights
-(what it answers does not matter here). Pairs run one right after the other, and after one round that
-is thrown away. Printed are the median, smallest and largest ratio.
+(what it answers does not matter here). Pairs run one right after the other, after one round that is
+thrown away. Printed are the median, smallest and largest ratio.
 """
 
 import argparse
