@@ -260,3 +260,19 @@ def test_files_are_counted_by_class(classes_only: Path) -> None:
     names = Counter(name.split("/")[0] for name in own.files)
     for label, name in enumerate(own.classes):
         assert names[name] == (own.labels == label).sum()
+
+
+def test_pixels_decide_where_hashes_are_the_same(classes_only: Path) -> None:
+    own = load_dataset(str(classes_only), image_size=32)
+    alike = replace(own, hashes=np.zeros(len(own.labels), np.uint64))
+    assert find_duplicates(alike, make_split(own)) == []
+
+
+def test_a_file_of_the_same_size_that_changed_is_decoded_anew(classes_only: Path) -> None:
+    file = classes_only / "cat" / "plain.bmp"
+    found = []
+    for number, colour in enumerate(("red", "blue")):
+        Image.new("RGB", (32, 32), colour).save(file)
+        os.utime(file, (1_000_000_000 + number,) * 2)
+        found.append(load_dataset(str(classes_only), image_size=32).sha256)
+    assert found[0] != found[1]

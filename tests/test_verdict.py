@@ -14,8 +14,9 @@ from analysis.frames import StudyFrames
 from analysis.grid import show_effects
 from analysis.looks import record_verdict
 from analysis.pairs import compute_pairs
+from analysis.predictions import load_predictions
 from analysis.rundir import RunDir
-from analysis.uncertainty import class_weights, crossed_bootstrap
+from analysis.uncertainty import _gains, class_weights, crossed_bootstrap
 from analysis.verdict import FEWEST_PAIRS, compute_verdict, fewest_pairs, say_champions
 from tests.made_up import article_arms, confirmed, frames
 
@@ -277,3 +278,24 @@ def test_weights_of_images_make_the_mean_that_of_the_classes() -> None:
     weights = class_weights(labels)
     assert weights.mean() == pytest.approx(1)
     assert (weights * right).mean() == pytest.approx((0.75 + 0.5) / 2)
+
+
+def test_errors_by_balanced_accuracy_weigh_images_by_their_class() -> None:
+    study = load(STUDY)
+    study = replace(study, record={"config": {"metric": "val_balanced_accuracy"}})
+    (pairs,) = compute_pairs(study, "test_accuracy")
+    gains = _gains(study, pairs)
+    assert gains is not None
+    runs = study.confirm.set_index(["seed", "recipe", "setting"])["run_id"]
+    for row, seed in zip(gains, pairs.by_recipe.index, strict=True):
+        differences = []
+        for recipe in pairs.by_recipe:
+            accuracies = []
+            for setting in (pairs.setting, pairs.baseline):
+                stored = load_predictions(study, runs[seed, recipe, setting])
+                assert stored is not None
+                hits = stored.guesses == stored.labels
+                by_class = [hits[stored.labels == c].mean() for c in np.unique(stored.labels)]
+                accuracies.append(np.mean(by_class))
+            differences.append(100 * (accuracies[0] - accuracies[1]))
+        assert row.mean() == pytest.approx(np.mean(differences))
