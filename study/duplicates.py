@@ -3,7 +3,8 @@
 Perceptual hashes find candidates quickly, pixels decide. Among CIFAR-10's test images this finds 8
 whose twin is in train, all of them real, of the 3.3 % that ciFAIR (Barz and Denzler 2020) counts by
 eye: what it reports is sure, and not all there is. Where things are photographed alike, as in
-Fashion-MNIST, different things may look the same to it (2 %): look at the pairs.
+Fashion-MNIST, different things may look the same to it (47 of 2,000 test images, against 12,000
+others): look at the pairs.
 """
 
 from collections.abc import Iterator
