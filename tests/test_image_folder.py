@@ -223,6 +223,7 @@ def test_copies_in_two_parts_are_found(small_dataset: Dataset, tmp_path: Path) -
         "same.png": Image.open(test[0]),
         "larger.png": Image.open(test[1]).resize((50, 50)),
         "pressed.jpg": Image.open(test[2]),
+        "brighter.png": Image.open(test[3]).point(lambda value: min(255, 20 + value)),
     }
     for name, image in copies.items():
         image.save(tmp_path / "own" / "train" / "cat" / name, quality=70)
