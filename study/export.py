@@ -30,7 +30,7 @@ class ExportArguments:
     Every study exports one at its end; this chooses another.
     """
 
-    run: Annotated[str, tyro.conf.Positional]
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The study's run directory, such as runs/NAME, or its URI."""
     arm: str = "best"
     """What to export: best, an arm such as no-dropout, or ensemble."""

@@ -42,9 +42,11 @@ Form = Literal["table", "json", "csv"]
 class PredictArguments:
     """Say what a model sees in image files."""
 
-    model: Annotated[Path, tyro.conf.Positional]
+    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A best_model/ folder."""
-    images: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    images: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE [IMAGE ...]")
+    ]
     """Image files, and folders that hold some, at any depth."""
     top: int = 3
     """So many classes for each image, the most probable first."""
