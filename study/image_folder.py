@@ -11,7 +11,7 @@ is mapped into memory.
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -85,8 +85,9 @@ def load_image_folder(
         UserError: It holds no such folders, too many files cannot be read, or an option is out of
             range.
     """
-    classes, files, ignored = _find_files(folder)
-    if all(file.part == "train" for file in files):
+    parts = _parts(folder)
+    classes, files, ignored = _find_files(folder, parts)
+    if "test" not in parts:
         files = _carve_test(files, classes, test_fraction or TEST_FRACTION)
     elif test_fraction is not None:
         raise UserError(
@@ -125,19 +126,30 @@ def load_image_folder(
 # --- finding files ----------------------------------------------------------------------------
 
 
-def _find_files(folder: Path) -> tuple[tuple[str, ...], list[_File], Counter[str]]:
-    """The classes, the image files, and how many files of which suffix are no images."""
+def _parts(folder: Path) -> dict[PartName, Path]:
+    """The folders of train, val and test; train alone where test is to be carved out.
+
+    Raises:
+        UserError: There is train/ without test/.
+    """
     folders = _folders(folder)
-    ignored: Counter[str] = Counter()
-    parts = _parts(folder, folders)
-    if parts is None:
-        parts = {"train": folder}
-    elif "test" not in parts:
+    if "train" not in folders or set(folders) - set(PARTS) or not _folders(folder / "train"):
+        return {"train": folder}  # these are classes
+    parts = {part: folder / part for part in PARTS if part in folders}
+    if "test" not in parts:
         raise UserError(
             f"--data {folder}: there is no test/ beside {' and '.join(f'{p}/' for p in parts)}; the"
             " study needs images that nothing is chosen by: add test/, or, where val/ is meant to"
             " be that, rename it to test/ (another val is carved out of train/)."
         )
+    return parts
+
+
+def _find_files(
+    folder: Path, parts: Mapping[PartName, Path]
+) -> tuple[tuple[str, ...], list[_File], Counter[str]]:
+    """The classes, the image files, and how many files of which suffix are no images."""
+    ignored: Counter[str] = Counter()
     classes = tuple(_folders(parts["train"]))
     if len(classes) < 2:
         raise UserError(
@@ -160,13 +172,6 @@ def _find_files(folder: Path) -> tuple[tuple[str, ...], list[_File], Counter[str
     if not found:
         raise UserError(f"--data {folder}: there is no image in its class folders; {LAYOUT}.")
     return tuple(map(as_text, map(Path, classes))), found, ignored
-
-
-def _parts(folder: Path, folders: Sequence[str]) -> dict[PartName, Path] | None:
-    """The folders of train, val and test; None where the folders are classes."""
-    if "train" not in folders or set(folders) - set(PARTS) or not _folders(folder / "train"):
-        return None
-    return {part: folder / part for part in PARTS if part in folders}
 
 
 def _folders(folder: Path) -> list[str]:

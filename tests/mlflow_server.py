@@ -6,20 +6,28 @@ The whole of MLflow wants another pyarrow than this project; its client gets on 
 import os
 import signal
 import subprocess
-import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
+from tests.environments import make_environment
 from tests.s3 import free_port
 
 
-def start_mlflow(folder: Path, port: int | None = None) -> "tuple[subprocess.Popen[bytes], str]":
-    """Start a server; uv makes its environment the first time.
+def install_mlflow(folder: Path) -> Path:
+    """Make an environment with the whole of MLflow, of the client's version; its Python."""
+    return make_environment(folder, f"mlflow=={version('mlflow-skinny')}")
+
+
+def start_mlflow(
+    python: Path, folder: Path, port: int | None = None
+) -> "tuple[subprocess.Popen[bytes], str]":
+    """Start a server.
 
     Args:
+        python: From `install_mlflow`.
         folder: Holds what the server keeps, and its log.
         port: Where it listens; by default any free one.
 
@@ -27,8 +35,7 @@ def start_mlflow(folder: Path, port: int | None = None) -> "tuple[subprocess.Pop
         The process, which leads a group of its own, and the server's URI.
     """
     port = port or free_port()
-    python = ["uv", "run", "--no-project", "--python", sys.executable]
-    server = ["--with", f"mlflow=={version('mlflow-skinny')}", "mlflow", "server"]
+    server = [str(python), "-m", "mlflow", "server"]
     options = {
         "host": "127.0.0.1",
         "port": str(port),
@@ -41,7 +48,7 @@ def start_mlflow(folder: Path, port: int | None = None) -> "tuple[subprocess.Pop
     log = folder / "log"
     with log.open("ab") as file:
         process = subprocess.Popen(
-            [*python, *server, *words],
+            [*server, *words],
             stdout=file,
             stderr=file,
             cwd=folder,

@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-import venv
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +23,7 @@ from study.dataset import Dataset, make_split
 from study.errors import StudyStoppedError, UserError
 from study.export import ExportArguments, find_study
 from tests.command import SMALL, STUDY, Finished, run, run_module
+from tests.environments import make_environment
 
 FILES = {
     "README.md", "SHA256SUMS", "config.json", "model.onnx", "model.pt2", "model.safetensors",
@@ -78,19 +78,8 @@ def test_every_format_agrees_with_the_model(finished: Finished) -> None:
 @pytest.fixture(scope="module")
 def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Python that has onnxruntime, numpy and Pillow, and nothing else of this project's."""
-    folder = tmp_path_factory.mktemp("bare") / "venv"
-    python = folder / "bin" / "python"
     wanted = [f"{name}=={version(name)}" for name in ("numpy", "onnxruntime", "pillow")]
-    if uv := shutil.which("uv"):
-        commands = [
-            [uv, "venv", "--quiet", "--python", sys.executable, str(folder)],
-            [uv, "pip", "install", "--quiet", "--python", str(python), *wanted],
-        ]
-    else:
-        venv.create(folder, with_pip=True)
-        commands = [[str(python), "-m", "pip", "install", "--quiet", *wanted]]
-    for command in commands:
-        subprocess.run(command, check=True, timeout=300)
+    python = make_environment(tmp_path_factory.mktemp("bare") / "venv", *wanted)
     done = subprocess.run([str(python), "-c", "import torch"], capture_output=True, check=False)
     assert done.returncode != 0
     return python

@@ -27,7 +27,7 @@ from tests.faults import (
     trial_that_dies_with_every_epoch,
     trial_with,
 )
-from tests.tiny import TRAINING, make_study, run_confirm, run_search
+from tests.tiny import TRAINING, make_study, run_confirm, run_search, start_ray
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -35,10 +35,6 @@ def local_ray() -> Iterator[None]:
     start_ray()
     yield
     ray.shutdown()
-
-
-def start_ray() -> None:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
 
 
 def healthy(arms: tuple[str, ...] = ("no-dropout", "dropout")) -> set[str]:

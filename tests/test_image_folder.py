@@ -210,6 +210,16 @@ def test_class_without_images_is_named(small_dataset: Dataset, tmp_path: Path) -
         make_split(load_dataset(str(tmp_path / "own"), image_size=32))
 
 
+def test_an_empty_test_folder_is_not_filled_from_train(
+    small_dataset: Dataset, tmp_path: Path
+) -> None:
+    write_cifar10(small_dataset, tmp_path / "own" / "train", by_class)
+    (tmp_path / "own" / "test").mkdir()
+    own = load_dataset(str(tmp_path / "own"), image_size=32)
+    with pytest.raises(UserError, match="and 0 test images, which leaves none for test"):
+        make_split(own)
+
+
 def test_test_fraction_where_test_is_given(small_dataset: Dataset, tmp_path: Path) -> None:
     write_cifar10(small_dataset, tmp_path / "own", by_part)
     with pytest.raises(UserError, match=r"--test-fraction: .* has a test/ folder"):

@@ -11,10 +11,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import mlflow
 import numpy as np
 import onnx
 import pytest
 import ray
+from mlflow import MlflowClient
+from mlflow.entities import Run
 from onnx import TensorProto, helper
 from ray.tune.experiment import Trial
 
@@ -24,18 +27,10 @@ from study.config import Study, StudyConfig, as_arguments, check, parse
 from study.errors import UserError
 from study.phases import check_tracking
 from study.screen import Screen
+from study.tracking import TrialTracker, epoch_metrics, register_best_model
 from tests.faults import import_nothing_of_mlflow, kill_the_worker, raise_or_diverge, trial_with
-from tests.mlflow_server import kill_mlflow, start_mlflow
-from tests.tiny import EPOCHS, make_study, run_search
-
-if shutil.which("uv") is None:
-    pytest.skip("no uv, which makes the server's environment", allow_module_level=True)
-mlflow = pytest.importorskip("mlflow", reason="the extra mlflow is not installed")
-
-from mlflow import MlflowClient  # noqa: E402
-from mlflow.entities import Run  # noqa: E402
-
-from study.tracking import TrialTracker, epoch_metrics, register_best_model  # noqa: E402
+from tests.mlflow_server import install_mlflow, kill_mlflow, start_mlflow
+from tests.tiny import EPOCHS, make_study, run_search, start_ray
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -45,13 +40,14 @@ def local_ray() -> Iterator[None]:
     ray.shutdown()
 
 
-def start_ray() -> None:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+@pytest.fixture(scope="module")
+def server_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return install_mlflow(tmp_path_factory.mktemp("mlflow") / "venv")
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    process, uri = start_mlflow(tmp_path_factory.mktemp("mlflow"))
+@pytest.fixture(scope="module")
+def server(server_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    process, uri = start_mlflow(server_python, tmp_path_factory.mktemp("mlflow"))
     yield uri
     kill_mlflow(process.pid)
     process.wait()
@@ -169,9 +165,12 @@ def test_an_interrupted_study_goes_on_in_the_same_runs(
 
 
 def test_a_server_that_dies_does_not_touch_the_study_and_misses_nothing(
-    tmp_path: Path, fault: Callable[..., None], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    server_python: Path,
+    fault: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    process, uri = start_mlflow(tmp_path)
+    process, uri = start_mlflow(server_python, tmp_path)
     pid = process.pid
     try:
         fault(lambda: kill_mlflow(pid))
@@ -183,7 +182,7 @@ def test_a_server_that_dies_does_not_touch_the_study_and_misses_nothing(
         assert {state for state, _ in trials.values()} <= {"completed", "pruned"}
         assert said.count(f"MLflow at {uri} has failed: nothing answers there (Conn") == 1
         assert "MLflow" not in said.replace(f"MLflow at {uri} has failed", "")
-        process, _ = start_mlflow(tmp_path, int(uri.rpartition(":")[2]))
+        process, _ = start_mlflow(server_python, tmp_path, int(uri.rpartition(":")[2]))
         assert any("state" not in run.data.tags for run in runs_of(study))
         run_search(study)
         check_runs(study)

@@ -23,6 +23,11 @@ EPOCHS = 5
 AT_ONCE = Resources(1, 0.0, 2)
 
 
+def start_ray() -> None:
+    """A Ray of two cores for the tests of a module."""
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+
+
 def part(rows: int) -> PartArrays:
     """Made-up features of ten classes that can be told apart."""
     random = np.random.default_rng(rows)
