@@ -1,0 +1,165 @@
+"""Trains many hyperparameter sets in full, once each, for tests/benchmarks/search_quality.py.
+
+    python -m tests.benchmarks.record FILE.csv [--sets 400] [--seconds 600]
+
+For each arm of the space `dropout` the same number of sets, drawn at random over the ranges, runs
+of the study's own training loop on cached features, 15 epochs without early stopping. Every run's
+curves on `val` are one row of the file; `again` is the best accuracy on `val` of the same set under
+another seed, which no search sees: what the set is worth without the luck of its run. Where the
+time is up, the rows of the sets that are done are written.
+
+On a GPU several processes share it; on a CPU each core has one.
+"""
+
+import argparse
+import contextlib
+import csv
+import math
+import multiprocessing
+import pickle
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+
+from search_spaces import Space, Value, find_space
+from study.config import StudyConfig
+from study.data import load_dataset
+from study.dataset import make_split
+from study.features import load_features
+from study.hardware import cpu_count
+from study.prepare import prepare_features
+from study.searcher import _distributions
+from study.streams import derive_seed
+from study.training import NonFiniteLossError, TrainingData, train
+from study.weights import load_weights
+
+SPACE = "dropout"
+SEED = 1
+EPOCHS = StudyConfig.epochs
+
+
+@dataclass(frozen=True)
+class Job:
+    """One set to train."""
+
+    arm: str
+    number: int
+    values: Mapping[str, Value]
+
+
+def draw(space: Space, sets: int) -> Iterator[Job]:
+    """Sets at random, the arms in turn, so that a file cut short has as many of each."""
+    drawn = {}
+    for arm in space.arms:
+        sampler = optuna.samplers.RandomSampler(seed=derive_seed(SEED, "record", arm.name))
+        drawn[arm.name] = optuna.create_study(sampler=sampler)
+    for number in range(sets):
+        for arm in space.arms:
+            asked = drawn[arm.name].ask(_distributions(space.ranges(arm)))
+            yield Job(arm.name, number, {**space.fixed_values(arm), **asked.params})
+
+
+DATA: list[TrainingData] = []
+
+
+def begin(file: str, device: str) -> None:
+    """Prepare a process."""
+    torch.set_num_threads(1)
+    DATA.append(pickle.loads(Path(file).read_bytes()).to(torch.device(device)))
+
+
+def run(task: tuple[Job, bool]) -> tuple[Job, bool, list[tuple[float, float]]]:
+    """Accuracy and loss on val, epoch by epoch; fewer epochs where the run diverges."""
+    job, again = task
+    curve: list[tuple[float, float]] = []
+    with contextlib.suppress(NonFiniteLossError):
+        train(
+            job.values,
+            DATA[0],
+            seed=derive_seed(SEED, "again" if again else "run", job.arm, job.number),
+            epochs=EPOCHS,
+            metric="val_accuracy",
+            report=lambda e: curve.append((e.val_accuracy, e.val_loss)),
+        )
+    return job, again, curve
+
+
+def record(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Train until all is done or the time is up; one row per set."""
+    until = time.monotonic() + options.seconds
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dataset, weights = load_dataset(options.data, options.images), load_weights(options.weights)
+    preprocess = replace(weights.preprocess, image_size=options.image_size)
+    features = load_features(dataset, weights, preprocess)
+    print(f"features: {features.seconds:.0f} s", flush=True)
+    jobs = list(draw(find_space(SPACE), options.sets))
+    tasks = [(job, again) for again in (False, True)[: options.seeds] for job in jobs]
+    rows: dict[tuple[str, int], dict[str, Any]] = {}
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "arrays.pickle"
+        split = make_split(dataset)
+        file.write_bytes(pickle.dumps(prepare_features(dataset, split, features).training))
+        with context.Pool(options.processes, begin, (str(file), device)) as pool:
+            found = pool.imap_unordered(run, tasks)
+            for number in range(len(tasks)):
+                try:
+                    job, again, curve = found.next(timeout=max(0.1, until - time.monotonic()))
+                except multiprocessing.TimeoutError:
+                    print(f"time is up: {number} of {len(tasks)} runs are done", flush=True)
+                    break
+                row = rows.setdefault((job.arm, job.number), {})
+                if again:
+                    row["again"] = max((accuracy for accuracy, _ in curve), default=math.nan)
+                else:
+                    row.update(_row(job, curve))
+            pool.terminate()
+    print(f"{len(rows)} sets, {time.monotonic() - until + options.seconds:.0f} s", flush=True)
+    return [rows[key] for key in sorted(rows)]
+
+
+def _row(job: Job, curve: list[tuple[float, float]]) -> dict[str, Any]:
+    full = curve + [(math.nan, math.nan)] * (EPOCHS - len(curve))
+    values = {
+        name: value if isinstance(value, str | int) else f"{value:.6g}"
+        for name, value in job.values.items()
+    }
+    return {
+        "arm": job.arm,
+        **values,
+        **{f"val_accuracy_{epoch}": f"{a:.4f}" for epoch, (a, _) in enumerate(full, start=1)},
+        **{f"val_loss_{epoch}": f"{loss:.4f}" for epoch, (_, loss) in enumerate(full, start=1)},
+        "again": math.nan,  # until that run is done
+    }
+
+
+def main() -> None:
+    """Record and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--sets", type=int, default=400, help="per arm")
+    parser.add_argument("--seeds", type=int, default=2, choices=(1, 2))
+    parser.add_argument("--seconds", type=float, default=math.inf, help="when to stop")
+    parser.add_argument("--images", type=int)
+    parser.add_argument("--image-size", type=int, default=96)
+    parser.add_argument("--data", default="cifar10", help="as run_study.py takes it")
+    parser.add_argument("--weights", default="auto", help="as run_study.py takes it")
+    default = 6 if torch.cuda.is_available() else cpu_count()
+    parser.add_argument("--processes", type=int, default=default)
+    options = parser.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    rows = record(options)
+    with options.file.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()
