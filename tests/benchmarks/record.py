@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--sets", type=int, default=400, help="per arm")
     parser.add_argument("--seeds", type=int, default=2, choices=(1, 2))
-    parser.add_argument("--seconds", type=float, default=math.inf, help="when to stop")
+    parser.add_argument("--seconds", type=float, default=1e6, help="when to stop")
     parser.add_argument("--images", type=int)
     parser.add_argument("--image-size", type=int, default=96)
     parser.add_argument("--data", default="cifar10", help="as run_study.py takes it")
