@@ -14,7 +14,14 @@ from torch import Tensor
 
 from study.backbone import KERAS, PREPROCESSES, Preprocess, build_backbone
 from study.dataset import Dataset
-from study.features import FEATURES, Precision, cache_key, compute_features, load_features
+from study.features import (
+    FEATURES,
+    VERSION,
+    Precision,
+    cache_key,
+    compute_features,
+    load_features,
+)
 from study.weights import Weights
 
 CPU = torch.device("cpu")
@@ -155,7 +162,7 @@ def test_key_depends_on_everything(
         key(preprocess=replace(PREPROCESSES["raw"], image_size=32)),
         key(precision="bf16"),
     ]
-    monkeypatch.setattr("study.features.VERSION", 0)
+    monkeypatch.setitem(VERSION, "fp32", 0)
     keys.append(key())
     assert len(set(keys)) == len(keys)
     assert key(dataset=replace(small_dataset, source="elsewhere")) == key()

@@ -39,6 +39,8 @@ WARM_UP = 5
 class StackedHeads(nn.Module):
     """Heads of the same widths, each with parameters and dropout rates of its own."""
 
+    keep: Tensor
+
     def __init__(self, heads: list[nn.Sequential], rates: Tensor) -> None:
         """Stack heads; `rates`: [heads, hidden layers]."""
         super().__init__()

@@ -1,0 +1,171 @@
+"""How fast features are computed, against others that could compute them and against the limit.
+
+    python -m tests.benchmarks.features [--images 512] [--image-size 32] [--repeats 5]
+
+All compute the features of the same images in batches of 128 with all cores, from bytes:
+
+- `plain`: torchvision's ResNet50 as it comes, fp32, as a training script would run it
+- `ours`: `study.features.compute_features`
+- `inductor`: the same folded backbone under `torch.compile` with its weights frozen
+- `onnxruntime`: the same folded backbone as an ONNX file that torch exports
+- `eager`: the same folded backbone, channels last, step by step
+
+Compiling and exporting are left out and printed apart. The limit is what the convolutions'
+multiplications take at the rate that this machine reaches on large matrix products in the same
+type; nothing that multiplies them one by one can be faster.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from study.backbone import Preprocess, build_backbone
+from study.data import load_dataset
+from study.features import BATCH_SIZE, Precision, compute_features, folded
+from study.hardware import cpu_count, has_native_bf16
+from study.weights import load_weights
+from tests.benchmarks.paired import Spread, about, in_turn, ratio, show
+
+CPU = torch.device("cpu")
+BATCH = BATCH_SIZE["cpu"]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--images", type=int, default=512)
+    parser.add_argument("--image-size", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    print(about("onnxruntime"))
+
+    weights = load_weights("auto")
+    preprocess = replace(weights.preprocess, image_size=options.image_size)
+    pixels = load_dataset("cifar10").pixels[: options.images // BATCH * BATCH]
+    backbone = build_backbone(weights.state, weights.architecture)
+    precision: Precision = "bf16" if has_native_bf16(CPU) else "fp32"
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+
+    def ours() -> Tensor:
+        return compute_features(backbone, pixels, preprocess, precision=precision, device=CPU)
+
+    begun = time.perf_counter()
+    compiled = compile_net(backbone, dtype)
+    run_batches(compiled, pixels, preprocess, dtype)
+    compiling = time.perf_counter() - begun
+    session, eager = onnx_net(backbone, options.image_size), eager_net(backbone, dtype)
+    contenders: dict[str, Callable[[], Tensor]] = {
+        "plain": lambda: run_batches(backbone, pixels, preprocess, torch.float32),
+        "ours": ours,
+        "eager": lambda: run_batches(eager, pixels, preprocess, dtype),
+        "inductor": lambda: run_batches(compiled, pixels, preprocess, dtype),
+        "onnxruntime": lambda: run_batches(session, pixels, preprocess, torch.float32),
+    }
+    reference = contenders["plain"]()
+    for name, compute in contenders.items():
+        check_alike(name, compute().float(), reference)
+    seconds = in_turn(contenders, options.repeats)
+    floor = operations(backbone, options.image_size) * len(pixels) / matrix_rate(dtype)
+    rows = [
+        [
+            name,
+            f"{len(pixels) / spread.middle:,.0f}",
+            ratio(spread, seconds["ours"]).shown(),
+            Spread(tuple(value / floor for value in spread.values)).shown(),
+        ]
+        for name, spread in seconds.items()
+    ]
+    rows.append(["limit", f"{len(pixels) / floor:,.0f}", "", "1"])
+    print(f"{len(pixels)} images at {options.image_size} px, {precision}, n = {options.repeats};")
+    print(f"compiling took {compiling:.0f} s")
+    print(show(["", "images/s", "time / ours", "time / limit"], rows))
+
+
+def run_batches(
+    net: Callable[[Tensor], Tensor], pixels: np.ndarray, preprocess: Preprocess, dtype: torch.dtype
+) -> Tensor:
+    """Features of all images."""
+    found = []
+    with torch.inference_mode():
+        for start in range(0, len(pixels), BATCH):
+            images = preprocess(torch.from_numpy(pixels[start : start + BATCH]))
+            found.append(net(images.to(dtype=dtype)))
+    return torch.cat(found)
+
+
+def eager_net(backbone: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """The folded backbone in PyTorch."""
+    layout = torch.channels_last
+    net = folded(backbone).to(dtype=dtype, memory_format=layout)  # type: ignore[call-overload]
+    return lambda images: net(images.to(memory_format=layout))
+
+
+def compile_net(backbone: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """The folded backbone under torch.compile, its weights taken for constants."""
+    import torch._inductor.config
+
+    torch._inductor.config.freezing = True
+    layout = torch.channels_last
+    net = folded(backbone).to(dtype=dtype, memory_format=layout)  # type: ignore[call-overload]
+    compiled = torch.compile(net)
+
+    def run(images: Tensor) -> Tensor:
+        with torch.no_grad():
+            found: Tensor = compiled(images.to(memory_format=layout))
+        return found
+
+    return run
+
+
+def onnx_net(backbone: nn.Module, size: int) -> Callable[[Tensor], Tensor]:
+    """The folded backbone in ONNX Runtime, on all cores."""
+    import onnxruntime
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "backbone.onnx"
+        program = torch.onnx.export(
+            folded(backbone), (torch.zeros(BATCH, 3, size, size),), dynamo=True, verbose=False
+        )
+        assert program is not None
+        program.save(path, external_data=False)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = cpu_count()
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda images: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
+
+
+def check_alike(name: str, found: Tensor, reference: Tensor) -> None:
+    """Make sure that a contender computes the same, up to the rounding of its type."""
+    apart = float((found - reference).norm() / reference.norm())
+    assert apart < 0.02, f"{name} differs by {apart:.3f}"
+
+
+def operations(backbone: nn.Module, size: int) -> float:
+    """Floating-point operations per image."""
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        backbone(torch.zeros(2, 3, size, size))
+    return float(counter.get_total_flops()) / 2
+
+
+def matrix_rate(dtype: torch.dtype, side: int = 2048, repeats: int = 8) -> float:
+    """Operations per second of the largest matrix products that matter, with all threads."""
+    first, second = torch.randn(side, side).to(dtype), torch.randn(side, side).to(dtype)
+    best = 0.0
+    for _ in range(repeats):
+        begun = time.perf_counter()
+        first @ second
+        best = max(best, 2 * side**3 / (time.perf_counter() - begun))
+    return best
+
+
+if __name__ == "__main__":
+    main()
