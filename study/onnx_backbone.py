@@ -4,6 +4,7 @@ tests/benchmarks/features.py holds it against PyTorch, and against what the proc
 """
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import onnx
@@ -51,7 +52,7 @@ def write(backbone: ResNet) -> bytes:
     weights: list[TensorProto] = []
     last = INPUT
 
-    def add(kind: str, *inputs: str, **attributes: object) -> str:
+    def add(kind: str, *inputs: str, **attributes: Any) -> str:
         output = f"{kind}_{len(nodes)}"
         nodes.append(helper.make_node(kind, inputs, [output], **attributes))
         return output
