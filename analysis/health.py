@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import pandas as pd
-from scipy import stats
 
 from analysis.frames import StudyFrames, compute_champions
 from analysis.optuna_db import searched_ranges
@@ -323,6 +322,8 @@ def _each(numbers: Mapping[str, int], word: str) -> str:
 
 def _region(trials: pd.DataFrame, broken: "pd.Series[bool]", names: tuple[str, ...]) -> str:
     """Where broken trials gather, as the end of a sentence; empty where they do not."""
+    from scipy import stats  # slow to import
+
     for name in names:
         values = pd.to_numeric(trials[name], errors="coerce")
         if values.notna().all() and values.min() < values.max():

@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import ResNet, resnet50
+
+if TYPE_CHECKING:
+    from torchvision.models import ResNet
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,11 @@ def build_backbone(state: Mapping[str, Tensor], architecture: Architecture) -> n
     return backbone.eval()
 
 
-def empty_resnet50(architecture: Architecture) -> ResNet:
+def empty_resnet50(architecture: Architecture) -> "ResNet":
     """A ResNet50 with shapes but without values (on the meta device)."""
+    # Only for this: torchvision takes seconds to import.
+    from torchvision.models import resnet50
+
     with torch.device("meta"):
         model = resnet50()
     for module in model.modules():

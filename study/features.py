@@ -20,7 +20,6 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.models.resnet import Bottleneck
 
 from study.backbone import Preprocess, build_backbone
 from study.cache import cache_dir, cached, sha256_of, whole_file
@@ -174,6 +173,8 @@ def _fastest(
 
 def folded(backbone: nn.Module) -> nn.Module:
     """A copy of a ResNet50 in evaluation mode whose BatchNorms are folded into its convolutions."""
+    from torchvision.models.resnet import Bottleneck  # slow to import, and not always needed
+
     net = copy.deepcopy(backbone).eval()
     for block in [net, *(module for module in net.modules() if isinstance(module, Bottleneck))]:
         for number in (1, 2, 3):

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import imagehash
 import numpy as np
 import PIL
 from PIL import Image
@@ -273,6 +272,8 @@ def perceptual_hash(pixels: np.ndarray) -> int:
     Args:
         pixels: uint8 [height, width, 3], RGB.
     """
+    import imagehash  # slow to import, and only for images of one's own
+
     bits = imagehash.phash(Image.fromarray(pixels)).hash
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
 

@@ -3,18 +3,16 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
 from analysis.health import IMBALANCE
-from analysis.report import Report, write_report
 from analysis.rundir import RunDir
 from study import interrupt
 from study.arrays import TrainingArrays
 from study.ask import on_node
-from study.best_model import Exported, describe, export, say_whether_it_pays
 from study.champions import champions
 from study.cluster import Machines
 from study.config import Metric, Study
@@ -43,6 +41,10 @@ from study.screen import Screen
 from study.search import search
 from study.spread import on_cluster
 from study.worker import RunSettings, measure_load
+
+if TYPE_CHECKING:
+    from analysis.report import Report
+    from study.best_model import Exported
 
 
 def run(study: Study) -> None:
@@ -110,11 +112,13 @@ def export_again(study: Study, to: Path | None, screen: Screen) -> None:
         record = study.rundir.read_study()
         inputs = load_inputs(study, pinned_sources(record), None)
         check_same_inputs(record, describe_inputs(inputs))
+        from study.best_model import export  # slow to import, with all that files are written by
+
         exported = export(study, champions(study), inputs, to)
     show_model(study, exported, to, screen)
 
 
-def show(study: Study, report: Report, exported: Exported, screen: Screen) -> None:
+def show(study: Study, report: "Report", exported: "Exported", screen: Screen) -> None:
     """What a study ends with on the screen."""
     for part in report.as_rich():
         screen.say()
@@ -125,8 +129,10 @@ def show(study: Study, report: Report, exported: Exported, screen: Screen) -> No
     show_model(study, exported, None, screen)
 
 
-def show_model(study: Study, exported: Exported, to: Path | None, screen: Screen) -> None:
+def show_model(study: Study, exported: "Exported", to: Path | None, screen: Screen) -> None:
     """Where the exported model is, and how good."""
+    from study.best_model import describe, say_whether_it_pays
+
     if pays := say_whether_it_pays(study, exported.chosen):
         screen.say(pays)
     place = study.where(study.rundir.best_model) if to is None else str(to)
@@ -230,8 +236,8 @@ def warn_of_images(data: Mapping[str, Any], metric: Metric) -> list[str]:
 
 def run_phases(
     study: Study, machines: Machines, inputs: Inputs, screen: Screen
-) -> tuple[Report, Exported]:
-    """Search, confirm, export, report."""
+) -> "tuple[Report, Exported]":
+    """Search, confirm, report, export."""
     config, prepared = study.config, inputs.prepared
     with ray_session(config.address, verbose=config.verbose):
         training = ray.put(prepared.training)
@@ -245,8 +251,13 @@ def run_phases(
             test = ray.put(prepared.test)
             confirm(study, found, training, test, settings, resources, screen)
     interrupt.check()
+    # Only now: with what draws and exports they take seconds to import, and training need not wait.
+    from analysis.report import write_report
+
     report = write_report(study.rundir.path)
     interrupt.check()
+    from study.best_model import export
+
     exported = export(study, found, inputs)
     if config.mlflow is not None:
         from study.tracking import register_best_model

