@@ -30,6 +30,18 @@ def p_value(p: float) -> str:
     return f"{p:.3f}" if (float(text) < 0.05) != (p < 0.05) else text
 
 
+def duration(seconds: float) -> str:
+    """A duration: "12 s", "3 min 05 s" or "2 h 07 min"."""
+    if not math.isfinite(seconds):
+        return "unknown"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
 def count(number: int, word: str) -> str:
     """A number with its noun: 1 seed, 8 seeds."""
     return f"{number} {word}{'' if number == 1 else 's'}"

@@ -18,6 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from analysis.words import duration
 from search_spaces import PARAMETERS, Value
 from study.config import Metric
 from study.errors import UserError
@@ -96,7 +97,7 @@ class PhaseView:
         return (
             f"{self.ended:>{width}}/{self.total}  {run.run_id}  {run.state:<9}  "
             f"epoch {run.epoch:>2}/{self.epochs}  {outcome}  "
-            f"{describe_time(run.seconds)}  ({describe_hyperparameters(run.hyperparameters)})"
+            f"{duration(run.seconds)}  ({describe_hyperparameters(run.hyperparameters)})"
         )
 
     def seconds_left(self) -> float | None:
@@ -114,8 +115,8 @@ class PhaseView:
             Text(self.title, "bold"),
             ProgressBar(total=self.total, completed=self.ended, width=40),
             f"{self.ended}/{self.total}",
-            describe_time(time.monotonic() - self.started),
-            "" if left is None else f"about {describe_time(left)} left",
+            duration(time.monotonic() - self.started),
+            "" if left is None else f"about {duration(left)} left",
         )
         return Group("", head, self._groups_table(), self._running_line())
 
@@ -204,7 +205,7 @@ class Screen:
         finally:
             self._view = None
         if view.ended > view.already:
-            took = describe_time(time.monotonic() - view.started)
+            took = duration(time.monotonic() - view.started)
             self.say(f"{title}: {view.ended - view.already} runs in {took}")
 
     def run_set_aside(self, run_id: str, why: str) -> None:
@@ -250,13 +251,3 @@ def describe_hyperparameters(values: Mapping[str, Value]) -> str:
         + (f"{values[name]:.2g}" if isinstance(values[name], float) else str(values[name]))
         for name in in_order
     )
-
-
-def describe_time(seconds: float) -> str:
-    """A duration: "12 s", "3 min 05 s" or "2 h 07 min"."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -316,8 +316,8 @@ def test_timeline_by_hand(tmp_path: Path) -> None:
     picture = make_timeline(frames)
     assert picture is not None
     assert picture.caption == (
-        "Room for 2 runs at once was in use 75 % of 10.0 minutes; the longest run, t-0, took"
-        " 5.0 minutes."
+        "Room for 2 runs at once was in use 75 % of 10 min 00 s; the longest run, t-0, took"
+        " 5 min 00 s."
     )
 
 
@@ -356,7 +356,7 @@ def test_a_pause_of_the_study_is_left_out(tmp_path: Path) -> None:
     assert timeline.pauses == ((17.5, 83),)
     picture = make_timeline(frames)
     assert picture is not None
-    assert b"without 83.0 minutes in which nothing trained" in render_file(picture, "", "svg")
+    assert b"without 1 h 23 min in which nothing trained" in render_file(picture, "", "svg")
 
 
 # --- every figure -------------------------------------------------------------------------------

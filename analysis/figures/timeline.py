@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 
 from analysis.figures.style import INK, MUTED, STYLE, Picture, colours, new_figure
 from analysis.frames import StudyFrames
-from analysis.words import count
+from analysis.words import count, duration
 
 #: With more worker processes than this a row each would not fit; runs then share rows.
 MOST_WORKERS = 16
@@ -197,7 +197,7 @@ def draw_timeline(timeline: Timeline, ink: Mapping[str, str], ax: Axes) -> None:
     ax.grid(visible=False, axis="y")
     ax.set_ylabel("worker" if timeline.by_worker else "")
     left_out = sum(length for _, length in timeline.pauses)
-    without = f", without {_duration(left_out)} in which nothing trained" if left_out else ""
+    without = f", without {duration(60 * left_out)} in which nothing trained" if left_out else ""
     ax.set_xlabel(f"minutes since the first start{without}")
     patches = [Patch(color=ink.get(group, MUTED), alpha=0.6, label=group) for group in groups]
     # So far above the axes that the names of the phases have room between.
@@ -235,11 +235,6 @@ def _caption(timeline: Timeline) -> str:
     name, minutes = timeline.longest
     return (
         f"Room for {count(timeline.at_once, 'run')} at once was in use {100 * timeline.busy:.0f} %"
-        f" of {_duration(timeline.minutes)}; the longest run, {name}, took {_duration(minutes)}."
+        f" of {duration(60 * timeline.minutes)}; the longest run, {name}, took"
+        f" {duration(60 * minutes)}."
     )
-
-
-def _duration(minutes: float) -> str:
-    if minutes < 2:
-        return f"{60 * minutes:.0f} seconds"
-    return f"{minutes:.1f} minutes" if minutes < 120 else f"{minutes / 60:.1f} hours"
