@@ -9,16 +9,24 @@ interrupted by Ctrl-C, SIGTERM or SIGHUP.
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 
 from analysis.errors import RunDirError
 from study import interrupt
+from study.began import BEGAN
 from study.config import Study, check, parse, resume_command
 from study.errors import StudyStoppedError, UserError
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a study; `arguments` as in `sys.argv[1:]`."""
+def main(arguments: Sequence[str] | None = None, began: float | None = None) -> int:
+    """Run a study.
+
+    Args:
+        arguments: As in `sys.argv[1:]`.
+        began: When the command began, in Unix seconds; None: now.
+    """
+    began = time.time() if began is None else began
     study = None
     interrupt.listen()
     try:
@@ -26,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Only now: ray and torch take seconds to import, which a wrong option need not wait for.
         from study.phases import run
 
-        run(study)
+        run(study, began)
     except (UserError, RunDirError) as error:
         stopped = isinstance(error, StudyStoppedError)
         return leave(f"{error}{go_on(study) if stopped else ''}", 2)
@@ -47,7 +55,7 @@ def leave(message: str, status: int) -> int:
 
 
 if __name__ == "__main__":
-    exit_status = main()
+    exit_status = main(began=BEGAN)
     if interrupt.received:
         # What Ray does at the end of an interrupted process may abort it, with a status of its own.
         sys.stdout.flush()

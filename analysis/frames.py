@@ -1,13 +1,13 @@
 """The run directory as pandas frames: what every table and figure starts from."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import pandas as pd
 
-from analysis.rundir import ConfirmRow, EpochRow, RunDir, RunDirError, TrialRow
+from analysis.rundir import ConfirmRow, EpochRow, PhaseRow, RunDir, RunDirError, TrialRow
 from analysis.words import count
 
 Row = TypeVar("Row")
@@ -28,6 +28,7 @@ class StudyFrames:
         confirm: A row per confirmation run; empty before all have ended.
         hyperparameters: Names of the hyperparameters among the columns of trials and confirm.
         problems: What could not be read, or is not there yet; a sentence each.
+        phases: A row per phase of each start; empty where that is not written down.
     """
 
     path: Path
@@ -37,6 +38,7 @@ class StudyFrames:
     confirm: pd.DataFrame
     hyperparameters: tuple[str, ...]
     problems: tuple[str, ...] = ()
+    phases: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def metric(self) -> str:
@@ -87,6 +89,7 @@ def load_frames(run_dir: Path) -> StudyFrames:
         directory.read_epochs(),
         directory.read_trials(),
         directory.read_confirm(),
+        directory.read_phases(),
     )
 
 
@@ -121,7 +124,11 @@ def load_what_is_there(run_dir: Path) -> StudyFrames:
         f"There is no confirm.csv: {count(done, 'confirmation run')} done; they are compared when"
         " all have ended.",
     )
-    return replace(_frames(directory, record, epochs, trials, confirm), problems=tuple(problems))
+    phases: list[PhaseRow] = []
+    if directory.phases.exists():
+        phases = read(directory.phases, directory.read_phases, "")
+    frames = _frames(directory, record, epochs, trials, confirm, phases)
+    return replace(frames, problems=tuple(problems))
 
 
 def _searches(record: Mapping[str, Any]) -> bool:
@@ -168,6 +175,7 @@ def _frames(
     epochs: list[EpochRow],
     trials: list[TrialRow],
     confirm: list[ConfirmRow],
+    phases: list[PhaseRow],
 ) -> StudyFrames:
     runs: list[TrialRow | ConfirmRow] = [*trials, *confirm]
     names = dict.fromkeys(name for row in runs for name in row.hyperparameters)
@@ -178,14 +186,15 @@ def _frames(
         trials=_frame(TrialRow, trials),
         confirm=_frame(ConfirmRow, confirm),
         hyperparameters=tuple(names),
+        phases=_frame(PhaseRow, phases),
     )
 
 
 def _frame(
-    kind: type[EpochRow] | type[TrialRow] | type[ConfirmRow],
-    rows: Sequence[EpochRow] | Sequence[TrialRow] | Sequence[ConfirmRow],
+    kind: type[EpochRow] | type[TrialRow] | type[ConfirmRow] | type[PhaseRow],
+    rows: Sequence[EpochRow] | Sequence[TrialRow] | Sequence[ConfirmRow] | Sequence[PhaseRow],
 ) -> pd.DataFrame:
-    columns = [field.name for field in fields(kind) if field.name != "hyperparameters"]
+    columns = [column.name for column in fields(kind) if column.name != "hyperparameters"]
     flat = [asdict(row) for row in rows]
     for row in flat:
         row.update(row.pop("hyperparameters", {}))

@@ -12,6 +12,8 @@
       failures/      `<run_id>-<attempt>.txt`, the traceback of a run that failed, or what became of
                      an attempt that was lost
       epochs.jsonl   a row per epoch of every training run (`EpochRow`), appended as they happen
+      phases.jsonl   a row per phase of each start of the study (`PhaseRow`), appended when it ends;
+                     studies of earlier versions of this project have none
       trials.csv     a row per trial (`TrialRow`), written when the search has ended
       confirm.csv    a row per confirmation run (`ConfirmRow`), written when all have ended
       confirm/       per confirmation run `<run_id>.npz`, its predictions, and `<run_id>.json`, its
@@ -27,8 +29,8 @@
 
 Accuracies are fractions from 0 to 1, losses mean cross-entropies in nats per image, times Unix
 seconds (or seconds, for a duration). A figure that does not exist or is not finite is NaN in the
-rows, null in JSON and empty in CSV. Files other than epochs.jsonl are written whole: either the old
-one stands there or the new one.
+rows, null in JSON and empty in CSV. Files other than epochs.jsonl and phases.jsonl are written
+whole: either the old one stands there or the new one.
 
 One process writes to a run directory, the one that runs the study. Where the study is kept in a
 store, the run directory on a disk is a working copy, and a `Mirror` carries what happens to its
@@ -39,10 +41,10 @@ import io
 import math
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Protocol
+from typing import Any, BinaryIO, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,12 +58,15 @@ __all__ = [
     "ConfirmRow",
     "EpochRow",
     "Mirror",
+    "PhaseRow",
     "RunDir",
     "RunDirError",
     "TrialRow",
     "check_format",
     "write_whole",
 ]
+
+Row = TypeVar("Row", "EpochRow", "PhaseRow")
 
 #: Version of this layout, in study.json under "format".
 FORMAT = 1
@@ -108,6 +113,30 @@ class EpochRow:
     end: float
     worker: str
     val_balanced_accuracy: float = math.nan
+
+
+@dataclass(frozen=True)
+class PhaseRow:
+    """When a phase of one start of the study began and ended, a line of phases.jsonl.
+
+    A phase that is interrupted by an error or a signal that can be heard ends there; one whose
+    process is killed has no row.
+
+    Attributes:
+        start: 1 for the study's first start, 2 for the first time it was resumed or extended.
+        phase: "start-up" from the command's first line until images are loaded; "data": images,
+            weights, split; "features": computed, or read from the cache; "ray": starting or joining
+            Ray, handing over the data, measuring the GPU; "search"; "confirm"; "report"; "export".
+        begin: When it began.
+        end: When it ended.
+        slots: Runs at once in search and confirm; 1 elsewhere.
+    """
+
+    start: int
+    phase: str
+    begin: float
+    end: float
+    slots: int
 
 
 @dataclass(frozen=True)
@@ -273,6 +302,11 @@ class RunDir:
         return self.path / "epochs.jsonl"
 
     @property
+    def phases(self) -> Path:
+        """Rows of phases, append-only."""
+        return self.path / "phases.jsonl"
+
+    @property
     def trials(self) -> Path:
         """Rows of trials."""
         return self.path / "trials.csv"
@@ -391,12 +425,7 @@ class RunDir:
 
     def append_epochs(self, rows: Iterable[EpochRow]) -> None:
         """Append rows in one write, and return when they are on the disk."""
-        content = "".join(to_json(asdict(row)) for row in rows).encode()
-        with self.epochs.open("a+b") as file:
-            _cut_torn_line(file)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        _append(self.epochs, "".join(to_json(asdict(row)) for row in rows))
         self.wrote(self.epochs)
 
     def read_epochs(self) -> list[EpochRow]:
@@ -408,13 +437,20 @@ class RunDir:
         Raises:
             RunDirError: A line is no row.
         """
-        if not self.epochs.exists():
-            return []
-        lines = self.epochs.read_bytes().split(b"\n")[:-1]
-        return _last_attempts(
-            row_from_json(EpochRow, line, f"{self.epochs}, line {number}")
-            for number, line in enumerate(lines, start=1)
-        )
+        return _last_attempts(_rows(EpochRow, self.epochs))
+
+    def append_phase(self, row: PhaseRow) -> None:
+        """Append a row, and return when it is on the disk."""
+        _append(self.phases, to_json(asdict(row)))
+        self.wrote(self.phases)
+
+    def read_phases(self) -> list[PhaseRow]:
+        """Read the rows of phases; nothing where there are none. A line cut short is left out.
+
+        Raises:
+            RunDirError: A line is no row.
+        """
+        return list(_rows(PhaseRow, self.phases))
 
     def write_failure(self, run_id: str, attempt: int, traceback: str) -> None:
         """Write down why an attempt at a run failed."""
@@ -553,6 +589,22 @@ def write_whole(path: Path, content: str | bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
+
+
+def _append(path: Path, lines: str) -> None:
+    """Append lines in one write, after the last whole one, and return when they are on the disk."""
+    with path.open("a+b") as file:
+        _cut_torn_line(file)
+        file.write(lines.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _rows(kind: type[Row], path: Path) -> Iterator[Row]:
+    """The rows of a file that is appended to; what a crash has cut short is left out."""
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    for number, line in enumerate(lines, start=1):
+        yield row_from_json(kind, line, f"{path}, line {number}")
 
 
 def _cut_torn_line(file: BinaryIO) -> None:

@@ -1,6 +1,7 @@
 """All that a study is made of before anything trains: images, split, weights, features."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 from study.backbone import PREPROCESSES, Preprocess
@@ -25,25 +26,39 @@ class Inputs:
     prepared: Prepared
 
 
-def load_inputs(study: Study, pinned: Mapping[str, str], compute: Compute | None) -> Inputs:
-    """Data, weights and, where the backbone is frozen, features."""
+def load_inputs(
+    study: Study,
+    pinned: Mapping[str, str],
+    compute: Compute | None,
+    phase: Callable[[str], AbstractContextManager[object]] = nullcontext,
+) -> Inputs:
+    """Data, weights and, where the backbone is frozen, features.
+
+    Args:
+        study: Says which.
+        pinned: Where an earlier start had its data and weights from.
+        compute: How features are computed; None: in this process.
+        phase: Surrounds the phases of that name.
+    """
     config = study.config
-    dataset = load_dataset(
-        config.data,
-        config.images,
-        pinned.get("data"),
-        image_size=study.image_size,
-        test_fraction=config.test_fraction,
-    )
-    split = make_split(dataset, config.val_fraction)
-    weights = load_weights(study.weights, pinned.get("weights"))
-    preprocess = choose_preprocess(study, weights)
-    if study.finetunes:
-        pretrained = Pretrained(weights.state, weights.architecture, preprocess)
-        prepared = prepare_images(dataset, split, pretrained, study.augment)
-        return Inputs(dataset, split, weights, preprocess, None, prepared)
-    features = load_features(dataset, weights, preprocess, compute=compute)
-    prepared = prepare_features(dataset, split, features)
+    with phase("data"):
+        dataset = load_dataset(
+            config.data,
+            config.images,
+            pinned.get("data"),
+            image_size=study.image_size,
+            test_fraction=config.test_fraction,
+        )
+        split = make_split(dataset, config.val_fraction)
+        weights = load_weights(study.weights, pinned.get("weights"))
+        preprocess = choose_preprocess(study, weights)
+        if study.finetunes:
+            pretrained = Pretrained(weights.state, weights.architecture, preprocess)
+            prepared = prepare_images(dataset, split, pretrained, study.augment)
+            return Inputs(dataset, split, weights, preprocess, None, prepared)
+    with phase("features"):
+        features = load_features(dataset, weights, preprocess, compute=compute)
+        prepared = prepare_features(dataset, split, features)
     return Inputs(dataset, split, weights, preprocess, features, prepared)
 
 

@@ -3,7 +3,8 @@
 What only this file knows (study.json, optuna.db, epochs.jsonl, verdict.json) must be whole, or the
 study is refused and stays as it is. Everything else is made anew where it is missing or damaged:
 trials.csv and confirm.csv from what they are made of, a confirmation run by training it again, the
-report and the bundle at the end in any case.
+report and the bundle at the end in any case. When phases ran (phases.jsonl) is no reason not to go
+on; where that is damaged, the report leaves it out.
 """
 
 import shutil

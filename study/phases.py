@@ -1,6 +1,8 @@
 """The phases of a study, in order; each is skipped when its outputs are there."""
 
+import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +16,7 @@ from study import interrupt
 from study.arrays import TrainingArrays
 from study.ask import on_node
 from study.champions import champions
+from study.clock import Clock
 from study.cluster import Machines
 from study.config import Metric, Study
 from study.confirm import confirm
@@ -47,13 +50,18 @@ if TYPE_CHECKING:
     from study.best_model import Exported
 
 
-def run(study: Study) -> None:
+def run(study: Study, began: float | None = None) -> None:
     """Run a study from its data to its best model, going on from where an earlier start stopped.
+
+    Args:
+        study: What to run.
+        began: When the command began, in Unix seconds; None: now.
 
     Raises:
         UserError: Something is missing or wrong that the user can mend.
         RunDirError: The run directory is none, or of another format.
     """
+    began = time.time() if began is None else began
     check_tracking(study)
     screen = Screen()
     machines = find_machines(study.config.address, verbose=study.config.verbose)
@@ -63,9 +71,10 @@ def run(study: Study) -> None:
         return
     with held(study, screen) as study:
         try:
+            clock = Clock(study.rundir, began)
             compute = inspect(study, machines, screen)
-            inputs = prepare(study, machines, compute, screen)
-            report, exported = run_phases(study, machines, inputs, screen)
+            inputs = prepare(study, machines, compute, clock, screen)
+            report, exported = run_phases(study, machines, inputs, clock, screen)
         except BaseException as error:
             known = what_the_user_can_mend(study, error)
             screen.log_error(known or error)
@@ -169,7 +178,9 @@ def inspect(study: Study, machines: Machines, screen: Screen) -> Compute | None:
     return on_cluster(machines, "bf16" if native else "fp32")
 
 
-def prepare(study: Study, machines: Machines, compute: Compute | None, screen: Screen) -> Inputs:
+def prepare(
+    study: Study, machines: Machines, compute: Compute | None, clock: Clock, screen: Screen
+) -> Inputs:
     """Load what the study needs, make sure that it is what an earlier start had, and note it.
 
     Where nothing has begun yet, a mistake leaves nothing behind.
@@ -185,10 +196,12 @@ def prepare(study: Study, machines: Machines, compute: Compute | None, screen: S
         check_same_request(record, study)
         check_left(study)
         rundir.delete_partial()
+    clock.started()
     try:
-        inputs = load_inputs(study, pinned_sources(record), compute)
+        inputs = load_inputs(study, pinned_sources(record), compute, clock.phase)
     except UserError:
         if is_new:
+            rundir.delete(rundir.phases)
             rundir.delete(rundir.study_json)
         raise
     used = describe_inputs(inputs)
@@ -235,34 +248,42 @@ def warn_of_images(data: Mapping[str, Any], metric: Metric) -> list[str]:
 
 
 def run_phases(
-    study: Study, machines: Machines, inputs: Inputs, screen: Screen
+    study: Study, machines: Machines, inputs: Inputs, clock: Clock, screen: Screen
 ) -> "tuple[Report, Exported]":
     """Search, confirm, report, export."""
     config, prepared = study.config, inputs.prepared
-    with ray_session(config.address, verbose=config.verbose):
-        training = ray.put(prepared.training)
-        resources = choose_resources(study, machines, training, screen)
-        check_disk(study, plan_disk(study, resources.at_once))
-        settings = run_settings(study, resources)
-        search(study, training, settings, resources, screen)
+    with ExitStack() as session:
+        with clock.phase("ray"):
+            session.enter_context(ray_session(config.address, verbose=config.verbose))
+            training = ray.put(prepared.training)
+            resources = choose_resources(study, machines, training, screen)
+            check_disk(study, plan_disk(study, resources.at_once))
+            settings = run_settings(study, resources)
+        if study.searched:
+            with clock.phase("search", resources.at_once):
+                search(study, training, settings, resources, screen)
         interrupt.check()
         found = champions(study)
         if config.seeds:
-            test = ray.put(prepared.test)
-            confirm(study, found, training, test, settings, resources, screen)
+            with clock.phase("confirm", resources.at_once):
+                test = ray.put(prepared.test)
+                confirm(study, found, training, test, settings, resources, screen)
     interrupt.check()
-    # Only now: with what draws and exports they take seconds to import, and training need not wait.
-    from analysis.report import write_report
+    with clock.phase("report"):
+        # Only now: with what draws and exports they take seconds to import, and training need not
+        # wait.
+        from analysis.report import write_report
 
-    report = write_report(study.rundir.path)
+        report = write_report(study.rundir.path)
     interrupt.check()
-    from study.best_model import export
+    with clock.phase("export"):
+        from study.best_model import export
 
-    exported = export(study, found, inputs)
-    if config.mlflow is not None:
-        from study.tracking import register_best_model
+        exported = export(study, found, inputs)
+        if config.mlflow is not None:
+            from study.tracking import register_best_model
 
-        register_best_model(study, screen)
+            register_best_model(study, screen)
     return report, exported
 
 
