@@ -1,7 +1,8 @@
 """The report: every table and figure of a run directory, written into its folder report/."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import pandas as pd
@@ -21,6 +22,7 @@ from analysis.grid import (
     show_effects,
     show_health,
     show_search_table,
+    show_times,
 )
 from analysis.health import Finding, check_health
 from analysis.inputs import describe_inputs
@@ -33,6 +35,7 @@ from analysis.tables import (
     compute_article_table,
     compute_search_table,
 )
+from analysis.times import RunTime, SlotTime, Times, compute_times, say_times
 from analysis.verdict import Verdict, compute_verdict, say_champions, say_loss
 
 
@@ -84,6 +87,7 @@ def write_report(run_dir: Path) -> Report:
     inputs = describe_inputs(frames.record)
     verdict = compute_verdict(frames)
     article, search = compute_article_table(frames), compute_search_table(frames)
+    times = compute_times(frames)
     findings = check_health(frames, verdict)
     gain = compute_article_gain(frames, verdict)
     look = record_verdict(run_dir, verdict, gain)
@@ -91,7 +95,7 @@ def write_report(run_dir: Path) -> Report:
     pictures = make_pictures(frames)
     folder = RunDir(run_dir).report
     path = folder / "index.html"
-    sections = _sections(frames, problems, verdict, article, search, findings, pictures)
+    sections = _sections(frames, problems, verdict, article, search, times, findings, pictures)
     title = run_dir.resolve().name
     page = render_page(title, sentences, verdict.outcome, sections, frames.record)
     write_whole(path, page)
@@ -104,7 +108,7 @@ def write_report(run_dir: Path) -> Report:
         article=article,
         search=search,
         findings=findings,
-        tables=_write_tables(folder, verdict, article, search, findings, inputs),
+        tables=_write_tables(folder, verdict, article, search, times, findings, inputs),
         figures=_write_figures(folder, pictures, inputs),
     )
 
@@ -130,6 +134,7 @@ def _sections(
     verdict: Verdict,
     article: ArticleTable,
     search: SearchTable,
+    times: Times,
     findings: Sequence[Finding],
     pictures: Mapping[str, Sequence[Picture]],
 ) -> tuple[Section, ...]:
@@ -138,6 +143,7 @@ def _sections(
     warnings = [finding for finding in findings if not finding.passed]
     passed = [finding for finding in findings if finding.passed]
     effects, found = show_effects(verdict), show_search_table(search)
+    spent = show_times(times)
     return (
         Section("problems", "Not all is there", texts=problems),
         Section(
@@ -156,6 +162,13 @@ def _sections(
             grids=[found] if found.rows else [],
             pictures=pictures.get("search", ()),
         ),
+        Section(
+            "time",
+            spent.title,
+            say_times(times),
+            [spent] if spent.rows else [],
+            pictures.get("time", ()),
+        ),
         *_classes(frames),
         Section("health", "Health checks that were passed", findings=passed),
     )
@@ -172,6 +185,7 @@ def _write_tables(
     verdict: Verdict,
     article: ArticleTable,
     search: SearchTable,
+    times: Times,
     findings: Sequence[Finding],
     inputs: str,
 ) -> tuple[Path, ...]:
@@ -182,16 +196,23 @@ def _write_tables(
         *_write_table(folder, "effects", show_effects(verdict), _effects_frame(verdict), inputs),
         *_write_table(folder, "search", show_search_table(search), _search_frame(search), inputs),
         *_write_table(folder, "health", show_health(findings), pd.DataFrame(findings), inputs),
+        *_write_table(folder, "time", show_times(times), _times_frame(times), inputs),
+        _write_csv(folder, "time_per_run", pd.DataFrame(times.runs, columns=_names(RunTime))),
     )
 
 
 def _write_table(
     folder: Path, name: str, grid: Grid, frame: pd.DataFrame, inputs: str
 ) -> tuple[Path, Path]:
-    markdown, table = (folder / "tables" / f"{name}.{suffix}" for suffix in ("md", "csv"))
+    markdown = folder / "tables" / f"{name}.md"
     write_whole(markdown, f"{grid.to_markdown()}\nUsed: {inputs}\n")
+    return markdown, _write_csv(folder, name, frame)
+
+
+def _write_csv(folder: Path, name: str, frame: pd.DataFrame) -> Path:
+    table = folder / "tables" / f"{name}.csv"
     write_whole(table, frame.to_csv(index=False))
-    return markdown, table
+    return table
 
 
 def _article_frame(table: ArticleTable) -> pd.DataFrame:
@@ -229,6 +250,29 @@ def _search_frame(table: SearchTable) -> pd.DataFrame:
         }
         for row in table.rows
     )
+
+
+def _times_frame(times: Times) -> pd.DataFrame:
+    """A row per phase, and one for what lay between them; times in seconds."""
+    lines = []
+    for phase in times.phases:
+        line: dict[str, str | float] = {"phase": phase.phase, "wall": phase.wall}
+        line |= {"share": phase.wall / times.total if times.total else math.nan}
+        if phase.slot_time:
+            line |= {"slots": phase.slots, **asdict(phase.slot_time)}
+            line |= {"efficiency": phase.slot_time.efficiency}
+            if phase.unrecorded and not phase.slot_time.start_up:
+                line |= {"start_up": math.nan}
+        lines.append(line)
+    if times.phases:
+        share = times.other / times.total if times.total else math.nan
+        lines.append({"phase": "between phases", "wall": times.other, "share": share})
+    columns = ["phase", "wall", "share", "slots", *_names(SlotTime), "efficiency"]
+    return pd.DataFrame(lines, columns=columns).astype({"slots": "Int64"})
+
+
+def _names(kind: type[RunTime] | type[SlotTime]) -> list[str]:
+    return [column.name for column in fields(kind)]
 
 
 def _effects_frame(verdict: Verdict) -> pd.DataFrame:

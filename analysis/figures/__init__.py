@@ -30,7 +30,8 @@ FIGURES: Mapping[str, tuple[Callable[[StudyFrames], Picture | None], ...]] = {
         make_gap,
     ),
     "predictions": (make_reliability, make_classes, make_confusion),
-    "search": (make_progress, make_rungs, make_heatmap, make_importance, make_timeline),
+    "search": (make_progress, make_rungs, make_heatmap, make_importance),
+    "time": (make_timeline,),
 }
 
 
