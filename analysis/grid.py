@@ -212,10 +212,11 @@ def _times_note(times: Times) -> str:
         return "Nothing has ended yet."
     parts = [
         "A slot is room for one run. Compute (epochs, evaluation included) and the columns after it"
-        " are the time of all slots together: slots × wall. Between epochs a run reports and saves its state;"
-        " measuring is what confirmation runs do beyond their epochs; between runs a worker waits"
-        " for the next one; start-up lasts until a slot's first epoch; idle is the rest: the end,"
-        " lost attempts, workers that were replaced. Efficiency is compute as a part of it all."
+        " are the time of all slots together: slots × wall. Between epochs a run reports and saves"
+        " its state; measuring is what confirmation runs do beyond their epochs; between runs a"
+        " worker waits for the next one; start-up lasts until a slot's first epoch; idle is the"
+        " rest: the end, lost attempts, workers that were replaced. Efficiency is compute as a part"
+        " of it all."
     ]
     if any(phase.unrecorded for phase in times.phases):
         parts.append(
