@@ -13,7 +13,7 @@ from tabulate import tabulate
 from analysis.health import Finding
 from analysis.signflip import Effect
 from analysis.tables import ArticleRow, ArticleTable, Cell, SearchRow, SearchTable
-from analysis.times import PhaseTime, Times
+from analysis.times import Times
 from analysis.verdict import FEWEST_PAIRS, Comparison, Verdict
 from analysis.words import count, duration, interval, p_value, signed
 
@@ -130,16 +130,22 @@ def show_search_table(table: SearchTable) -> Grid:
 
 
 def show_times(times: Times) -> Grid:
-    """What each phase took, and what the slots did meanwhile."""
-    rows = [_phase_row(phase, times.total) for phase in times.phases]
+    """What each phase took."""
+    walls = [(phase.phase, phase.wall) for phase in times.phases]
     if times.phases:
-        if round(times.other):
-            rows.append(_time_row("between phases", times.other, times.total))
-        rows.append(_time_row("all", times.total, times.total))
+        walls += [("between phases", times.other)] if round(times.other) else []
+        walls += [("all", times.total)]
+    rows = tuple(
+        (name, duration(wall), f"{100 * wall / times.total:.0f} %" if times.total else "")
+        for name, wall in walls
+    )
+    return Grid("Where the time went", ("phase", "time", "share"), rows, _times_note(times))
+
+
+def show_slot_times(times: Times) -> Grid:
+    """What the slots of search and confirmation did."""
     header = (
         "phase",
-        "wall",
-        "share",
         "slots",
         "compute",
         "between epochs",
@@ -149,7 +155,29 @@ def show_times(times: Times) -> Grid:
         "idle",
         "efficiency",
     )
-    return Grid("Where the time went", header, tuple(rows), _times_note(times))
+    rows = tuple(
+        (
+            phase.phase,
+            str(phase.slots),
+            duration(time.compute),
+            duration(time.between_epochs),
+            duration(time.measuring) if phase.phase == "confirm" else "",
+            duration(time.between_runs),
+            "unknown" if phase.unrecorded and not time.start_up else duration(time.start_up),
+            duration(time.idle),
+            "" if math.isnan(time.efficiency) else f"{100 * time.efficiency:.0f} %",
+        )
+        for phase in times.phases
+        if (time := phase.slot_time)
+    )
+    note = (
+        "The time of all slots together, slots × time of the phase; a slot is room for one run."
+        " Compute: epochs, evaluation included. Between epochs a run reports and saves its state;"
+        " measuring is what confirmation runs do beyond their epochs; between runs a worker waits"
+        " for the next one; start-up lasts until a slot's first epoch; idle is the rest: the end,"
+        " lost attempts, workers that were replaced. Efficiency is compute as a part of it all."
+    )
+    return Grid("What the slots did", header, rows, note)
 
 
 def show_effects(verdict: Verdict) -> Grid:
@@ -183,50 +211,19 @@ def show_health(findings: Sequence[Finding]) -> Grid:
     return Grid("Health checks", header, rows, "What could make a comparison less than it seems.")
 
 
-def _phase_row(phase: PhaseTime, total: float) -> tuple[str, ...]:
-    time = phase.slot_time
-    if time is None:
-        return _time_row(phase.phase, phase.wall, total)
-    return _time_row(
-        phase.phase,
-        phase.wall,
-        total,
-        str(phase.slots),
-        duration(time.compute),
-        duration(time.between_epochs),
-        duration(time.measuring) if phase.phase == "confirm" else "",
-        duration(time.between_runs),
-        "unknown" if phase.unrecorded and not time.start_up else duration(time.start_up),
-        duration(time.idle),
-        "" if math.isnan(time.efficiency) else f"{100 * time.efficiency:.0f} %",
-    )
-
-
-def _time_row(name: str, wall: float, total: float, *slots: str) -> tuple[str, ...]:
-    share = f"{100 * wall / total:.0f} %" if total else ""
-    return (name, duration(wall), share, *(slots or [""] * 8))
-
-
 def _times_note(times: Times) -> str:
     if not times.phases:
         return "Nothing has ended yet."
-    parts = [
-        "A slot is room for one run. Compute (epochs, evaluation included) and the columns after it"
-        " are the time of all slots together: slots × wall. Between epochs a run reports and saves"
-        " its state; measuring is what confirmation runs do beyond their epochs; between runs a"
-        " worker waits for the next one; start-up lasts until a slot's first epoch; idle is the"
-        " rest: the end, lost attempts, workers that were replaced. Efficiency is compute as a part"
-        " of it all."
-    ]
+    parts = ["From begin to end, all starts of the study together."]
     if any(phase.unrecorded for phase in times.phases):
         parts.append(
-            "When a phase began and ended is not written down for every start; there it counts from"
-            " its first epoch to its last."
+            "When search and confirm began and ended is not written down for every start; where it"
+            " is not, they count from their first epoch to their last."
         )
-    if not times.whole and not all(phase.unrecorded for phase in times.phases):
+    if not (times.whole or all(phase.unrecorded for phase in times.phases)):
         parts.append(
-            "Report and export of the latest start are not in it: they end after this page is"
-            " written. Then python -m analysis RUN adds them."
+            "The latest start's report and export are not in it: they end after this is written."
+            " Then python -m analysis RUN adds them."
         )
     return " ".join(parts)
 

@@ -22,6 +22,7 @@ from analysis.grid import (
     show_effects,
     show_health,
     show_search_table,
+    show_slot_times,
     show_times,
 )
 from analysis.health import Finding, check_health
@@ -143,7 +144,7 @@ def _sections(
     warnings = [finding for finding in findings if not finding.passed]
     passed = [finding for finding in findings if finding.passed]
     effects, found = show_effects(verdict), show_search_table(search)
-    spent = show_times(times)
+    spent, slots = show_times(times), show_slot_times(times)
     return (
         Section("problems", "Not all is there", texts=problems),
         Section(
@@ -166,7 +167,7 @@ def _sections(
             "time",
             spent.title,
             say_times(times),
-            [spent] if spent.rows else [],
+            [grid for grid in (spent, slots) if grid.rows],
             pictures.get("time", ()),
         ),
         *_classes(frames),
@@ -196,7 +197,8 @@ def _write_tables(
         *_write_table(folder, "effects", show_effects(verdict), _effects_frame(verdict), inputs),
         *_write_table(folder, "search", show_search_table(search), _search_frame(search), inputs),
         *_write_table(folder, "health", show_health(findings), pd.DataFrame(findings), inputs),
-        *_write_table(folder, "time", show_times(times), _times_frame(times), inputs),
+        _write_markdown(folder, "time", (show_times(times), show_slot_times(times)), inputs),
+        _write_csv(folder, "time", _times_frame(times)),
         _write_csv(folder, "time_per_run", pd.DataFrame(times.runs, columns=_names(RunTime))),
     )
 
@@ -204,9 +206,13 @@ def _write_tables(
 def _write_table(
     folder: Path, name: str, grid: Grid, frame: pd.DataFrame, inputs: str
 ) -> tuple[Path, Path]:
-    markdown = folder / "tables" / f"{name}.md"
-    write_whole(markdown, f"{grid.to_markdown()}\nUsed: {inputs}\n")
-    return markdown, _write_csv(folder, name, frame)
+    return _write_markdown(folder, name, (grid,), inputs), _write_csv(folder, name, frame)
+
+
+def _write_markdown(folder: Path, name: str, grids: Sequence[Grid], inputs: str) -> Path:
+    path = folder / "tables" / f"{name}.md"
+    write_whole(path, "\n".join([*(g.to_markdown() for g in grids), f"Used: {inputs}\n"]))
+    return path
 
 
 def _write_csv(folder: Path, name: str, frame: pd.DataFrame) -> Path:

@@ -371,14 +371,16 @@ def _divide(stay: _Stay) -> SlotTime:
 
 
 def _lanes(stay: _Stay) -> list[list[_Stretch]]:
-    """The stretches slot by slot: a worker keeps its slot; a new one takes one that is free."""
+    """The stretches slot by slot.
+
+    A worker keeps its slot. A new one takes the slot of the run that it takes up again, else one
+    that was not used yet, else the one that has been free for longest.
+    """
     lanes: list[list[_Stretch]] = []
     for stretch in sorted(stay.stretches, key=lambda stretch: stretch.begin):
-        own = [
-            lane
-            for lane in lanes
-            if lane[-1].worker == stretch.worker != "" and lane[-1].end <= stretch.begin
-        ]
+        free = [lane for lane in lanes if lane[-1].end <= stretch.begin]
+        own = [lane for lane in free if lane[-1].worker == stretch.worker != ""]
+        own += [lane for lane in free if lane[-1].run_id == stretch.run_id]
         if own:
             own[0].append(stretch)
         elif len(lanes) < stay.slots:
@@ -476,7 +478,8 @@ def _column(frames: StudyFrames, name: str) -> dict[str, str]:
 def say_times(times: Times) -> tuple[str, ...]:
     """How well the slots were used, and what ASHA saved; a sentence each."""
     recorded = [phase for phase in times.phases if not phase.unrecorded]
-    said = [f"The study took {duration(times.total)}."] if recorded else []
+    until = "" if times.whole else " until this report was written"
+    said = [f"The study took {duration(times.total)}{until}."] if recorded else []
     used = [
         f"in {PHASE_WORDS[phase.phase]} {count(phase.slots, 'slot')} computed for"
         f" {100 * phase.slot_time.efficiency:.0f} % of {duration(phase.wall)}"

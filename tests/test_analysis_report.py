@@ -261,9 +261,10 @@ def test_report_writes_tables_and_figures(run_dir: Path) -> None:
         "verdict.json",
         *(
             f"tables/{name}.{suffix}"
-            for name in ("article", "effects", "search", "health")
+            for name in ("article", "effects", "search", "health", "time")
             for suffix in ("csv", "md")
         ),
+        "tables/time_per_run.csv",
         *(
             f"figures/{picture.name}.{kind}"
             for section in make_pictures(load_frames(run_dir)).values()

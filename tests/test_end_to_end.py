@@ -11,10 +11,13 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import optuna
+import pandas as pd
 import pytest
 import torch
 from safetensors import safe_open
@@ -146,6 +149,28 @@ def test_the_report_is_there_and_shown(finished: Finished) -> None:
     assert json.loads(finished.rundir.verdict.read_text())["outcome"] == "too few pairs"
     assert "Too few pairs for a verdict" in (report / "index.html").read_text()
     assert str(finished.rundir.best_model) in finished.output
+
+
+def test_where_the_time_went_is_written_down_and_shown(finished: Finished) -> None:
+    rows = finished.rundir.read_phases()
+    in_order = ["start-up", "data", "features", "ray", "search", "confirm", "report", "export"]
+    assert [row.phase for row in rows] == in_order
+    assert {row.start for row in rows} == {1}
+    assert all(row.begin < row.end for row in rows)
+    assert all(row.end <= after.begin for row, after in pairwise(rows))
+    assert len({row.slots for row in rows if row.phase in ("search", "confirm")}) == 1
+    (begun,) = finished.rundir.read_study()["starts"]
+    loaded = datetime.fromisoformat(begun["time"]).timestamp()
+    assert rows[2].end - 1 <= loaded <= rows[3].begin
+    by_phase = {row.phase: row for row in rows}
+    for epoch in finished.rundir.read_epochs():
+        assert by_phase[epoch.phase].begin < epoch.start
+        assert epoch.end < by_phase[epoch.phase].end
+    page = (finished.rundir.report / "index.html").read_text()
+    assert "<h2>Where the time went</h2>" in page
+    assert "ASHA trained" in page
+    assert "python -m analysis RUN adds them" in page
+    assert len(pd.read_csv(finished.rundir.report / "tables" / "time_per_run.csv")) == 7 + 8
 
 
 def test_a_pipe_gets_a_line_per_run_and_no_noise_of_rays(finished: Finished) -> None:

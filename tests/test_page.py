@@ -101,6 +101,19 @@ def test_numbers_sort_with_their_sign(browser: webdriver.Chrome) -> None:
     assert changes == sorted(changes)
 
 
+def test_durations_sort_by_their_length(browser: webdriver.Chrome) -> None:
+    table = browser.find_element(By.CSS_SELECTOR, "#time table")
+    browser.execute_script(
+        "const body = arguments[0].tBodies[0], row = body.rows[0];"
+        "body.replaceChildren(...arguments[1].map(text => {"
+        "  const copy = row.cloneNode(true); copy.cells[1].textContent = text; return copy }));",
+        table,
+        ["2 h 07 min", "3 min 05 s", "50 s", "1 min 00 s"],
+    )
+    table.find_elements(By.TAG_NAME, "button")[1].click()
+    assert column(table, 1) == ["50 s", "1 min 00 s", "3 min 05 s", "2 h 07 min"]
+
+
 def test_a_phone_need_not_scroll_sideways(browser: webdriver.Chrome) -> None:
     browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
