@@ -1,6 +1,7 @@
 """A run directory whose files are missing, cut short or garbage, each in turn, and two starts."""
 
 import errno
+import json
 import multiprocessing
 import shutil
 import time
@@ -112,6 +113,14 @@ def test_what_cannot_be_made_anew_is_refused_by_name(rundir: RunDir, name: str, 
     assert Path(name).name in str(error.value)
     assert "\n" not in str(error.value)
     assert contents(rundir) == before
+
+
+@pytest.mark.parametrize("content", ["", "garbage\n", '{"start": 1, "phase": "sea'])
+def test_when_phases_ran_is_no_reason_not_to_go_on(rundir: RunDir, content: str) -> None:
+    rundir.phases.write_text(content)
+    with pytest.raises(WentOnError):
+        phases.run(go_on(rundir))
+    assert json.loads(rundir.phases.read_text().splitlines()[-1])["phase"] == "start-up"
 
 
 def test_rows_of_a_trial_that_ended_are_missed(rundir: RunDir) -> None:

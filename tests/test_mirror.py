@@ -14,6 +14,7 @@ import pytest
 
 from analysis.optuna_db import open_storage, read_searches
 from analysis.rundir import ConfirmRow, EpochRow, RunDir
+from study.clock import Clock
 from study.config import Study
 from study.errors import StorageError, StudyStoppedError, UserError
 from study.integrity import check_left
@@ -414,6 +415,19 @@ def test_a_look_that_was_being_put_away_is_not_counted_twice(
     there = pulled(study, remote, tmp_path / "there")
     there.rundir.put_confirm_away()
     assert [file.name for file in there.rundir.earlier_confirms] == ["look-1.csv"]
+
+
+def test_the_times_of_phases_follow_to_the_store(
+    study: Study, remote: Remote, tmp_path: Path
+) -> None:
+    with mirrored(study, remote) as (mine, mirror):
+        mine.rundir.write_study(mine.rundir.read_study())
+        Clock(mine.rundir, 1.0).started()
+        mirror.flush()
+    there = pulled(study, remote, tmp_path / "there")
+    Clock(there.rundir, 2.0).started()
+    rows = there.rundir.read_phases()
+    assert [(row.start, row.begin) for row in rows] == [(1, 1.0), (2, 2.0)]
 
 
 def test_a_database_that_does_not_say_how_long_epochs_were_leaves_them_alone(
