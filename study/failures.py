@@ -25,8 +25,15 @@ from study.training import NonFiniteLossError
 
 Kind = Literal["diverged", "failed", "memory", "lost", "storage"]
 
-#: How the C and C++ allocators under torch say that there is no memory left.
-_NO_MEMORY = ("can't allocate memory", "not enough memory", "std::bad_alloc")
+#: How the C and C++ allocators under torch, and CUDA's libraries, say that there is no memory left.
+_NO_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "std::bad_alloc",
+    "unable to find an engine to execute this computation",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 
 
 @dataclass(frozen=True)

@@ -64,8 +64,11 @@ class TrainingStep:
             views: int64 [batch, 3], how images are seen; None: as they are.
         """
         self._steps += 1
-        full = len(rows) == self._batch_size
-        if self._capture is None or not full or self._steps <= PLAIN_STEPS:
+        if len(rows) != self._batch_size:
+            with kernels_by_rule():
+                self._work(rows, views)
+            return
+        if self._capture is None or self._steps <= PLAIN_STEPS:
             self._work(rows, views)
             return
         if self._replay is None:
@@ -95,6 +98,20 @@ def capture_graph(work: Callable[[], None]) -> Callable[[], None]:
     ):
         work()
     return graph.replay
+
+
+@contextmanager
+def kernels_by_rule() -> Iterator[None]:
+    """Let cuDNN choose its kernels by rule in a block, and not by trying them all.
+
+    Trying pays for shapes that come again and again; an epoch's last batch comes once.
+    """
+    by_trial = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = by_trial
 
 
 @contextmanager

@@ -7,6 +7,7 @@ hyperparameters and a seed, and calls `report` after each epoch.
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ from study.augment import Augment, draw_views
 from study.config import Metric
 from study.head import build_head
 from study.optimizer import build_optimizer, learning_rate_factor, set_learning_rates
-from study.step import TrainingStep, forward, own_stream
+from study.step import TrainingStep, forward, kernels_by_rule, own_stream
 from study.streams import derive_seed, generator
 from study.tensors import on_cpu
 
@@ -309,8 +310,12 @@ def predict(model: nn.Module, inputs: Tensor) -> Tensor:
     """Logits in evaluation mode: [n, features] or images -> [n, classes], fp32."""
     size = EVALUATION_BATCH if inputs.ndim == 2 else IMAGE_BATCH[inputs.device.type]
     model.eval()
+    logits = []
     with torch.inference_mode():
-        return torch.cat([forward(model, part) for part in inputs.split(size)])
+        for part in inputs.split(size):
+            with nullcontext() if len(part) == size else kernels_by_rule():
+                logits.append(forward(model, part))
+    return torch.cat(logits)
 
 
 def evaluate(model: nn.Module, part: Part) -> tuple[float, float]:

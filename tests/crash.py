@@ -37,6 +37,7 @@ from study.prepare import prepare_features
 from study.searcher import state_of
 from study.training import EpochMetrics, TrainingData, train
 from study.weights import load_weights
+from tests.tiny import one_thread
 
 ROOT = Path(__file__).parent.parent
 
@@ -188,23 +189,18 @@ def check_results(rundir: RunDir, *, runs: int) -> None:
     runs_of_both: list[TrialRow | ConfirmRow] = [*rundir.read_trials(), *rundir.read_confirm()]
     known = {row.run_id: row for row in runs_of_both}
     chosen = sorted(known, key=lambda run_id: attempts[run_id], reverse=True)[:runs]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        for run_id in chosen:
-            epochs = known[run_id].epochs
+    for run_id in chosen:
+        with one_thread():
             again = train(
                 known[run_id].hyperparameters,
                 training_data(),
                 seed=known[run_id].seed,
-                epochs=epochs,
+                epochs=known[run_id].epochs,
                 metric="val_accuracy",
             )
-            stored = [asdict(row) for row in rows if row.run_id == run_id]
-            for epoch, row in zip(again.epochs, stored, strict=True):
-                assert outcome(epoch) == {name: row[name] for name in outcome(epoch)}, run_id
-    finally:
-        torch.set_num_threads(threads)
+        stored = [asdict(row) for row in rows if row.run_id == run_id]
+        for epoch, row in zip(again.epochs, stored, strict=True):
+            assert outcome(epoch) == {name: row[name] for name in outcome(epoch)}, run_id
 
 
 def outcome(epoch: EpochMetrics) -> dict[str, float]:

@@ -27,7 +27,14 @@ from tests.faults import (
     trial_that_dies_with_every_epoch,
     trial_with,
 )
-from tests.tiny import TRAINING, make_study, run_confirm, run_search, start_ray
+from tests.tiny import (
+    TRAINING,
+    make_study,
+    one_thread,
+    run_confirm,
+    run_search,
+    start_ray,
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -58,13 +65,14 @@ def check_rows(rundir: RunDir) -> None:
         mine = [row for row in rows if row.run_id == trial.run_id]
         assert [row.epoch for row in mine] == list(range(1, trial.epochs + 1))
         if trial.epochs:
-            run = train(
-                trial.hyperparameters,
-                TRAINING.to(torch.device("cpu")),
-                seed=trial.seed,
-                epochs=trial.epochs,
-                metric="val_accuracy",
-            )
+            with one_thread():
+                run = train(
+                    trial.hyperparameters,
+                    TRAINING.to(torch.device("cpu")),
+                    seed=trial.seed,
+                    epochs=trial.epochs,
+                    metric="val_accuracy",
+                )
             assert [row.val_loss for row in mine] == [epoch.val_loss for epoch in run.epochs]
     assert not list(rundir.path.glob("states/*"))
 

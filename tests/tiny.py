@@ -1,11 +1,14 @@
 """Studies that train in no time, on made-up features, for tests of what surrounds the training."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
+import torch
 
 from analysis.rundir import RunDir
 from study.arrays import PartArrays, TrainingArrays
@@ -26,6 +29,17 @@ AT_ONCE = Resources(1, 0.0, 2)
 def start_ray() -> None:
     """A Ray of two cores for the tests of a module."""
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Train in here as a worker does: with more threads, sums have another order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def part(rows: int) -> PartArrays:
