@@ -18,7 +18,17 @@ from analysis.frames import StudyFrames
 from analysis.words import count, duration
 
 #: The phases in the order of a study.
-PHASES = ("start-up", "data", "features", "ray", "search", "confirm", "report", "export")
+PHASES = (
+    "start-up",
+    "ray",
+    "data",
+    "features",
+    "hand over",
+    "search",
+    "confirm",
+    "report",
+    "export",
+)
 
 #: What the phases that have slots are called in a sentence.
 PHASE_WORDS = {"search": "the search", "confirm": "the confirmation"}

@@ -43,7 +43,7 @@ from study.ray_session import find_machines, ray_session
 from study.screen import Screen
 from study.search import search
 from study.spread import on_cluster
-from study.worker import RunSettings, measure_load
+from study.worker import RunSettings, load_all, measure_load
 
 if TYPE_CHECKING:
     from analysis.report import Report
@@ -73,8 +73,7 @@ def run(study: Study, began: float | None = None) -> None:
         try:
             clock = Clock(study.rundir, began)
             compute = inspect(study, machines, screen)
-            inputs = prepare(study, machines, compute, clock, screen)
-            report, exported = run_phases(study, machines, inputs, clock, screen)
+            report, exported = run_phases(study, machines, compute, clock, screen)
         except BaseException as error:
             known = what_the_user_can_mend(study, error)
             screen.log_error(known or error)
@@ -178,25 +177,34 @@ def inspect(study: Study, machines: Machines, screen: Screen) -> Compute | None:
     return on_cluster(machines, "bf16" if native else "fp32")
 
 
+def take_up(study: Study) -> dict[str, Any]:
+    """study.json as an earlier start has left it, or as a new study begins it."""
+    rundir = study.rundir
+    if not rundir.study_json.exists():
+        refuse_foreign(rundir)
+        record = begin(study)
+        rundir.write_study(record)
+        return record
+    record = rundir.read_study()
+    check_same_request(record, study)
+    check_left(study)
+    rundir.delete_partial()
+    return record
+
+
 def prepare(
-    study: Study, machines: Machines, compute: Compute | None, clock: Clock, screen: Screen
+    study: Study,
+    machines: Machines,
+    record: Mapping[str, Any],
+    compute: Compute | None,
+    clock: Clock,
+    screen: Screen,
 ) -> Inputs:
     """Load what the study needs, make sure that it is what an earlier start had, and note it.
 
     Where nothing has begun yet, a mistake leaves nothing behind.
     """
-    rundir = study.rundir
-    is_new = not rundir.study_json.exists()
-    if is_new:
-        refuse_foreign(rundir)
-        record = begin(study)
-        rundir.write_study(record)
-    else:
-        record = rundir.read_study()
-        check_same_request(record, study)
-        check_left(study)
-        rundir.delete_partial()
-    clock.started()
+    rundir, is_new = study.rundir, not record.get("starts")
     try:
         inputs = load_inputs(study, pinned_sources(record), compute, clock.phase)
     except UserError:
@@ -248,13 +256,20 @@ def warn_of_images(data: Mapping[str, Any], metric: Metric) -> list[str]:
 
 
 def run_phases(
-    study: Study, machines: Machines, inputs: Inputs, clock: Clock, screen: Screen
+    study: Study, machines: Machines, compute: Compute | None, clock: Clock, screen: Screen
 ) -> "tuple[Report, Exported]":
-    """Search, confirm, report, export."""
-    config, prepared = study.config, inputs.prepared
+    """Prepare, search, confirm, report, export."""
+    config, record = study.config, take_up(study)
+    clock.started()
     with ExitStack() as session:
         with clock.phase("ray"):
             session.enter_context(ray_session(config.address, verbose=config.verbose))
+            # While this process loads what the study needs, the workers load what they need.
+            if not machines.is_cluster and not machines.gpus:
+                wake_workers(plan_resources(study, machines))
+        inputs = prepare(study, machines, record, compute, clock, screen)
+        prepared = inputs.prepared
+        with clock.phase("hand over"):
             training = ray.put(prepared.training)
             resources = choose_resources(study, machines, training, screen)
             check_disk(study, plan_disk(study, resources.at_once))
@@ -285,6 +300,13 @@ def run_phases(
 
             register_best_model(study, screen)
     return report, exported
+
+
+def wake_workers(resources: Resources) -> None:
+    """Start as many worker processes as there will be runs at once, and do not wait for them."""
+    task = ray.remote(load_all).options(num_cpus=resources.cpus, max_retries=0)
+    for _ in range(resources.at_once):
+        task.remote()
 
 
 def run_settings(study: Study, resources: Resources) -> RunSettings:

@@ -153,7 +153,17 @@ def test_the_report_is_there_and_shown(finished: Finished) -> None:
 
 def test_where_the_time_went_is_written_down_and_shown(finished: Finished) -> None:
     rows = finished.rundir.read_phases()
-    in_order = ["start-up", "data", "features", "ray", "search", "confirm", "report", "export"]
+    in_order = [
+        "start-up",
+        "ray",
+        "data",
+        "features",
+        "hand over",
+        "search",
+        "confirm",
+        "report",
+        "export",
+    ]
     assert [row.phase for row in rows] == in_order
     assert {row.start for row in rows} == {1}
     assert all(row.begin < row.end for row in rows)

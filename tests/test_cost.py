@@ -1,0 +1,131 @@
+"""What things cost, counted and not timed: a change that makes them dearer fails here.
+
+Counts are the same on every machine and under any load. What they mean in seconds is measured by
+the commands in tests/benchmarks/.
+"""
+
+import itertools
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from search_spaces import Value
+from study.backbone import build_backbone
+from study.features import folded
+from study.head import build_head
+from study.onnx_backbone import write
+from study.optimizer import build_optimizer
+from study.step import TrainingStep
+from study.weights import Weights
+
+ROOT = Path(__file__).parents[1]
+BATCH, FEATURES, CLASSES = 64, 48, 10
+WIDTHS = (32, 16)
+VALUES: dict[str, Value] = {
+    "head": "32-16",
+    "dropout": 0.3,
+    "learning_rate": 1e-3,
+    "weight_decay": 1e-2,
+    "batch_size": BATCH,
+    "optimizer": "adamw",
+}
+
+
+class CountedOperators(TorchDispatchMode):
+    """Counts the operators that PyTorch runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, operator: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Count and run one."""
+        self.counts[str(operator)] += 1
+        return operator(*args, **(kwargs or {}))
+
+
+#: Operators that look at the same memory in another way.
+VIEWS = {"t", "detach", "view", "expand", "alias", "unsqueeze", "squeeze"}
+
+
+@pytest.fixture
+def step() -> TrainingStep:
+    """A step of a head on features, taken twice already."""
+    torch.manual_seed(0)
+    inputs = torch.randn(2 * BATCH, FEATURES).bfloat16()
+    labels = torch.arange(2 * BATCH) % CLASSES
+    head = build_head(VALUES, FEATURES, CLASSES, seed=1).train()
+    made = TrainingStep(head, build_optimizer(head, VALUES), inputs, labels, VALUES)
+    for _ in range(2):
+        made(torch.arange(BATCH), None)
+    return made
+
+
+def test_a_step_multiplies_no_more_than_it_must(step: TrainingStep) -> None:
+    """Forward and both gradients of each layer, but for the gradient of the first one's inputs."""
+    with FlopCounterMode(display=False) as counter:
+        step(torch.arange(BATCH), None)
+    layers = list(itertools.pairwise((FEATURES, *WIDTHS, CLASSES)))
+    products = [2 * BATCH * a * b for a, b in layers]
+    assert counter.get_total_flops() == 3 * sum(products) - products[0]
+
+
+@pytest.mark.parametrize(("bf16", "most"), [(False, 46), (True, 59)])
+def test_a_step_takes_few_operators(
+    step: TrainingStep, bf16: bool, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At small sizes a step is bound by how many operators there are to launch."""
+    monkeypatch.setattr("study.step.has_native_bf16", lambda _: bf16)
+    step(torch.arange(BATCH), None)
+    with CountedOperators() as counted:
+        step(torch.arange(BATCH), None)
+    # One optimizer step for all parameters, whatever their number.
+    assert counted.counts["aten._fused_adamw_.default"] == 1
+    work = {name: n for name, n in counted.counts.items() if name.split(".")[1] not in VIEWS}
+    assert sum(work.values()) <= most, work
+
+
+def test_the_folded_backbone_is_convolutions_and_what_joins_them(random_weights: Weights) -> None:
+    backbone: Any = folded(build_backbone(random_weights.state, random_weights.architecture))
+    nodes = Counter(node.op_type for node in onnx.load_from_string(write(backbone)).graph.node)
+    assert nodes == {
+        "Conv": 53,
+        "Relu": 49,
+        "Add": 16,
+        "MaxPool": 1,
+        "GlobalAveragePool": 1,
+        "Flatten": 1,
+        "Identity": 1,
+    }
+
+
+#: Each takes a second or more to import, and training a head needs none of them.
+SLOW = ("torchvision", "torch._dynamo", "matplotlib", "scipy", "onnx", "onnxruntime", "imagehash")
+
+
+@pytest.mark.parametrize("module", ["study.phases", "study.worker"])
+def test_what_is_imported_before_the_first_step(module: str) -> None:
+    code = f"import json, sys, {module}; print(json.dumps(sorted(sys.modules)))"
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert not {*SLOW} & {*json.loads(found.stdout)}
+
+
+def test_wrong_options_are_refused_before_anything_slow_is_imported() -> None:
+    code = "import json, sys, run_study; print(json.dumps(sorted(sys.modules)))"
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert not {*SLOW, "torch", "ray", "pandas", "optuna"} & {*json.loads(found.stdout)}
