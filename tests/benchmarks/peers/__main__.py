@@ -62,12 +62,14 @@ OURS, COMPUTING, TUTORIAL = "ours", "ours-computing", "tutorial"
 
 CONTENDERS = {
     OURS: Contender("ours", "this project's search, features from the cache"),
-    COMPUTING: Contender("ours", "the same, and computes the features", empty_cache=True),
+    COMPUTING: Contender(
+        "ours", "this project's search, computing the features first", empty_cache=True
+    ),
     TUTORIAL: Contender("tutorial", "Ray Tune, the frozen backbone runs in every epoch"),
     "optuna-1-thread": Contender(
         "optuna_loop", "Optuna and a PyTorch loop in one process, one thread", ("--threads", "1")
     ),
-    "optuna": Contender("optuna_loop", "the same, PyTorch's own number of threads"),
+    "optuna": Contender("optuna_loop", "Optuna and a PyTorch loop in one process, all threads"),
     "keras": Contender(
         "keras_fit", "Keras' model.fit on TensorFlow", packages=("keras>=3.10", "tensorflow-cpu")
     ),
@@ -75,7 +77,10 @@ CONTENDERS = {
         "sklearn_mlp", "scikit-learn's MLP; no dropout, no decay", packages=("scikit-learn",)
     ),
     "sklearn-joblib": Contender(
-        "sklearn_mlp", "the same, a trial per core", ("--jobs", "-1"), ("scikit-learn",)
+        "sklearn_mlp",
+        "the same MLP, a trial per core with joblib",
+        ("--jobs", "-1"),
+        ("scikit-learn",),
     ),
 }
 

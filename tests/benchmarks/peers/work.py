@@ -110,13 +110,14 @@ class Answer:
 def answer(
     val_accuracies: Sequence[Sequence[float]], training: float, packages: Sequence[str]
 ) -> None:
-    """Print the answer as the last line."""
+    """Print the answer, on a line of its own."""
     versions = ", ".join(f"{name} {version(name).split('+')[0]}" for name in packages)
     accuracies = tuple(tuple(map(float, epochs)) for epochs in val_accuracies)
-    print(json.dumps(asdict(Answer(accuracies, training, versions))), flush=True)
+    print(f"\n{json.dumps(asdict(Answer(accuracies, training, versions)))}", flush=True)
 
 
 def read_answer(output: str) -> Answer:
-    """The answer that ends what a contender has printed."""
-    content = json.loads(output.strip().splitlines()[-1])
+    """The answer among what a contender and its libraries have printed."""
+    (line,) = (line for line in output.splitlines() if line.startswith('{"val_accuracies"'))
+    content = json.loads(line)
     return Answer(**{**content, "val_accuracies": tuple(map(tuple, content["val_accuracies"]))})
