@@ -1,0 +1,281 @@
+"""How long the same trials take here, and how long with what else one could use for them.
+
+    python -m tests.benchmarks.peers [--images 3000] [--image-size 32] [--trials 8] [--epochs 5]
+        [--repeats 5] [--repeats-tutorial 1] [--only NAME ...]
+
+All contenders train the same heads with the same hyperparameters for the same epochs on the same
+part of CIFAR-10, without early stopping, and measure the accuracy on `val` after each epoch. Where
+they start from features, these are the same numbers, standardised. Each one is a process of its
+own, timed from its start to its end as its user would wait for it; `training` is the time from the
+first trial's beginning to the last one's end. Rounds are paired; the first one does not count, and
+is the one in which memory is measured. The tutorial's way is so slow that it has rounds of its own,
+`--repeats-tutorial` of them, none thrown away. Packages that this project does without are
+installed into environments made for the purpose.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import psutil
+import torch
+
+from study.cache import cache_dir
+from study.config import check
+from study.inputs import load_inputs
+from study.prepare import fit_standardisation
+from tests.benchmarks.paired import Spread, about, in_turn, ratio, show
+from tests.benchmarks.peers.ours import study_config
+from tests.benchmarks.peers.work import Answer, Work, choose_trials, read_answer
+from tests.environments import make_environment
+
+ROOT = Path(__file__).parents[3]
+
+#: Seconds between two looks at a contender's memory.
+LOOK_EVERY = 0.5
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A way to run the trials."""
+
+    module: str
+    """Of this package."""
+    meaning: str
+    """What it does; a phrase."""
+    arguments: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
+    """What its own environment needs; empty: it runs in this one."""
+    empty_cache: bool = False
+    """Whether it finds no features in the cache, and computes them."""
+
+
+OURS, COMPUTING, TUTORIAL = "ours", "ours-computing", "tutorial"
+
+CONTENDERS = {
+    OURS: Contender("ours", "this project's search, features from the cache"),
+    COMPUTING: Contender(
+        "ours", "this project's search, computing the features first", empty_cache=True
+    ),
+    TUTORIAL: Contender("tutorial", "Ray Tune, the frozen backbone runs in every epoch"),
+    "optuna-1-thread": Contender(
+        "optuna_loop", "Optuna and a PyTorch loop in one process, one thread", ("--threads", "1")
+    ),
+    "optuna": Contender("optuna_loop", "Optuna and a PyTorch loop in one process, all threads"),
+    "keras": Contender(
+        "keras_fit", "Keras' model.fit on TensorFlow", packages=("keras>=3.10", "tensorflow-cpu")
+    ),
+    "sklearn": Contender(
+        "sklearn_mlp", "scikit-learn's MLP; no dropout, no decay", packages=("scikit-learn",)
+    ),
+    "sklearn-joblib": Contender(
+        "sklearn_mlp",
+        "the same MLP, a trial per core with joblib",
+        ("--jobs", "-1"),
+        ("scikit-learn",),
+    ),
+}
+
+
+HEADS = (
+    "",
+    "seconds",
+    "training",
+    f"/ {OURS}",
+    f"/ {COMPUTING}",
+    "memory MB",
+    "val % mean",
+    "best",
+    "runs",
+)
+
+
+@dataclass
+class Runner:
+    """Runs a contender, again and again, and keeps its answers."""
+
+    contender: Contender
+    python: Path
+    work: Work
+    answers: list[Answer] = field(default_factory=list)
+    memory: int = 0
+    """The most that all its processes held at once in its first run, in bytes."""
+
+    def __call__(self) -> None:
+        """Run it once.
+
+        Raises:
+            RuntimeError: It has failed, or not trained every trial to the end.
+        """
+        with TemporaryDirectory(dir=self.work.folder) as folder:
+            environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+            if self.contender.empty_cache:
+                environment["XDG_CACHE_HOME"] = str(cache_without_features(Path(folder)))
+            module = f"{__package__}.{self.contender.module}"
+            output = Path(folder) / "output"
+            with output.open("wb") as file:
+                process = subprocess.Popen(
+                    [self.python, "-m", module, self.work.path, *self.contender.arguments],
+                    cwd=ROOT,
+                    env=environment,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                )
+                if not self.answers:
+                    self.memory = watch_memory(process)
+                status = process.wait()
+            printed = output.read_text(errors="replace")
+        if status:
+            raise RuntimeError(f"{module} has failed:\n{printed}")
+        answer = read_answer(printed)
+        done = [len(epochs) for epochs in answer.val_accuracies]
+        if done != [self.work.epochs] * len(self.work.trials):
+            raise RuntimeError(f"{module} has trained for {done} epochs:\n{printed}")
+        self.answers.append(answer)
+        print(f"{module}: {answer.training:.1f} s of training", file=sys.stderr, flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--images", type=int, default=3000)
+    parser.add_argument("--image-size", type=int, default=32)
+    parser.add_argument("--trials", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats-tutorial", type=int, default=1)
+    parser.add_argument("--only", nargs="+", choices=CONTENDERS, help="these, beside ours")
+    options = parser.parse_args(arguments)
+    print(about())
+
+    wanted = [name for name in CONTENDERS if name in (options.only or CONTENDERS) or name == OURS]
+    with TemporaryDirectory() as folder:
+        work = prepare(options, Path(folder))
+        train, val = (len(work.array(f"{part}_labels")) for part in ("train", "val"))
+        print(
+            f"{len(work.trials)} trials of {work.epochs} epochs; {train} train and {val} val images"
+            f" at {work.image_size} px",
+            flush=True,
+        )
+        runners, missing = find_runners(wanted, work, Path(folder))
+        fast = {name: runner for name, runner in runners.items() if name != TUTORIAL}
+        seconds = in_turn(fast, options.repeats)
+        rows = {name: row(name, runner, seconds) for name, runner in fast.items()}
+        if TUTORIAL in runners:
+            slow = {n: r for n, r in runners.items() if n in (OURS, COMPUTING, TUTORIAL)}
+            seconds = in_turn(slow, options.repeats_tutorial, warm_up=False)
+            rows[TUTORIAL] = row(TUTORIAL, slow[TUTORIAL], seconds)
+    for name, why in missing.items():
+        rows[name] = [name, why, *[""] * (len(HEADS) - 2)]
+    print(show(HEADS, [rows[name] for name in wanted]))
+    for name in wanted:
+        print(f"{name}: {CONTENDERS[name].meaning}{versions_of(runners.get(name))}")
+
+
+def prepare(options: argparse.Namespace, folder: Path) -> Work:
+    """Write down the data; afterwards the features are in the cache."""
+    trials = choose_trials(options.trials)
+    work = Work(trials, options.epochs, options.images, options.image_size, str(folder))
+    inputs = load_inputs(check(study_config(work, folder)), {}, None)
+    training, split = inputs.prepared.training, inputs.split
+    assert inputs.features is not None
+    for name, part, rows in (
+        ("train", training.train, split.train),
+        ("val", training.val, split.val),
+    ):
+        features = part.to(torch.device("cpu")).inputs.float().numpy()
+        np.save(folder / f"{name}_features.npy", features)
+        np.save(folder / f"{name}_labels.npy", part.labels)
+        np.save(folder / f"{name}_images.npy", inputs.dataset.pixels[rows])
+    standardisation = fit_standardisation(inputs.features.values[torch.from_numpy(split.train)])
+    np.save(folder / "mean.npy", standardisation.mean.numpy())
+    np.save(folder / "std.npy", standardisation.std.numpy())
+    work.write()
+    return work
+
+
+def find_runners(
+    names: Sequence[str], work: Work, folder: Path
+) -> tuple[dict[str, Runner], dict[str, str]]:
+    """What runs each contender, its environment made; and of those without one, why."""
+    runners, missing = {}, {}
+    pythons: dict[tuple[str, ...], Path] = {(): Path(sys.executable)}
+    for name in names:
+        contender = CONTENDERS[name]
+        packages = contender.packages
+        try:
+            if packages not in pythons:
+                pythons[packages] = make_environment(folder / contender.module, *packages)
+            runners[name] = Runner(contender, pythons[packages], work)
+        except (OSError, subprocess.SubprocessError) as error:
+            missing[name] = f"{', '.join(packages)} cannot be installed"
+            print(f"{name}: {error}", file=sys.stderr, flush=True)
+    return runners, missing
+
+
+def cache_without_features(folder: Path) -> Path:
+    """A cache directory that shares images and weights with the user's, and has nothing else."""
+    cache = folder / "cache" / "dropout-study"
+    cache.mkdir(parents=True)
+    for entry in cache_dir().iterdir():
+        if entry.name != "features" and entry.suffix != ".lock":
+            (cache / entry.name).symlink_to(entry)
+    return cache.parent
+
+
+def watch_memory(process: "subprocess.Popen[bytes]") -> int:
+    """Wait for a process to end; the most bytes that it and its descendants held at once."""
+    most = 0
+    while process.poll() is None:
+        with suppress(psutil.Error):
+            root = psutil.Process(process.pid)
+            most = max(most, sum(map(memory_of, [root, *root.children(recursive=True)])))
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(LOOK_EVERY)
+    return most
+
+
+def memory_of(process: psutil.Process) -> int:
+    """Bytes of a process; of memory that it shares its part, where the system tells."""
+    try:
+        info = process.memory_full_info()
+    except psutil.Error:  # it has just ended
+        return 0
+    return int(getattr(info, "pss", info.uss))
+
+
+def versions_of(runner: Runner | None) -> str:
+    """With what a contender ran, as an addition in brackets."""
+    return f" ({runner.answers[-1].versions})" if runner else ""
+
+
+def row(name: str, runner: Runner, seconds: Mapping[str, Spread]) -> list[str]:
+    """What the last rounds say of a contender."""
+    counted = runner.answers[-len(seconds[name].values) :]
+    reached = [epochs[-1] for epochs in counted[-1].val_accuracies]
+    ratios = [
+        ratio(seconds[name], seconds[base]).shown() if base in seconds else ""
+        for base in (OURS, COMPUTING)
+    ]
+    return [
+        name,
+        seconds[name].shown(1),
+        Spread(tuple(answer.training for answer in counted)).shown(1),
+        *ratios,
+        f"{runner.memory / 1e6:,.0f}",
+        f"{100 * fmean(reached):.2f}",
+        f"{100 * max(reached):.2f}",
+        str(len(counted)),
+    ]
+
+
+if __name__ == "__main__":
+    main()
