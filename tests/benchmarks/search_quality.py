@@ -264,7 +264,7 @@ class OnOptuna:
 
 
 def median_pruner() -> optuna.pruners.BasePruner:
-    return optuna.pruners.MedianPruner(n_warmup_steps=GRACE_PERIOD - 1)
+    return optuna.pruners.MedianPruner(n_warmup_steps=GRACE_PERIOD)
 
 
 def halving_pruner() -> optuna.pruners.BasePruner:
