@@ -184,7 +184,7 @@ def test_the_replay_goes_on_until_trials_and_epochs_have_run(table: Table) -> No
 def test_this_studys_search_is_the_projects_own_and_states_are_as_asked_for(
     truthful: bool, table: Table
 ) -> None:
-    name = OWN if truthful else "the same, stopped trials told COMPLETE"
+    name = OWN if truthful else quality.TOLD_COMPLETE
     contender = CONTENDERS[name](20, 3)
     assert isinstance(contender, OnRay)
     assert type(contender.searcher) is StudySearch
@@ -216,7 +216,7 @@ def test_the_arms_are_one_more_choice_to_rays_own_searcher(table: Table) -> None
     counts = Counter(
         trial.arm
         for seed in range(3)
-        for trial in replay(CONTENDERS["Ray's OptunaSearch, one ASHA"](20, seed), table, 20)
+        for trial in replay(CONTENDERS[quality.STOCK](20, seed), table, 20)
     )
     assert counts.keys() == ARMS.keys()
     assert counts["dropout"] != counts["no-dropout"]

@@ -1,6 +1,68 @@
 """How good a champion a search finds: this study's search and others, replayed on recorded runs.
 
-python -m tests.benchmarks.search_quality [--replays 100] [--trials 40] [--metric val_accuracy]
+    python -m tests.benchmarks.search_quality [--replays 100] [--trials 40] [--metric val_accuracy]
+
+recorded.csv (see record.py) holds 381 sets of the space `dropout`, each trained in full once. What
+a search suggests is answered by the nearest recorded set of the arm, epoch by epoch, while the
+search learns from its suggestion; two trials are under way at once, and every epoch takes the same
+time. Nothing trains, and there is no Ray cluster.
+
+Regret: what the champion's score (the best among full runs) lacks to the best in its arm's table,
+mean over the arms, in hundredths (points of accuracy). An arm without a champion, where a study
+would end with an error, counts as a set taken blindly: 0.81 points without dropout, 1.07 with.
+Every search runs on until it has had its trials and its epochs, and is looked at twice: after the
+same number of trials, and after the same number of epochs, which is the fairer of the two.
+"difference" is to this study's search at the last stage, paired by seed; "epochs" are spent by
+then. Intervals are 95 % of the mean.
+
+    this study's search      ArmSearch and ArmScheduler: per arm a TPE (multivariate, constant
+                             liar) that is told how trials ended, and a bracket; arms in turn
+    same, told COMPLETE      stopped trials told as complete with their early score, as Ray does
+    same, full runs          nothing is stopped early: at the same trials, twice the epochs
+    random, full runs        at the stages of trials, as many as fit into the same epochs
+    random, ASHA per arm     this study's search with a sampler that draws at random
+    Ray's, one ASHA          OptunaSearch with its default TPE, the arm one more choice; stock ASHA
+    Ray's, ASHA per arm      the same with this study's brackets
+    ...Pruner                Optuna's ask and tell, arms in turn, this study's kind of TPE
+
+Measured: 100 replays, Python 3.11.7, ray 2.60.0, optuna 5.0.0, numpy 2.4.6; 3 minutes of CPU time.
+
+    search                        10 trials      20 trials      40 trials      difference  epochs
+    this study's search       0.480 ± 0.037  0.348 ± 0.023  0.276 ± 0.017                     310
+    same, told COMPLETE       0.480 ± 0.037  0.348 ± 0.023  0.276 ± 0.017  +0.000 ± 0.000     310
+    same, full runs           0.374 ± 0.025  0.285 ± 0.019  0.212 ± 0.015  -0.063 ± 0.019     600
+    random, full runs         0.501 ± 0.044  0.367 ± 0.028  0.262 ± 0.016  -0.014 ± 0.023     310
+    random, ASHA per arm      0.468 ± 0.040  0.348 ± 0.024  0.275 ± 0.016  -0.001 ± 0.023     279
+    Ray's, one ASHA           0.599 ± 0.044  0.521 ± 0.044  0.439 ± 0.038  +0.163 ± 0.041     310
+    Ray's, ASHA per arm       0.503 ± 0.043  0.403 ± 0.034  0.334 ± 0.024  +0.058 ± 0.028     330
+    Optuna's MedianPruner     0.396 ± 0.028  0.318 ± 0.024  0.268 ± 0.016  -0.008 ± 0.024     361
+    SuccessiveHalvingPruner   0.506 ± 0.037  0.391 ± 0.030  0.312 ± 0.021  +0.036 ± 0.025     280
+    Optuna's HyperbandPruner  0.442 ± 0.031  0.328 ± 0.023  0.264 ± 0.017  -0.012 ± 0.025     363
+
+    search                        75 epochs     150 epochs     300 epochs      difference  epochs
+    this study's search       0.582 ± 0.042  0.363 ± 0.024  0.278 ± 0.017                     291
+    same, told COMPLETE       0.582 ± 0.042  0.363 ± 0.024  0.277 ± 0.017  -0.001 ± 0.001     291
+    same, full runs           0.595 ± 0.045  0.374 ± 0.025  0.285 ± 0.019  +0.007 ± 0.021     300
+    random, full runs         0.583 ± 0.050  0.373 ± 0.026  0.264 ± 0.016  -0.014 ± 0.023     300
+    random, ASHA per arm      0.583 ± 0.049  0.383 ± 0.028  0.269 ± 0.015  -0.009 ± 0.024     295
+    Ray's, one ASHA           0.679 ± 0.046  0.537 ± 0.043  0.449 ± 0.040  +0.171 ± 0.042     290
+    Ray's, ASHA per arm       0.663 ± 0.054  0.432 ± 0.035  0.339 ± 0.025  +0.061 ± 0.028     291
+    Optuna's MedianPruner     0.592 ± 0.049  0.396 ± 0.028  0.293 ± 0.019  +0.015 ± 0.026     289
+    SuccessiveHalvingPruner   0.600 ± 0.048  0.405 ± 0.031  0.313 ± 0.022  +0.035 ± 0.025     292
+    Optuna's HyperbandPruner  0.614 ± 0.049  0.402 ± 0.029  0.289 ± 0.021  +0.011 ± 0.026     291
+
+What it shows, at this size (20 trials per arm, a table with the luck of single runs in it):
+
+- This study's search is no better than random search, stopped early or not: TPE has shown nothing
+  after 20 trials, of which the first 10 are drawn at random anyway.
+- ASHA shows nothing either at the same epochs: full runs, half as many, end up as good.
+- Arms in turn with a bracket each are worth 0.16 points. One bracket left 11 % of the arms without
+  a champion, of 60 replays looked at the dropout arm in 13 and the other in 3: that is most of it.
+  Of it brackets are worth 0.10. The rest comes with the arm as a choice and the default TPE: half
+  of those searches gave one arm 11 of the 40 trials or fewer.
+- Telling the truth changes nothing here. TPE takes the best tenth for good ones, and a stopped
+  trial's early score is low enough to be left out, whichever state it is told in.
+- Optuna's pruners are no better at the same epochs; SuccessiveHalvingPruner is slightly worse.
 """
 
 import argparse
@@ -280,22 +342,22 @@ def hyperband_pruner() -> optuna.pruners.BasePruner:
 
 
 OWN = "this study's search"
+TOLD_COMPLETE = "same, told COMPLETE"
 BLIND = "random, full runs"
+STOCK = "Ray's, one ASHA"
 
 #: By name, made of the number of trials at most and a seed.
 CONTENDERS: Mapping[str, Callable[[int, int], Contender]] = {
     OWN: lambda n, s: OnRay(study_search(n, s), arm_scheduler()),
-    "the same, stopped trials told COMPLETE": lambda n, s: OnRay(
-        study_search(n, s, truthful=False), arm_scheduler()
-    ),
-    "the same, full runs": lambda n, s: OnRay(study_search(n, s), FIFOScheduler()),
+    TOLD_COMPLETE: lambda n, s: OnRay(study_search(n, s, truthful=False), arm_scheduler()),
+    "same, full runs": lambda n, s: OnRay(study_search(n, s), FIFOScheduler()),
     BLIND: lambda n, s: OnRay(blind_search(n, s), FIFOScheduler()),
     "random, ASHA per arm": lambda n, s: OnRay(blind_search(n, s), arm_scheduler()),
-    "Ray's OptunaSearch, one ASHA": lambda _, s: OnRay(stock_search(s), stock_scheduler()),
-    "Ray's OptunaSearch, ASHA per arm": lambda _, s: OnRay(stock_search(s), arm_scheduler()),
-    "Optuna, MedianPruner": lambda _, s: OnOptuna(median_pruner, s),
-    "Optuna, SuccessiveHalvingPruner": lambda _, s: OnOptuna(halving_pruner, s),
-    "Optuna, HyperbandPruner": lambda _, s: OnOptuna(hyperband_pruner, s),
+    STOCK: lambda _, s: OnRay(stock_search(s), stock_scheduler()),
+    "Ray's, ASHA per arm": lambda _, s: OnRay(stock_search(s), arm_scheduler()),
+    "Optuna's MedianPruner": lambda _, s: OnOptuna(median_pruner, s),
+    "SuccessiveHalvingPruner": lambda _, s: OnOptuna(halving_pruner, s),
+    "Optuna's HyperbandPruner": lambda _, s: OnOptuna(hyperband_pruner, s),
 }
 
 # -------------------------------------------------------------------------------------- a replay
@@ -459,12 +521,12 @@ def main() -> None:
             pool.map(compare, range(options.replays), each(stages), each(options.metric))
         )
     print(
-        f"{options.replays} replays of {options.metric}, {AT_ONCE} trials at once; regret in"
-        " hundredths, mean over the arms; ± half the 95 % interval of the mean"
+        f"{options.replays} replays, {AT_ONCE} trials at once; regret in hundredths of"
+        f" {options.metric}, ± half the 95 % interval of its mean"
     )
     for kind, numbers in (("trials", stages.trials), ("epochs", stages.epochs)):
-        heads = [f"regret at {number} {kind}" for number in numbers]
-        heads = ["search", *heads, "paired difference", "epochs", "arms without champion"]
+        heads = ["search", *(f"{number} {kind}" for number in numbers)]
+        heads += ["difference", "epochs", "without"]
         print("\n" + show(heads, list(rows(replays, cast(Any, kind), numbers))))
 
 
