@@ -113,6 +113,33 @@ def build_backbone(state: Mapping[str, Tensor], architecture: Architecture) -> n
     return backbone.eval()
 
 
+def backbone_shapes() -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor of a ResNet50 without classifier, under torchvision's names.
+
+    Counters of batches are left out. Weights are checked by this at every start, and building the
+    network for it would take seconds.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def add(conv: str, norm: str, channels: int, inputs: int, side: int) -> None:
+        shapes[f"{conv}.weight"] = (channels, inputs, side, side)
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            shapes[f"{norm}.{name}"] = (channels,)
+
+    add("conv1", "bn1", 64, 3, 7)
+    inputs = 64
+    for stage, (blocks, width) in enumerate(((3, 64), (4, 128), (6, 256), (3, 512)), start=1):
+        for number in range(blocks):
+            block = f"layer{stage}.{number}"
+            add(f"{block}.conv1", f"{block}.bn1", width, inputs, 1)
+            add(f"{block}.conv2", f"{block}.bn2", width, width, 3)
+            add(f"{block}.conv3", f"{block}.bn3", 4 * width, width, 1)
+            if number == 0:
+                add(f"{block}.downsample.0", f"{block}.downsample.1", 4 * width, inputs, 1)
+            inputs = 4 * width
+    return shapes
+
+
 def empty_resnet50(architecture: Architecture) -> "ResNet":
     """A ResNet50 with shapes but without values (on the meta device)."""
     # Only for this: torchvision takes seconds to import.

@@ -43,7 +43,7 @@ from study.ray_session import find_machines, ray_session
 from study.screen import Screen
 from study.search import search
 from study.spread import on_cluster
-from study.worker import RunSettings, load_all, measure_load
+from study.worker import RunSettings, measure_load
 
 if TYPE_CHECKING:
     from analysis.report import Report
@@ -262,11 +262,9 @@ def run_phases(
     config, record = study.config, take_up(study)
     clock.started()
     with ExitStack() as session:
+        # First of all: Ray's processes load what runs need while this one loads the data.
         with clock.phase("ray"):
             session.enter_context(ray_session(config.address, verbose=config.verbose))
-            # While this process loads what the study needs, the workers load what they need.
-            if not machines.is_cluster and not machines.gpus:
-                wake_workers(plan_resources(study, machines))
         inputs = prepare(study, machines, record, compute, clock, screen)
         prepared = inputs.prepared
         with clock.phase("hand over"):
@@ -300,13 +298,6 @@ def run_phases(
 
             register_best_model(study, screen)
     return report, exported
-
-
-def wake_workers(resources: Resources) -> None:
-    """Start as many worker processes as there will be runs at once, and do not wait for them."""
-    task = ray.remote(load_all).options(num_cpus=resources.cpus, max_retries=0)
-    for _ in range(resources.at_once):
-        task.remote()
 
 
 def run_settings(study: Study, resources: Resources) -> RunSettings:

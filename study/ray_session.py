@@ -15,6 +15,7 @@ from typing import Any
 import optuna
 import ray
 from ray._private import ray_constants
+from ray.tune.execution import class_cache
 
 from study.ask import live_nodes
 from study.cluster import (
@@ -50,8 +51,12 @@ def ray_session(address: str | None, *, verbose: bool = False) -> Iterator[None]
     try:
         if cluster_address(address) is None:
             _keep_to_loopback()
+            _load_in_workers_at_once()
             start_ray(
-                verbose=verbose, address="local", num_cpus=cpu_count(), include_dashboard=False
+                verbose=verbose,
+                address="local",
+                num_cpus=cpu_count(),
+                include_dashboard=False,
             )
         else:
             _join_cluster(address, verbose=verbose)
@@ -166,6 +171,20 @@ def _runtime_env() -> dict[str, Any]:
         return {}
     root = Path(__file__).parent.parent
     return {"py_modules": [str(root / name) for name in ("study", "search_spaces", "analysis")]}
+
+
+def _load_in_workers_at_once() -> None:
+    """Let a local Ray's processes import what runs need as soon as they start, and serve trials.
+
+    Ray starts a process per core with itself. Left alone they would import nothing until a run
+    comes, and no trial would: Ray Tune asks for environment variables (for PyTorch Lightning, and
+    those of this process, which a local Ray hands on anyway), and Ray gives no work to a process
+    that was started without them.
+    """
+    modules = ("torch._dynamo", "study.worker")  # the first is what the first optimizer imports
+    os.environ.setdefault("RAY_preload_python_modules", ",".join(modules))
+    class_cache.DEFAULT_ENV_VARS.clear()
+    class_cache.ENV_VARS_TO_PROPAGATE.clear()
 
 
 def _keep_to_loopback() -> None:

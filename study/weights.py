@@ -20,7 +20,7 @@ from study.backbone import (
     TORCHVISION,
     Architecture,
     Preprocess,
-    empty_resnet50,
+    backbone_shapes,
 )
 from study.cache import cache_dir, cached, sha256_of, whole_file, workspace
 from study.errors import UserError
@@ -127,8 +127,7 @@ def check_state(state: Mapping[str, Tensor]) -> State:
         ValueError: Names the first tensor that is missing, unknown, of another shape, of
             another kind or not finite.
     """
-    model = empty_resnet50(TORCHVISION).state_dict()
-    expected = {name: value.shape for name, value in model.items() if not _is_ignored(name)}
+    expected = backbone_shapes()
     for name, shape in expected.items():
         if name not in state:
             raise ValueError(f"{name} is missing")

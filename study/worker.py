@@ -222,11 +222,6 @@ def run_confirmation(
         )
 
 
-def load_all() -> None:
-    """Import all that a run needs: this module, and what the first optimizer imports."""
-    torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
-
-
 def measure_load(
     hyperparameters: Mapping[str, Value],
     shared: "list[ray.ObjectRef[TrainingArrays]]",

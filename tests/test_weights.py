@@ -19,7 +19,14 @@ from torch import Tensor
 from torchvision.models import ResNet50_Weights
 
 from study import weights
-from study.backbone import KERAS, PREPROCESSES, TORCHVISION, build_backbone
+from study.backbone import (
+    KERAS,
+    PREPROCESSES,
+    TORCHVISION,
+    backbone_shapes,
+    build_backbone,
+    empty_resnet50,
+)
 from study.dataset import Dataset
 from study.errors import UserError
 from study.sources import SourceError
@@ -272,6 +279,15 @@ def stand_in(random_weights: Weights, tmp_path: Path, monkeypatch: pytest.Monkey
     sources = weights.SOURCES | {"imagenet-v1": weights._torchvision("V1", "IMAGENET1K_V1", name)}
     monkeypatch.setattr(weights, "SOURCES", sources)
     return published
+
+
+def test_shapes_are_torchvisions() -> None:
+    state = empty_resnet50(TORCHVISION).state_dict()
+    assert backbone_shapes() == {
+        name: tuple(value.shape)
+        for name, value in state.items()
+        if not name.startswith("fc.") and not name.endswith("num_batches_tracked")
+    }
 
 
 @pytest.mark.parametrize(
