@@ -3,7 +3,8 @@
 Ray's `OptunaSearch` is the engine. Three things are added to it, each because it must be:
 
 - A trial that ASHA stops is told PRUNED, with its last score among the intermediate values. Ray
-  would tell COMPLETE, and TPE would take a score after 3 epochs for one after 15.
+  would tell COMPLETE, and tables and Optuna's plots would show a score after 3 epochs for one after
+  15. (What TPE suggests is the same either way: tests/benchmarks/search_quality.py.)
 - Every arm has its own sampler and its own share of the trials, taken in turn.
 - A start takes over what an earlier start of the same study left in optuna.db: trials that were
   interrupted go first, and the sampler's seed moves on with the number of trials.

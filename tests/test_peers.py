@@ -1,4 +1,7 @@
-"""The benchmark against others: each of them trains every trial, in one tiny round."""
+"""The benchmark against others: each of them trains every trial, in one tiny round.
+
+Most of them do so in the fuller tier only: `pytest -m full tests/test_peers.py`.
+"""
 
 import argparse
 import subprocess
@@ -16,6 +19,7 @@ TRIALS_WANTED = 2
 TINY = argparse.Namespace(images=200, image_size=32, trials=TRIALS_WANTED, epochs=1)
 #: It takes too long to install for a test.
 LEFT_OUT = "keras"
+QUICK = (OURS, "optuna-1-thread")
 NAMES = [name for name in CONTENDERS if name != LEFT_OUT]
 
 
@@ -31,7 +35,10 @@ def runners(work: Work, tmp_path_factory: pytest.TempPathFactory) -> dict[str, R
     return found
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in QUICK else pytest.mark.full) for name in NAMES],
+)
 def test_a_contender_trains_every_trial_to_the_end(
     runners: dict[str, Runner], work: Work, name: str
 ) -> None:

@@ -10,6 +10,17 @@ and together (replayed likewise), and prints the ratio of the two: how many time
 one run is when it is taken together with others. Features and labels are made up, since only time
 counts. On a CPU one alone has one thread and, at the same time, a neighbour in each other core, as
 a study has; together they have all cores.
+
+Measured (n = 5; median, min to max):
+
+    NVIDIA H200, torch 2.11.0:  2 runs 1.42 (1.41 to 1.42)
+                                8 runs 2.69 (2.68 to 2.70)
+                               32 runs 3.30 (3.29 to 3.30)
+    @CPU@
+
+It is left out. On a GPU a step alone takes 0.13 ms, all steps of the default study's 32 runs so 11
+seconds; three times as fast would save seven, of a phase in which the start of its processes takes
+as long, and would cost what runs of their own have: each goes on by itself after a fault.
 """
 
 import argparse

@@ -1,0 +1,118 @@
+"""How near a head's training step is to the least that it can take on this machine.
+
+    python -m tests.benchmarks.head_step [--repeats 5] [--steps 20]
+
+One thread, as a run has it; made-up features, since only time counts. The least is the larger part
+of a step, counted: the operations of its matrix products (forward, and both gradients of each layer
+but for that of the first one's inputs) at the rate that this machine reaches on large products in
+the same type, and the optimizer's bytes (weight, gradient and both moments read, three of them
+written, fp32) at the rate at which it copies. The rates are measured anew in every round, right
+before the steps; the first round does not count.
+"""
+
+import argparse
+import itertools
+import time
+from collections.abc import Callable
+
+import torch
+
+from search_spaces import Value, hidden_widths
+from study.hardware import has_native_bf16
+from study.head import FEATURES, build_head
+from study.optimizer import build_optimizer
+from study.step import TrainingStep
+from tests.benchmarks.features import matrix_rate
+from tests.benchmarks.paired import Spread, about, show
+
+ROWS, CLASSES = 20_000, 10
+
+#: The article's, the default, and the widest of the space `dropout`, each with a batch size.
+HEADS = (("512-256-512-128", 100), ("1024", 256), ("2048-512", 256), ("1024", 1024))
+
+#: Times that a parameter's four bytes move in one step of AdamW.
+MOVES = 7
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=20)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    bf16 = has_native_bf16(torch.device("cpu"))
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    print(f"{about()}; {'bf16' if bf16 else 'fp32'}, one thread, n = {options.repeats}")
+    rows = []
+    for head, batch_size in HEADS:
+        operations, parameters = counted(head, batch_size)
+        take = steps_of(head, batch_size)
+        taken, least, parts = [], [], []
+        for number in range(options.repeats + 1):
+            products = operations / matrix_rate(dtype, side=1024)
+            moves = MOVES * 4 * parameters / copy_rate()
+            begun = time.perf_counter()
+            take(options.steps)
+            seconds = (time.perf_counter() - begun) / options.steps
+            if number:
+                taken.append(1e3 * seconds)
+                least.append(seconds / (products + moves))
+                parts.append(products / (products + moves))
+        rows.append(
+            [
+                f"{head}, batches of {batch_size}",
+                Spread(tuple(taken)).shown(1),
+                Spread(tuple(least)).shown(),
+                f"{100 * Spread(tuple(parts)).middle:.0f} %",
+            ]
+        )
+    print(show(["head", "ms a step", "time / least", "products' part of the least"], rows))
+
+
+def counted(head: str, batch_size: int) -> tuple[float, int]:
+    """Floating-point operations of a step's matrix products, and parameters."""
+    widths = (FEATURES, *hidden_widths({"head": head}), CLASSES)
+    layers = [a * b for a, b in itertools.pairwise(widths)]
+    operations = 2.0 * batch_size * (3 * sum(layers) - layers[0])
+    return operations, sum(layers) + sum(widths[1:])
+
+
+def steps_of(head: str, batch_size: int) -> Callable[[int], None]:
+    """Takes steps of a run."""
+    values: dict[str, Value] = {
+        "head": head,
+        "dropout": 0.3,
+        "learning_rate": 5e-4,
+        "weight_decay": 1e-2,
+        "batch_size": batch_size,
+        "optimizer": "adamw",
+    }
+    random = torch.Generator().manual_seed(0)
+    inputs = torch.randn(ROWS, FEATURES, generator=random).bfloat16()
+    labels = torch.randint(CLASSES, (ROWS,), generator=random)
+    model = build_head(values, FEATURES, CLASSES, seed=1).train()
+    step = TrainingStep(model, build_optimizer(model, values), inputs, labels, values)
+    order = torch.randperm(ROWS, generator=random)
+
+    def take(steps: int) -> None:
+        for number in range(steps):
+            start = number * batch_size % (ROWS - batch_size)
+            step(order[start : start + batch_size], None)
+
+    return take
+
+
+def copy_rate(size: int = 2**25, repeats: int = 3) -> float:
+    """Bytes per second of a copy, read and written."""
+    source, target = torch.randn(size), torch.empty(size)
+    best = 0.0
+    for _ in range(repeats):
+        begun = time.perf_counter()
+        target.copy_(source)
+        best = max(best, 8 * size / (time.perf_counter() - begun))
+    return best
+
+
+if __name__ == "__main__":
+    main()
