@@ -8,6 +8,15 @@ but for that of the first one's inputs) at the rate that this machine reaches on
 the same type, and the optimizer's bytes (weight, gradient and both moments read, three of them
 written, fp32) at the rate at which it copies. The rates are measured anew in every round, right
 before the steps; the first round does not count.
+
+Measured (n = 5, a core of an AMD EPYC with AVX2, fp32, torch 2.15.0):
+
+    | head                            |              ms a step |        time / least |
+    | ------------------------------- | ---------------------: | ------------------: |
+    | 512-256-512-128, batches of 100 |    27.1 (26.9 to 27.9) | 1.29 (1.26 to 1.38) |
+    | 1024, batches of 256            |    75.3 (74.3 to 76.2) | 1.10 (1.08 to 1.11) |
+    | 2048-512, batches of 256        | 199.1 (199.0 to 201.3) | 1.09 (1.08 to 1.10) |
+    | 1024, batches of 1024           | 274.2 (272.2 to 274.7) | 1.07 (1.06 to 1.08) |
 """
 
 import argparse

@@ -16,7 +16,8 @@ Measured (n = 5; median, min to max):
     NVIDIA H200, torch 2.11.0:  2 runs 1.42 (1.41 to 1.42)
                                 8 runs 2.69 (2.68 to 2.70)
                                32 runs 3.30 (3.29 to 3.30)
-    @CPU@
+
+Not measured on a CPU.
 
 It is left out. On a GPU a step alone takes 0.13 ms, all steps of the default study's 32 runs so 11
 seconds; three times as fast would save seven, of a phase in which the start of its processes takes
