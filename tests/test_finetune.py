@@ -95,7 +95,7 @@ def test_it_learns(small_dataset: Dataset, keras_weights: Weights) -> None:
         {**RECIPE, "learning_rate": 3e-4, "dropout": 0.1},
         data,
         seed=1,
-        epochs=4,
+        epochs=7,
         metric="val_loss",
     )
     losses = [epoch.train_loss for epoch in run.epochs]
