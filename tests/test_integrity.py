@@ -77,12 +77,12 @@ class WentOnError(Exception):
 
 @pytest.fixture(autouse=True)
 def no_further(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Starts end where data would be loaded: these tests are about what comes before."""
+    """Starts end where Ray would be started: these tests are about what comes before."""
 
-    def went_on(*_: object) -> None:
+    def went_on(*_: object, **__: object) -> None:
         raise WentOnError
 
-    monkeypatch.setattr(phases, "load_inputs", went_on)
+    monkeypatch.setattr(phases, "ray_session", went_on)
 
 
 def test_a_whole_study_goes_on(rundir: RunDir) -> None:
@@ -120,7 +120,8 @@ def test_when_phases_ran_is_no_reason_not_to_go_on(rundir: RunDir, content: str)
     rundir.phases.write_text(content)
     with pytest.raises(WentOnError):
         phases.run(go_on(rundir))
-    assert json.loads(rundir.phases.read_text().splitlines()[-1])["phase"] == "start-up"
+    last = [json.loads(line)["phase"] for line in rundir.phases.read_text().splitlines()[-2:]]
+    assert last == ["start-up", "ray"]
 
 
 def test_rows_of_a_trial_that_ended_are_missed(rundir: RunDir) -> None:
