@@ -6,6 +6,7 @@ import multiprocessing
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -208,7 +209,7 @@ def test_a_disk_that_is_full_at_the_end_is_said_in_one_line(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(phases, "prepare", full)
+    monkeypatch.setattr(phases, "run_phases", full)
     with pytest.raises(StorageError, match="No space left on device"):
         phases.run(go_on(rundir))
 
@@ -239,6 +240,7 @@ def test_a_second_start_on_a_run_directory_is_refused(rundir: RunDir) -> None:
 
 def test_a_mistake_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
+    monkeypatch.setattr(phases, "ray_session", lambda *_, **__: nullcontext())
     (tmp_path / "images").mkdir()
     options = ["--data", str(tmp_path / "images"), "--storage", str(tmp_path / "runs")]
     with pytest.raises(UserError, match="no class folders in"):
