@@ -130,7 +130,7 @@ def _bundle(chosen: Chosen, inputs: Inputs) -> Bundle:
         architecture=inputs.weights.architecture,
         hyperparameters=chosen.hyperparameters,
         backbone=backbone or inputs.weights.state,
-        standardisation=inputs.prepared.standardisation or no_standardisation(),
+        standardisation=inputs.standardisation or no_standardisation(),
         heads=tuple(part_of(trained, "head.") or trained for trained in chosen.trained),
     )
 

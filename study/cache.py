@@ -118,7 +118,7 @@ def workspace(entry: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def sha256_of(content: Path | bytes) -> str:
+def sha256_of(content: Path | bytes | memoryview) -> str:
     """The SHA-256 of a file or of bytes, in hexadecimal."""
     if isinstance(content, Path):
         with content.open("rb") as file:

@@ -29,7 +29,15 @@ from study.head import FEATURES
 from study.progress import console, progress
 from study.weights import Weights
 
-__all__ = ["FEATURES", "Features", "Precision", "cache_key", "compute_features", "load_features"]
+__all__ = [
+    "FEATURES",
+    "Features",
+    "FeaturesName",
+    "Precision",
+    "cache_key",
+    "compute_features",
+    "load_features",
+]
 
 Precision = Literal["fp32", "bf16"]
 
@@ -42,15 +50,22 @@ VERSION: dict[Precision, int] = {"bf16": 1, "fp32": 2}
 
 
 @dataclass(frozen=True)
+class FeaturesName:
+    """Which features of a dataset they are."""
+
+    key: str
+    """SHA-256 of all that they depend on; their name in the cache."""
+    precision: Precision
+    """What they were computed in; they are kept in bf16 in any case."""
+
+
+@dataclass(frozen=True)
 class Features:
     """The backbone's features of a dataset."""
 
     values: Tensor
     """bf16 [N, 2048] on the CPU; rows in the dataset's order, not standardised."""
-    precision: Precision
-    """What they were computed in; they are kept in bf16 in any case."""
-    key: str
-    """SHA-256 of all that they depend on; their name in the cache."""
+    name: FeaturesName
     seconds: float
     """What computing them took; 0 if they come from the cache."""
     cached: bool
@@ -101,13 +116,13 @@ def load_features(
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     compute = compute or here(device, "bf16" if has_native_bf16(device) else "fp32")
     precision = compute.precision
-    key = cache_key(dataset, weights, preprocess, precision)
-    path = cache_dir() / "features" / f"{key}.safetensors"
+    name = FeaturesName(cache_key(dataset, weights, preprocess, precision), precision)
+    path = cache_dir() / "features" / f"{name.key}.safetensors"
     shape = (len(dataset.labels), FEATURES)
 
     def load() -> Features | None:
         values = _read(path, shape)
-        return None if values is None else Features(values, precision, key, 0.0, cached=True)
+        return None if values is None else Features(values, name, 0.0, cached=True)
 
     def make() -> Features:
         if path.exists():
@@ -117,7 +132,7 @@ def load_features(
         values = compute.run(backbone, dataset.pixels, preprocess).bfloat16()
         seconds = time.perf_counter() - started
         _write(path, values)
-        return Features(values, precision, key, seconds, cached=False)
+        return Features(values, name, seconds, cached=False)
 
     return cached(path, load, make)
 
@@ -224,4 +239,4 @@ def _read(path: Path, shape: tuple[int, int]) -> Tensor | None:
 
 
 def _digest(values: Tensor) -> str:
-    return sha256_of(values.view(torch.uint16).numpy().tobytes())
+    return sha256_of(values.view(torch.uint16).numpy().reshape(-1).data)

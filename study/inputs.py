@@ -8,22 +8,24 @@ from study.backbone import PREPROCESSES, Preprocess
 from study.config import Study
 from study.data import load_dataset
 from study.dataset import Dataset, Split, make_split
-from study.features import Compute, Features, load_features
+from study.features import Compute, FeaturesName, load_features
 from study.network import Pretrained
-from study.prepare import Prepared, prepare_features, prepare_images
+from study.prepare import Prepared, Standardisation, prepare_features, prepare_images
 from study.weights import Weights, load_weights
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """All that a study's runs need."""
+    """What a study is about, and what its best model is made of."""
 
     dataset: Dataset
     split: Split
     weights: Weights
     preprocess: Preprocess
-    features: Features | None
-    prepared: Prepared
+    features: FeaturesName | None
+    """None where all layers train."""
+    standardisation: Standardisation | None
+    """What stands between backbone and head; None where they train together."""
 
 
 def load_inputs(
@@ -31,8 +33,10 @@ def load_inputs(
     pinned: Mapping[str, str],
     compute: Compute | None,
     phase: Callable[[str], AbstractContextManager[object]] = nullcontext,
-) -> Inputs:
-    """Data, weights and, where the backbone is frozen, features.
+) -> tuple[Inputs, Prepared]:
+    """Data, weights and, where the backbone is frozen, features; and what runs train on.
+
+    The two are apart, since the second is large, and is handed on to Ray.
 
     Args:
         study: Says which.
@@ -55,11 +59,11 @@ def load_inputs(
         if study.finetunes:
             pretrained = Pretrained(weights.state, weights.architecture, preprocess)
             prepared = prepare_images(dataset, split, pretrained, study.augment)
-            return Inputs(dataset, split, weights, preprocess, None, prepared)
+            return Inputs(dataset, split, weights, preprocess, None, None), prepared
     with phase("features"):
         features = load_features(dataset, weights, preprocess, compute=compute)
-        prepared = prepare_features(dataset, split, features)
-    return Inputs(dataset, split, weights, preprocess, features, prepared)
+        prepared, standardisation = prepare_features(dataset, split, features)
+    return Inputs(dataset, split, weights, preprocess, features.name, standardisation), prepared
 
 
 def choose_preprocess(study: Study, weights: Weights) -> Preprocess:

@@ -1,5 +1,6 @@
 """The optimizer of a run, and how its learning rates change from step to step."""
 
+import inspect
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -8,6 +9,27 @@ import torch
 from torch import nn
 
 from search_spaces import Value, value_of
+
+
+class _Uncompiled:
+    """An optimizer's methods without what hides them from the compiler that nobody uses here.
+
+    To hide, the first of them would import it, which takes each process 2 s and 160 MB.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+    step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
+    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
+
+
+class _Adam(_Uncompiled, torch.optim.Adam):
+    pass
+
+
+class _AdamW(_Uncompiled, torch.optim.AdamW):
+    pass
 
 
 def build_optimizer(
@@ -52,9 +74,7 @@ def build_optimizer(
         for group in groups:
             group["lr"] = torch.tensor(group["lr"], dtype=torch.float32, device=device)
     adamw = hyperparameters["optimizer"] == "adamw"
-    return (torch.optim.AdamW if adamw else torch.optim.Adam)(
-        groups, fused=True, capturable=device.type == "cuda"
-    )
+    return (_AdamW if adamw else _Adam)(groups, fused=True, capturable=device.type == "cuda")
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:

@@ -29,6 +29,7 @@ from study.integrity import check_left, refuse_foreign
 from study.nodes import differences, inspect_nodes
 from study.packing import Load, Resources, fits, hungriest, runs_per_gpu
 from study.plan import check_disk, is_measured, plan_disk, plan_resources, plan_table
+from study.prepare import Prepared
 from study.provenance import (
     begin,
     check_same_inputs,
@@ -118,7 +119,7 @@ def export_again(study: Study, to: Path | None, screen: Screen) -> None:
     """
     with held(study, screen) as study:
         record = study.rundir.read_study()
-        inputs = load_inputs(study, pinned_sources(record), None)
+        inputs, _ = load_inputs(study, pinned_sources(record), None)
         check_same_inputs(record, describe_inputs(inputs))
         from study.best_model import export  # slow to import, with all that files are written by
 
@@ -199,14 +200,14 @@ def prepare(
     compute: Compute | None,
     clock: Clock,
     screen: Screen,
-) -> Inputs:
+) -> tuple[Inputs, Prepared]:
     """Load what the study needs, make sure that it is what an earlier start had, and note it.
 
     Where nothing has begun yet, a mistake leaves nothing behind.
     """
     rundir, is_new = study.rundir, not record.get("starts")
     try:
-        inputs = load_inputs(study, pinned_sources(record), compute, clock.phase)
+        inputs, prepared = load_inputs(study, pinned_sources(record), compute, clock.phase)
     except UserError:
         if is_new:
             rundir.delete(rundir.phases)
@@ -223,7 +224,7 @@ def prepare(
         # In this order: a crash in between leaves the study as it was, or extended.
         rundir.put_confirm_away()
     rundir.write_study(with_this_start(record, study, machines, used))
-    return inputs
+    return inputs, prepared
 
 
 def describe_inputs(inputs: Inputs) -> dict[str, Any]:
@@ -265,10 +266,10 @@ def run_phases(
         # First of all: Ray's processes load what runs need while this one loads the data.
         with clock.phase("ray"):
             session.enter_context(ray_session(config.address, verbose=config.verbose))
-        inputs = prepare(study, machines, record, compute, clock, screen)
-        prepared = inputs.prepared
+        inputs, prepared = prepare(study, machines, record, compute, clock, screen)
         with clock.phase("hand over"):
-            training = ray.put(prepared.training)
+            training, test = ray.put(prepared.training), prepared.test
+            del prepared  # what Ray holds need not be in memory twice
             resources = choose_resources(study, machines, training, screen)
             check_disk(study, plan_disk(study, resources.at_once))
             settings = run_settings(study, resources)
@@ -279,8 +280,7 @@ def run_phases(
         found = champions(study)
         if config.seeds:
             with clock.phase("confirm", resources.at_once):
-                test = ray.put(prepared.test)
-                confirm(study, found, training, test, settings, resources, screen)
+                confirm(study, found, training, ray.put(test), settings, resources, screen)
     interrupt.check()
     with clock.phase("report"):
         # Only now: with what draws and exports they take seconds to import, and training need not

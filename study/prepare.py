@@ -14,6 +14,9 @@ from study.head import FEATURES
 from study.network import Pretrained
 from study.streams import derive_seed
 
+#: Rows, and columns, of features that are in fp32 at a time.
+CHUNK, COLUMNS = 4096, 256
+
 
 @dataclass(frozen=True)
 class Standardisation:
@@ -36,16 +39,20 @@ class Prepared:
 
     training: TrainingArrays
     test: PartArrays
-    standardisation: Standardisation | None
-    """What stands between backbone and head; None where they train together."""
 
 
-def prepare_features(dataset: Dataset, split: Split, features: Features) -> Prepared:
+def prepare_features(
+    dataset: Dataset, split: Split, features: Features
+) -> tuple[Prepared, Standardisation]:
     """Standardise the features by train, and cut them into the parts of the split."""
     standardisation = fit_standardisation(features.values[torch.from_numpy(split.train)])
 
     def part(rows: np.ndarray) -> PartArrays:
-        values = standardisation(features.values[torch.from_numpy(rows)])
+        values = torch.empty(len(rows), features.values.shape[1], dtype=torch.bfloat16)
+        # All at once they would stand in memory several times over, in fp32.
+        for start in range(0, len(rows), CHUNK):
+            chosen = torch.from_numpy(rows[start : start + CHUNK])
+            values[start : start + CHUNK] = standardisation(features.values[chosen])
         return PartArrays(values.view(torch.uint16).numpy(), dataset.labels[rows])
 
     training = TrainingArrays(
@@ -54,7 +61,7 @@ def prepare_features(dataset: Dataset, split: Split, features: Features) -> Prep
         part(split.val),
         len(dataset.classes),
     )
-    return Prepared(training, part(split.test), standardisation)
+    return Prepared(training, part(split.test)), standardisation
 
 
 def prepare_images(
@@ -73,7 +80,7 @@ def prepare_images(
         pretrained,
         augment,
     )
-    return Prepared(training, part(split.test), None)
+    return Prepared(training, part(split.test))
 
 
 def monitor_rows(dataset: Dataset, split: Split) -> np.ndarray:
@@ -89,8 +96,11 @@ def no_standardisation() -> Standardisation:
 
 def fit_standardisation(features: Tensor) -> Standardisation:
     """Mean and standard deviation of each feature: [n, features] in any float type."""
-    values = features.float()
-    std, mean = torch.std_mean(values, dim=0, correction=0)
+    found = [
+        torch.std_mean(columns.float(), dim=0, correction=0)
+        for columns in features.split(COLUMNS, dim=1)
+    ]
+    std, mean = (torch.cat(parts) for parts in zip(*found, strict=True))
     return Standardisation(mean, torch.where(std > 1e-6, std, 1.0))
 
 

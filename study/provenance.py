@@ -18,7 +18,7 @@ from study.config import OPERATIONAL, Study, as_arguments
 from study.dataset import Dataset, Split, count_by_class
 from study.duplicates import find_duplicates
 from study.errors import UserError
-from study.features import Features
+from study.features import FeaturesName
 from study.hardware import cpu_count
 from study.streams import derive_seed
 from study.weights import Weights
@@ -44,7 +44,7 @@ def describe_used(
     split: Split,
     weights: Weights,
     preprocess: Preprocess,
-    features: Features | None,
+    features: FeaturesName | None,
 ) -> dict[str, Any]:
     """What was used; `features` is None where all layers train."""
     return {

@@ -181,8 +181,7 @@ def _load_in_workers_at_once() -> None:
     those of this process, which a local Ray hands on anyway), and Ray gives no work to a process
     that was started without them.
     """
-    modules = ("torch._dynamo", "study.worker")  # the first is what the first optimizer imports
-    os.environ.setdefault("RAY_preload_python_modules", ",".join(modules))
+    os.environ.setdefault("RAY_preload_python_modules", "study.worker")
     class_cache.DEFAULT_ENV_VARS.clear()
     class_cache.ENV_VARS_TO_PROPAGATE.clear()
 

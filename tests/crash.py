@@ -215,7 +215,7 @@ def training_data() -> TrainingData:
     dataset = load_dataset("cifar10", study.config.images)
     weights = load_weights(study.weights)
     features = load_features(dataset, weights, choose_preprocess(study, weights))
-    prepared = prepare_features(dataset, make_split(dataset), features)
+    prepared, _ = prepare_features(dataset, make_split(dataset), features)
     return prepared.training.to(torch.device("cpu"))
 
 

@@ -12,6 +12,7 @@ from study.weights import Weights
 from tests.benchmarks import finetune
 
 
+@pytest.mark.full
 @pytest.mark.skipif(torch.cuda.is_available(), reason="it would take minutes on a GPU")
 def test_without_a_gpu_every_check_of_the_cpu_part_has_rows(
     small_dataset: Dataset,

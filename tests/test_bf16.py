@@ -9,7 +9,7 @@ import torch
 from study.backbone import build_backbone
 from study.data import load_dataset
 from study.dataset import make_split
-from study.features import Features, Precision, compute_features
+from study.features import Features, FeaturesName, Precision, compute_features
 from study.head import restore_head
 from study.prepare import prepare_features
 from study.training import evaluate, train
@@ -34,8 +34,8 @@ def test_heads_on_bf16_features_are_as_good_as_on_fp32(keras_weights: Weights) -
 
     def accuracies(precision: Precision) -> list[float]:
         values = compute_features(backbone, dataset.pixels, how, precision=precision, device=CPU)
-        features = Features(values.bfloat16(), precision, "", 0.0, cached=False)
-        prepared = prepare_features(dataset, make_split(dataset), features)
+        features = Features(values.bfloat16(), FeaturesName("", precision), 0.0, cached=False)
+        prepared, _ = prepare_features(dataset, make_split(dataset), features)
         data, test = prepared.training.to(CPU), prepared.test.to(CPU)
         found = []
         for seed in range(8):

@@ -8,6 +8,7 @@ import itertools
 import json
 import subprocess
 import sys
+import textwrap
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -116,16 +117,29 @@ SLOW = ("torchvision", "torch._dynamo", "matplotlib", "scipy", "onnx", "onnxrunt
 
 @pytest.mark.parametrize("module", ["study.phases", "study.worker"])
 def test_what_is_imported_before_the_first_step(module: str) -> None:
-    code = f"import json, sys, {module}; print(json.dumps(sorted(sys.modules)))"
+    assert not {*SLOW} & imported_by(f"import {module}")
+
+
+def test_a_run_imports_no_more() -> None:
+    run = f"""
+        import torch
+        from study.training import Part, TrainingData, train
+
+        part = Part(torch.zeros(8, 4).bfloat16(), torch.zeros(8, dtype=torch.int64))
+        data = TrainingData(part, part, part, classes=2)
+        train({VALUES!r}, data, seed=0, epochs=1, metric="val_accuracy")
+    """
+    assert not {*SLOW} & imported_by(textwrap.dedent(run))
+
+
+def imported_by(code: str) -> set[str]:
+    """All modules that a new process has after it has run some code."""
+    code += "\nimport json, sys; print(json.dumps(sorted(sys.modules)))"
     found = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
-    assert not {*SLOW} & {*json.loads(found.stdout)}
+    return set(json.loads(found.stdout))
 
 
 def test_wrong_options_are_refused_before_anything_slow_is_imported() -> None:
-    code = "import json, sys, run_study; print(json.dumps(sorted(sys.modules)))"
-    found = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
-    )
-    assert not {*SLOW, "torch", "ray", "pandas", "optuna"} & {*json.loads(found.stdout)}
+    assert not {*SLOW, "torch", "ray", "pandas", "optuna"} & imported_by("import run_study")

@@ -333,6 +333,7 @@ def test_a_finetuned_bundle_gives_what_was_confirmed(finetuned: Finished) -> Non
     )
 
 
+@pytest.mark.full
 def test_the_article_as_printed_has_a_backbone_that_trained_before(tmp_path: Path) -> None:
     options = "--space article --transfer finetune --epochs 1 --seeds 1 --images 200"
     done = run(options, tmp_path / "article")
@@ -345,6 +346,7 @@ def test_the_article_as_printed_has_a_backbone_that_trained_before(tmp_path: Pat
     assert "article reports +1.11 points" in done.stdout
 
 
+@pytest.mark.full
 def test_dose_trains_one_recipe_at_seven_rates(tmp_path: Path) -> None:
     done = run(f"--space dose --trials 2 --epochs 2 --seeds 1 {SMALL}", tmp_path / "dose")
     assert done.returncode == 0, done.stderr
@@ -359,6 +361,7 @@ def test_dose_trains_one_recipe_at_seven_rates(tmp_path: Path) -> None:
     assert "…" not in done.stdout
 
 
+@pytest.mark.full
 def test_layerwise_searches_a_rate_per_hidden_layer(tmp_path: Path) -> None:
     options = f"--space layerwise --trials 4 --epochs 2 --seeds 1 {SMALL}"
     done = run(options, tmp_path / "layerwise")

@@ -106,7 +106,7 @@ def test_second_time_from_the_cache(keras_weights: Weights, small_dataset: Datas
     second = load_features(dataset, keras_weights, preprocess, CPU)
     assert (first.cached, second.cached, second.seconds) == (False, True, 0.0)
     assert first.seconds > 0
-    assert first.key == second.key
+    assert first.name == second.name
     assert torch.equal(first.values, second.values)
     assert (second.values.shape, second.values.dtype) == ((32, FEATURES), torch.bfloat16)
     assert (
@@ -131,7 +131,7 @@ def test_damaged_file_is_made_anew(
 ) -> None:
     dataset = part(small_dataset, 4)
     first = load_features(dataset, random_weights, SMALL, CPU)
-    path = empty_cache / "features" / f"{first.key}.safetensors"
+    path = empty_cache / "features" / f"{first.name.key}.safetensors"
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
     capsys.readouterr()
     second = load_features(dataset, random_weights, SMALL, CPU)
@@ -177,7 +177,7 @@ dataset = part(conftest.small_dataset.__wrapped__(), 400)
 weights = conftest.random_weights.__wrapped__()
 print("ready", flush=True)
 features = load_features(dataset, weights, SMALL, CPU)
-print(features.cached, features.key)
+print(features.cached, features.name.key)
 """
 
 

@@ -1,5 +1,8 @@
 """From features or images to what runs train on."""
 
+import subprocess
+import sys
+import textwrap
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +11,7 @@ import torch
 
 from study.arrays import PartArrays
 from study.dataset import Dataset, make_split
-from study.features import Features
+from study.features import Features, FeaturesName
 from study.network import Pretrained
 from study.prepare import (
     Prepared,
@@ -27,17 +30,22 @@ def features(small_dataset: Dataset) -> Features:
     values = torch.randn(len(small_dataset.labels), 8, generator=random)
     values = values * torch.arange(1, 9) + 5 * torch.arange(8)
     values[:, 7] = 3.0
-    return Features(values.bfloat16(), "fp32", "key", 0.0, cached=False)
+    return Features(values.bfloat16(), FeaturesName("key", "fp32"), 0.0, cached=False)
 
 
 @pytest.fixture
-def prepared(small_dataset: Dataset, features: Features) -> Prepared:
+def both(small_dataset: Dataset, features: Features) -> tuple[Prepared, Standardisation]:
     return prepare_features(small_dataset, make_split(small_dataset), features)
 
 
-def standardisation_of(prepared: Prepared) -> Standardisation:
-    assert prepared.standardisation is not None
-    return prepared.standardisation
+@pytest.fixture
+def prepared(both: tuple[Prepared, Standardisation]) -> Prepared:
+    return both[0]
+
+
+@pytest.fixture
+def standardisation(both: tuple[Prepared, Standardisation]) -> Standardisation:
+    return both[1]
 
 
 def test_images_are_cut_into_the_parts_of_the_split(
@@ -53,7 +61,6 @@ def test_images_are_cut_into_the_parts_of_the_split(
     assert prepared.test.inputs.dtype == np.uint8
     assert len(data.monitor.labels) == len(data.val.labels)
     assert (data.augment, data.pretrained is not None) == ("flip", True)
-    assert prepared.standardisation is None
 
 
 def test_train_is_standardised_and_the_rest_by_train(prepared: Prepared) -> None:
@@ -64,24 +71,30 @@ def test_train_is_standardised_and_the_rest_by_train(prepared: Prepared) -> None
 
 
 def test_test_images_do_not_touch_what_is_fitted(
-    prepared: Prepared, small_dataset: Dataset, features: Features
+    prepared: Prepared,
+    standardisation: Standardisation,
+    small_dataset: Dataset,
+    features: Features,
 ) -> None:
     split = make_split(small_dataset)
     spoilt = features.values.clone()
     spoilt[split.test] = 1e4
     spoilt[split.val] = -1e4
-    again = prepare_features(small_dataset, split, replace(features, values=spoilt))
-    assert torch.equal(standardisation_of(again).mean, standardisation_of(prepared).mean)
+    again, fitted = prepare_features(small_dataset, split, replace(features, values=spoilt))
+    assert torch.equal(fitted.mean, standardisation.mean)
     assert np.array_equal(again.training.train.inputs, prepared.training.train.inputs)
 
 
 def test_rows_and_labels_stay_together(
-    prepared: Prepared, small_dataset: Dataset, features: Features
+    prepared: Prepared,
+    standardisation: Standardisation,
+    small_dataset: Dataset,
+    features: Features,
 ) -> None:
     split = make_split(small_dataset)
     part = prepared.test.to(torch.device("cpu"))
     assert part.labels.tolist() == small_dataset.labels[split.test].tolist()
-    expected = standardisation_of(prepared)(features.values[split.test[3]])
+    expected = standardisation(features.values[split.test[3]])
     assert torch.equal(part.inputs[3], expected)
 
 
@@ -107,3 +120,30 @@ def test_stratified_rows_keep_the_proportions() -> None:
     assert np.bincount(labels[rows]).tolist() == [30, 15, 5]
     assert np.array_equal(rows, stratified_rows(labels, 50))
     assert len(set(rows.tolist())) == 50
+
+
+def test_features_are_not_in_memory_in_fp32() -> None:
+    """All of them in fp32 would take twice what they are kept in, and each step as much again."""
+    code = """
+        import resource
+        import numpy as np
+        import torch
+        from study.dataset import Dataset, Split
+        from study.features import Features, FeaturesName
+        from study.prepare import prepare_features
+
+        n = 40_000
+        labels = np.arange(n) % 10
+        dataset = Dataset("", ("",) * 10, np.zeros((n, 1, 1, 3), np.uint8), labels, n, "", "", "")
+        split = Split(*np.split(np.arange(n), [30_000, 34_000]), "")
+        features = FeaturesName("", "fp32")
+        values = torch.ones(n, 2048, dtype=torch.bfloat16)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        kept = prepare_features(dataset, split, Features(values, features, 0.0, True))
+        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        print((after - before) * 1024 / values.nbytes)
+    """
+    found = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
+    )
+    assert float(found.stdout) < 3

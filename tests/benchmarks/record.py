@@ -109,7 +109,7 @@ def record(options: argparse.Namespace) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "arrays.pickle"
         split = make_split(dataset)
-        file.write_bytes(pickle.dumps(prepare_features(dataset, split, features).training))
+        file.write_bytes(pickle.dumps(prepare_features(dataset, split, features)[0].training))
         with context.Pool(options.processes, begin, (str(file), device)) as pool:
             found = pool.imap_unordered(run, jobs)
             for number in range(len(jobs)):

@@ -74,7 +74,7 @@ def main() -> None:
         dataset = load_dataset("cifar10", options.images)
         weights = load_weights(study.weights)
         features = load_features(dataset, weights, choose_preprocess(study, weights))
-        arrays = prepare_features(dataset, make_split(dataset), features).training
+        arrays = prepare_features(dataset, make_split(dataset), features)[0].training
         repeats = []
         for number in range(options.repeats):
             config = StudyConfig(

@@ -18,29 +18,23 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import psutil
 import torch
 
-from study.cache import cache_dir
 from study.config import check
 from study.inputs import load_inputs
-from study.prepare import fit_standardisation
 from tests.benchmarks.paired import Spread, about, in_turn, ratio, show
 from tests.benchmarks.peers.ours import study_config
 from tests.benchmarks.peers.work import Answer, Work, choose_trials, read_answer
+from tests.benchmarks.processes import cache_without_features, watch_memory
 from tests.environments import make_environment
 
 ROOT = Path(__file__).parents[3]
-
-#: Seconds between two looks at a contender's memory.
-LOOK_EVERY = 0.5
 
 
 @dataclass(frozen=True)
@@ -184,18 +178,17 @@ def prepare(options: argparse.Namespace, folder: Path) -> Work:
     """Write down the data; afterwards the features are in the cache."""
     trials = choose_trials(options.trials)
     work = Work(trials, options.epochs, options.images, options.image_size, str(folder))
-    inputs = load_inputs(check(study_config(work, folder)), {}, None)
-    training, split = inputs.prepared.training, inputs.split
-    assert inputs.features is not None
+    inputs, prepared = load_inputs(check(study_config(work, folder)), {}, None)
+    split, standardisation = inputs.split, inputs.standardisation
+    assert standardisation is not None
     for name, part, rows in (
-        ("train", training.train, split.train),
-        ("val", training.val, split.val),
+        ("train", prepared.training.train, split.train),
+        ("val", prepared.training.val, split.val),
     ):
         features = part.to(torch.device("cpu")).inputs.float().numpy()
         np.save(folder / f"{name}_features.npy", features)
         np.save(folder / f"{name}_labels.npy", part.labels)
         np.save(folder / f"{name}_images.npy", inputs.dataset.pixels[rows])
-    standardisation = fit_standardisation(inputs.features.values[torch.from_numpy(split.train)])
     np.save(folder / "mean.npy", standardisation.mean.numpy())
     np.save(folder / "std.npy", standardisation.std.numpy())
     work.write()
@@ -219,37 +212,6 @@ def find_runners(
             missing[name] = f"{', '.join(packages)} cannot be installed"
             print(f"{name}: {error}", file=sys.stderr, flush=True)
     return runners, missing
-
-
-def cache_without_features(folder: Path) -> Path:
-    """A cache directory that shares images and weights with the user's, and has nothing else."""
-    cache = folder / "cache" / "dropout-study"
-    cache.mkdir(parents=True)
-    for entry in cache_dir().iterdir():
-        if entry.name != "features" and entry.suffix != ".lock":
-            (cache / entry.name).symlink_to(entry)
-    return cache.parent
-
-
-def watch_memory(process: "subprocess.Popen[bytes]") -> int:
-    """Wait for a process to end; the most bytes that it and its descendants held at once."""
-    most = 0
-    while process.poll() is None:
-        with suppress(psutil.Error):
-            root = psutil.Process(process.pid)
-            most = max(most, sum(map(memory_of, [root, *root.children(recursive=True)])))
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(LOOK_EVERY)
-    return most
-
-
-def memory_of(process: psutil.Process) -> int:
-    """Bytes of a process; of memory that it shares its part, where the system tells."""
-    try:
-        info = process.memory_full_info()
-    except psutil.Error:  # it has just ended
-        return 0
-    return int(getattr(info, "pss", info.uss))
 
 
 def versions_of(runner: Runner | None) -> str:

@@ -1,7 +1,7 @@
 """This project's search, given its trials.
 
-What a study does before its search and in it: images, weights and features from the cache, a Ray
-session, `study.search.search`. The trials are put into optuna.db as if an earlier start had begun
+What a study does before its search and in it: a Ray session, images, weights and features from the
+cache, `study.search.search`. The trials are put into optuna.db as if an earlier start had begun
 them, so the search takes them up first, and there are no others: what drawing them would take,
 milliseconds each, is left out. ASHA decides at the last epoch only, so it stops none.
 """
@@ -46,7 +46,6 @@ def main() -> None:
     work: Work = parser().parse_args().work
     with TemporaryDirectory(dir=work.folder) as folder:
         study = check(study_config(work, folder))
-        inputs = load_inputs(study, {}, None)
         study.rundir.path.mkdir()
         for trial in work.trials:
             put_in(study, trial)
@@ -54,9 +53,10 @@ def main() -> None:
             patch.object(scheduler, "GRACE_PERIOD", work.epochs),
             ray_session(study.config.address),
         ):
+            _, prepared = load_inputs(study, {}, None)
             resources = plan_resources(study, find_machines(study.config.address))
             settings = run_settings(study, resources)
-            search(study, ray.put(inputs.prepared.training), settings, resources, Screen())
+            search(study, ray.put(prepared.training), settings, resources, Screen())
         rows = study.rundir.read_epochs()
     by_run: dict[str, list[float]] = {}
     for row in sorted(rows, key=lambda row: (row.run_id, row.epoch)):
