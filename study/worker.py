@@ -207,7 +207,9 @@ def run_confirmation(
             resume=_find_state(attempt, settings),
         )
         selected, val_logits, test_logits = _measure(run.best, attempt.hyperparameters, data, test)
-        last, _, _ = _measure(run.last, attempt.hyperparameters, data, test)
+        last = selected
+        if run.last.epoch != run.best.epoch:
+            last, _, _ = _measure(run.last, attempt.hyperparameters, data, test)
         return Confirmation(
             epochs=run.epochs,
             best=run.best,
