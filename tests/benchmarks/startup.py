@@ -8,8 +8,8 @@ same options, and gets an answer from one worker that has imported torch. Rounds
 first one does not count. Imports are timed each in a process of its own.
 
 Measured (`--images 60000`, n = 5, 2 cores of an AMD EPYC with AVX2, Python 3.11.7, torch 2.15.0,
-ray 2.60.0): 2.39 times as long as the bare start (1.78 to 2.55), 30 s against 12 s. Imports: torch
-2.5 s, torchvision 5.1, ray.tune 1.9, scipy.stats 1.4, study.phases 5.5, run_study 0.4.
+ray 2.60.0): 1.58 times as long as the bare start (1.45 to 2.04), 20 s against 13 s. Imports: torch
+2.7 s, torchvision 5.2, ray.tune 2.0, scipy.stats 1.4, study.phases 5.5, run_study 0.4.
 """
 
 import argparse

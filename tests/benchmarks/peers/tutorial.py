@@ -25,7 +25,7 @@ from tests.benchmarks.peers.work import Trial, Work, answer, parser
 def main() -> None:
     """Run the trials under Ray Tune."""
     work: Work = parser().parse_args().work
-    ray.init(num_cpus=cpu_count(), include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=cpu_count(), include_dashboard=False, log_to_driver=False)
     arrays = {
         f"{part}_{kind}": work.array(f"{part}_{kind}")
         for part in ("train", "val")
