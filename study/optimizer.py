@@ -19,17 +19,16 @@ class _Uncompiled:
 
     add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
     zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
-    step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
     state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
     load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
 
 
 class _Adam(_Uncompiled, torch.optim.Adam):
-    pass
+    step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
 
 
 class _AdamW(_Uncompiled, torch.optim.AdamW):
-    pass
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
 
 
 def build_optimizer(

@@ -47,6 +47,29 @@ def test_what_does_not_require_gradients_is_left_out() -> None:
     assert len(group["params"]) == 2
 
 
+@pytest.mark.parametrize(
+    ("name", "plain"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)]
+)
+def test_steps_are_those_of_torchs_own_optimizer(
+    name: str, plain: type[torch.optim.Optimizer]
+) -> None:
+    results = []
+    for own in (True, False):
+        model = nn.Linear(3, 2)
+        model.load_state_dict({"weight": torch.arange(6.0).view(2, 3), "bias": torch.ones(2)})
+        if own:
+            optimizer = build_optimizer(model, {**RECIPE, "optimizer": name})
+        else:
+            optimizer = plain(model.parameters(), lr=1e-2, weight_decay=0.3, fused=True)  # type: ignore[call-arg]
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.tensor([[1.0, -2.0, 0.5]])).square().sum().backward()
+            optimizer.step()
+        saved = optimizer.state_dict()["state"][0]
+        results.append([model.weight.detach(), saved["exp_avg"], saved["exp_avg_sq"]])
+    assert all(map(torch.equal, *results))
+
+
 @pytest.mark.parametrize("as_tensor", [False, True])
 def test_rates_are_set_relative_to_the_full_ones(as_tensor: bool) -> None:
     """Also in place, as a CUDA graph needs it."""
