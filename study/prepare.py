@@ -15,7 +15,7 @@ from study.network import Pretrained
 from study.streams import derive_seed
 
 #: Rows, and columns, of features that are in fp32 at a time.
-CHUNK, COLUMNS = 4096, 256
+ROWS, COLUMNS = 4096, 256
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ def prepare_features(
     def part(rows: np.ndarray) -> PartArrays:
         values = torch.empty(len(rows), features.values.shape[1], dtype=torch.bfloat16)
         # All at once they would stand in memory several times over, in fp32.
-        for start in range(0, len(rows), CHUNK):
-            chosen = torch.from_numpy(rows[start : start + CHUNK])
-            values[start : start + CHUNK] = standardisation(features.values[chosen])
+        for start in range(0, len(rows), ROWS):
+            chosen = torch.from_numpy(rows[start : start + ROWS])
+            values[start : start + ROWS] = standardisation(features.values[chosen])
         return PartArrays(values.view(torch.uint16).numpy(), dataset.labels[rows])
 
     training = TrainingArrays(

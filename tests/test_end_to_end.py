@@ -341,8 +341,7 @@ def test_the_article_as_printed_has_a_backbone_that_trained_before(tmp_path: Pat
     rows = {row.setting: row for row in RunDir(tmp_path / "article").read_confirm()}
     assert list(rows) == ["no-dropout", "dropout", "as-printed"]
     assert rows["as-printed"].hyperparameters["backbone_warmup_epochs"] == 15
-    # What the backbone has learnt shows in no figure of so short a run; that it trained does.
-    assert rows["as-printed"].seconds > 2 * rows["no-dropout"].seconds
+    # That the backbone has trained is held by tests/test_finetune.py: it shows in no figure here.
     assert "article reports +1.11 points" in done.stdout
 
 
