@@ -1,19 +1,20 @@
 """How a study's phases grow: with images, trials, image size, and trials at once.
 
-    python -m tests.benchmarks.growth [--repeats 5] [--axes images trials size at-once]
+    python -m tests.benchmarks.growth [--repeats 5]
 
-Each point is a whole study by the command, features computed anew, 2 confirmation seeds, 5 epochs;
-along an axis one thing changes. Points of an axis are run in turn; the first round, which does not
-count, is the one in which memory is measured: the most that all processes of the study held at
-once. `/ first` is the whole study against the axis's first point, round by round. `start` is all
-until the search but the features, `end` the report and the export.
+Each point is a whole study by the command, features computed anew, of 3 epochs and one confirmation
+seed; it differs from the base in what its label says. Points are run in turn, there and back, after
+a study that warms the machine up and does not count; the table comes after each round. `/ base` is
+the whole study against the base's, round by round. `start` is all until the search but the
+features, `end` the report and the export; memory is the most that all processes of a study held at
+once, looked at every few seconds.
 """
 
 import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,19 +24,21 @@ from analysis.times import Times, compute_times
 from study.data import load_dataset
 from study.hardware import cpu_count
 from study.weights import load_weights
-from tests.benchmarks.paired import Spread, about, in_turn, ratio, show
+from tests.benchmarks.paired import Spread, about, ratio, show
 from tests.benchmarks.processes import cache_without_features, watch_memory
 
 ROOT = Path(__file__).parents[2]
 
-#: A study that is over soon; a later option counts more.
-SMALL = (
+#: Seconds between two looks at the memory: one costs a twentieth of a second of a core.
+LOOK_EVERY = 5.0
+
+#: What all points have in common.
+COMMON = (
     "--name=growth",
     "--transfer=frozen",
     "--weights=keras",
-    "--epochs=5",
-    "--seeds=2",
-    "--image-size=32",
+    "--epochs=3",
+    "--seeds=1",
 )
 
 #: What the table calls phases.
@@ -60,8 +63,8 @@ class Point:
     """In the search and the confirmation of the last study."""
     efficiency: float = 0.0
     """Of the last study's search."""
-    memory: int = 0
-    """In bytes."""
+    memory: list[int] = field(default_factory=list)
+    """In bytes, of each study."""
 
     def __call__(self) -> None:
         """Run a study and note what it took.
@@ -79,7 +82,7 @@ class Point:
                     stdout=file,
                     stderr=subprocess.STDOUT,
                 )
-                self.memory = self.memory or watch_memory(process)
+                self.memory.append(watch_memory(process, LOOK_EVERY))
                 if process.wait():
                     raise RuntimeError(output.read_text(errors="replace"))
             frames = load_frames(Path(folder) / "growth")
@@ -104,69 +107,62 @@ def search_efficiency(times: Times) -> float:
     return search.efficiency if search else 0.0
 
 
-def axis_points(axis: str) -> list[Point]:
-    """Along an axis, from small to large."""
-    match axis:
-        case "images":
-            sizes = (5_000, 10_000, 20_000, 50_000)
-            return [point(f"{images:,} images", images=images) for images in sizes]
-        case "trials":
-            return [point(f"{trials:,} trials", trials=trials) for trials in (10, 100, 1_000)]
-        case "size":
-            return [point(f"{size} px", image_size=size) for size in (32, 64, 96)]
-        case _:
-            counts = [count for count in (1, 2, 4, 8, 16, 32, 64) if count < cpu_count()]
-            return [
-                point(f"{count} at once", images=10_000, trials=20, max_concurrent=count)
-                for count in [*counts, cpu_count()]
-            ]
+def all_points() -> list[Point]:
+    """The base first."""
+    fewer = [count for count in (1, 2, 4, 8, 16, 32, 64) if count < cpu_count()]
+    return [
+        point("base"),
+        *(point(f"{images:,} images", images=images) for images in (5_000, 20_000, 50_000)),
+        *(
+            point(f"5,000 images, {count} at once", images=5_000, max_concurrent=count)
+            for count in fewer
+        ),
+        *(point(f"{trials:,} trials", trials=trials) for trials in (100, 1_000)),
+        *(point(f"{size} px", image_size=size) for size in (64, 96)),
+    ]
 
 
 def point(label: str, **options: int) -> Point:
-    """A study of 10 trials on 1,000 images, but for what is given."""
-    given = {"images": 1_000, "trials": 10, **options}
+    """A study of 10 trials on 1,000 images at 32 px, on all cores, but for what is given."""
+    given = {"images": 1_000, "trials": 10, "image_size": 32, **options}
     more = (f"--{name.replace('_', '-')}={value}" for name, value in given.items())
-    return Point(label, (*SMALL, *more))
+    return Point(label, (*COMMON, *more))
 
 
-AXES = ("images", "trials", "size", "at-once")
-HEADS = ("", *COLUMNS, "whole", "/ first", "epochs", "efficiency", "memory MB")
+HEADS = ("", *COLUMNS, "whole", "/ base", "epochs", "efficiency", "memory MB")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES))
     options = parser.parse_args(arguments)
-    print(about("ray", "optuna", "onnxruntime"))
+    print(about("ray", "optuna", "onnxruntime"), flush=True)
     load_dataset("cifar10", None)
     load_weights("keras")
-    for axis in options.axes:
-        points = axis_points(axis)
-        works: dict[str, Callable[[], object]] = {p.label: p for p in points}
-        in_turn(works, options.repeats)
-        print(f"\n{show(HEADS, [row(p, points[0], options.repeats) for p in points])}", flush=True)
-    print(f"\nmedian (min to max) of seconds, n = {options.repeats}")
+    points = all_points()
+    point("warm-up")()
+    for number in range(options.repeats):
+        for each in points if number % 2 == 0 else reversed(points):
+            each()
+        print(f"\n{show(HEADS, [row(p, points[0]) for p in points])}")
+        print(f"\nmedian (min to max) of seconds, n = {number + 1}", flush=True)
 
 
-def row(point: Point, first: Point, repeats: int) -> list[str]:
-    """What the last studies of a point say."""
-    whole, whole_of_first = (
-        Spread(tuple(sum(columns.values()) for columns in p.seconds[-repeats:]))
-        for p in (point, first)
+def row(point: Point, base: Point) -> list[str]:
+    """What a point's studies say."""
+    whole, whole_of_base = (
+        Spread(tuple(sum(columns.values()) for columns in p.seconds)) for p in (point, base)
     )
-    columns = (
-        Spread(tuple(study[column] for study in point.seconds[-repeats:])) for column in COLUMNS
-    )
+    columns = (Spread(tuple(study[column] for study in point.seconds)) for column in COLUMNS)
     return [
         point.label,
         *(spread.shown(1) for spread in columns),
         whole.shown(0),
-        ratio(whole, whole_of_first).shown(),
+        ratio(whole, whole_of_base).shown(),
         str(point.epochs),
         f"{point.efficiency:.2f}",
-        f"{point.memory / 1e6:,.0f}",
+        f"{max(point.memory) / 1e6:,.0f}",
     ]
 
 

@@ -8,7 +8,7 @@ import psutil
 
 from study.cache import cache_dir
 
-#: Seconds between two looks at a process's memory.
+#: Seconds between two looks at a process's memory, where nothing else is said.
 LOOK_EVERY = 0.5
 
 
@@ -29,15 +29,20 @@ def cache_without_features(folder: Path) -> Path:
     return cache.parent
 
 
-def watch_memory(process: "subprocess.Popen[bytes]") -> int:
-    """Wait for a process to end; the most bytes that it and its descendants held at once."""
+def watch_memory(process: "subprocess.Popen[bytes]", look_every: float = LOOK_EVERY) -> int:
+    """Wait for a process to end; the most bytes that it and its descendants held at once.
+
+    Args:
+        process: One that is running.
+        look_every: In seconds.
+    """
     most = 0
     while process.poll() is None:
         with suppress(psutil.Error):
             root = psutil.Process(process.pid)
             most = max(most, sum(map(_memory_of, [root, *root.children(recursive=True)])))
         with suppress(subprocess.TimeoutExpired):
-            process.wait(LOOK_EVERY)
+            process.wait(look_every)
     return most
 
 
