@@ -3,7 +3,7 @@
 import platform
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor
 from analysis.frames import load_frames
 from analysis.rundir import write_whole
 from analysis.verdict import compute_verdict, say_loss
-from study import bundle, portable
+from study import bundle, portable, verify
 from study.bundle import Bundle
 from study.cache import sha256_of
 from study.card import Measured, measure, write_card
@@ -28,7 +28,7 @@ from study.inputs import Inputs
 from study.prepare import no_standardisation
 from study.screen import describe_score
 from study.tensors import part_of
-from study.verify import Agreement, verify
+from study.verify import Agreement
 
 SUMS, REQUIREMENTS = "SHA256SUMS", "requirements.txt"
 
@@ -73,16 +73,21 @@ def export(
         bundle.save(folder, content)
         bundle.save_config(folder, content, record)
         model = bundle.load(folder)
-        logits = bundle.compute_logits(model, dataset.pixels, test, "Measuring the best model")
         labels = np.asarray(dataset.labels[test])
-        measured = measure(logits, torch.from_numpy(labels))
-        portable.write_onnx(model, folder / portable.ONNX)
-        portable.write_program(model, folder / portable.PROGRAM)
-        expected = logits.softmax(dim=1).numpy()
-        agreements = {
-            name: verify(folder / name, dataset.pixels, test, labels, expected)
-            for name in (portable.ONNX, portable.PROGRAM)
-        }
+        with ExitStack() as processes:
+            running = {}
+            for name, write in portable.WRITERS.items():
+                write(model, folder / name)
+                # It loads the file while this process goes on.
+                started = verify.start(folder / name, *dataset.pixels.shape[1:3])
+                running[name] = processes.enter_context(started)
+            logits = bundle.compute_logits(model, dataset.pixels, test, "Measuring the best model")
+            measured = measure(logits, torch.from_numpy(labels))
+            expected = logits.softmax(dim=1).numpy()
+            agreements = {
+                name: verify.verify(running[name], dataset.pixels, test, labels, expected)
+                for name in (portable.ONNX, portable.PROGRAM)
+            }
         record["test"] = {**asdict(measured), "how": "from the images, in fp32"}
         record["verified"] = {name: asdict(found) for name, found in agreements.items()}
         bundle.save_config(folder, content, record)

@@ -89,6 +89,10 @@ def write_onnx(model: Model, path: Path) -> None:
         program.save(path, external_data=False)
 
 
+#: By what each file is written; first the one that takes longest to load.
+WRITERS = {PROGRAM: write_program, ONNX: write_onnx}
+
+
 def _example(model: Model) -> Tensor:
     """Images to trace with; two, since torch takes a size of 1 to be fixed."""
     return torch.zeros(2, model.side + 8, model.side + 16, 3, dtype=torch.uint8)

@@ -3,8 +3,11 @@
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -41,13 +44,48 @@ class Agreement:
         )
 
 
-def verify(
-    file: Path, pixels: np.ndarray, rows: np.ndarray, labels: np.ndarray, expected: np.ndarray
-) -> Agreement:
-    """Run an exported file in a fresh process, and hold its answers against the model's.
+@dataclass(frozen=True)
+class Running:
+    """An exported file in a process without this project, which has loaded it or is about to."""
+
+    file: Path
+    process: "subprocess.Popen[bytes]"
+    errors: IO[bytes]
+    """What it writes to its standard error."""
+
+
+@contextmanager
+def start(file: Path, height: int, width: int) -> Iterator[Running]:
+    """Start a process that loads an exported file and waits for images; it ends with the block.
+
+    Loading takes seconds, in which the caller can do something else.
 
     Args:
         file: model.onnx or model.pt2.
+        height: Of the images, in pixels.
+        width: Of the images, in pixels.
+    """
+    # -I: nothing from the current folder, the environment or the user's own packages.
+    command = [sys.executable, "-I", standalone.__file__, str(file), str(height), str(width)]
+    with (
+        tempfile.TemporaryFile() as errors,
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors
+        ) as process,
+    ):
+        try:
+            yield Running(file, process, errors)
+        finally:
+            process.kill()  # it may still be loading, and nobody needs it any more
+
+
+def verify(
+    running: Running, pixels: np.ndarray, rows: np.ndarray, labels: np.ndarray, expected: np.ndarray
+) -> Agreement:
+    """Hold an exported file's answers against the model's.
+
+    Args:
+        running: The file, in its process; it can be asked once.
         pixels: Images, uint8 [N, height, width, 3], RGB.
         rows: Which of them.
         labels: int64 [rows].
@@ -56,7 +94,7 @@ def verify(
     Raises:
         StudyStoppedError: The file cannot be run, or its answers are others.
     """
-    found = run_standalone(file, pixels, rows, expected.shape[1])
+    found = ask(running, pixels, rows, expected.shape[1])
     agreement = Agreement(
         images=len(rows),
         same_answers=float((found.argmax(axis=1) == expected.argmax(axis=1)).mean()),
@@ -66,7 +104,7 @@ def verify(
     )
     if not agreement.is_good:
         raise StudyStoppedError(
-            f"{file.name} does not predict what the model does: on {len(rows)} test images"
+            f"{running.file.name} does not predict what the model does: on {len(rows)} test images"
             f" {100 * agreement.same_answers:.2f} % of the answers are the same, probabilities"
             f" differ by {agreement.largest_difference:.2g} at most, accuracy is"
             f" {100 * agreement.accuracy:.2f} % against {100 * agreement.model_accuracy:.2f} %. It"
@@ -75,11 +113,11 @@ def verify(
     return agreement
 
 
-def run_standalone(file: Path, pixels: np.ndarray, rows: np.ndarray, classes: int) -> np.ndarray:
-    """Probabilities by an exported file in a process without this project, fp32 [rows, classes].
+def ask(running: Running, pixels: np.ndarray, rows: np.ndarray, classes: int) -> np.ndarray:
+    """Probabilities by an exported file, fp32 [rows, classes].
 
     Args:
-        file: model.onnx or model.pt2.
+        running: The file, in its process; it can be asked once.
         pixels: Images, uint8 [N, height, width, 3], RGB.
         rows: Which of them.
         classes: How many there are.
@@ -87,36 +125,29 @@ def run_standalone(file: Path, pixels: np.ndarray, rows: np.ndarray, classes: in
     Raises:
         StudyStoppedError: The process fails.
     """
-    height, width = pixels.shape[1:3]
-    # -I: nothing from the current folder, the environment or the user's own packages.
-    command = [sys.executable, "-I", standalone.__file__, str(file), str(height), str(width)]
-    found = []
-    with (
-        tempfile.TemporaryFile() as errors,
-        progress(f"Checking {file.name}", len(rows), "images") as advance,
-    ):
-        with subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors
-        ) as process:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            try:
-                for start in range(0, len(rows), standalone.BATCH):
-                    batch = pixels[rows[start : start + standalone.BATCH]]
-                    process.stdin.write(batch.tobytes())
-                    process.stdin.flush()
-                    if len(batch) < standalone.BATCH:
-                        process.stdin.close()
-                    size = 4 * classes * len(batch)
-                    content = process.stdout.read(size)
-                    if len(content) < size:
-                        break
-                    found.append(np.frombuffer(content, np.float32).reshape(-1, classes))
-                    advance(len(batch))
-            except BrokenPipeError:
-                pass
-        if process.returncode != 0 or sum(map(len, found)) < len(rows):
-            errors.seek(0)
-            said = errors.read().decode(errors="replace").strip().splitlines() or ["no message"]
-            raise StudyStoppedError(f"{file} cannot be run on its own: {said[-1]}.")
+    process, found = running.process, []
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with progress(f"Checking {running.file.name}", len(rows), "images") as advance:
+        try:
+            for first in range(0, len(rows), standalone.BATCH):
+                batch = pixels[rows[first : first + standalone.BATCH]]
+                process.stdin.write(batch.tobytes())
+                process.stdin.flush()
+                if len(batch) < standalone.BATCH:
+                    process.stdin.close()
+                size = 4 * classes * len(batch)
+                content = process.stdout.read(size)
+                if len(content) < size:
+                    break
+                found.append(np.frombuffer(content, np.float32).reshape(-1, classes))
+                advance(len(batch))
+            process.stdin.close()
+        except BrokenPipeError:
+            pass
+        status = process.wait()
+    if status != 0 or sum(map(len, found)) < len(rows):
+        running.errors.seek(0)
+        said = running.errors.read().decode(errors="replace").strip().splitlines() or ["no message"]
+        raise StudyStoppedError(f"{running.file} cannot be run on its own: {said[-1]}.")
     return np.concatenate(found)

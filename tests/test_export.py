@@ -286,18 +286,22 @@ def broken(folder: Path, change: Callable[[np.ndarray], np.ndarray]) -> Path:
 def test_a_file_that_predicts_otherwise_is_not_exported(copy: RunDir, images: Dataset) -> None:
     rows = make_split(images).test
     labels = images.labels[rows]
-    expected = verify.run_standalone(copy.best_model / "model.onnx", images.pixels, rows, 10)
+    with verify.start(copy.best_model / "model.onnx", 32, 32) as whole:
+        expected = verify.ask(whole, images.pixels, rows, 10)
+
+    def try_file(file: Path) -> None:
+        with verify.start(file, 32, 32) as running:
+            verify.verify(running, images.pixels, rows, labels, expected)
 
     def try_with(change: Callable[[np.ndarray], np.ndarray]) -> None:
-        file = broken(copy.best_model, change)
-        verify.verify(file, images.pixels, rows, labels, expected)
+        try_file(broken(copy.best_model, change))
 
     try_with(lambda bias: bias)
     with pytest.raises(StudyStoppedError, match=r"broken\.onnx does not predict what the model"):
         try_with(lambda bias: bias + 0.02 * (np.arange(10) == 3))
     (copy.best_model / "broken.onnx").write_bytes(b"no model")
     with pytest.raises(StudyStoppedError, match="cannot be run on its own"):
-        verify.verify(copy.best_model / "broken.onnx", images.pixels, rows, labels, expected)
+        try_file(copy.best_model / "broken.onnx")
 
 
 @pytest.mark.parametrize("file", ["model.onnx", "model.pt2"])
