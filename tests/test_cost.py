@@ -4,17 +4,20 @@ Counts are the same on every machine and under any load. What they mean in secon
 the commands in tests/benchmarks/.
 """
 
+import ctypes
 import itertools
 import json
 import subprocess
 import sys
 import textwrap
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import onnx
 import pytest
+import ray
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -25,6 +28,7 @@ from study.features import folded
 from study.head import build_head
 from study.onnx_backbone import write
 from study.optimizer import build_optimizer
+from study.ray_session import ray_session
 from study.step import TrainingStep
 from study.weights import Weights
 
@@ -143,3 +147,27 @@ def imported_by(code: str) -> set[str]:
 
 def test_wrong_options_are_refused_before_anything_slow_is_imported() -> None:
     assert not {*SLOW, "torch", "ray", "pandas", "optuna"} & imported_by("import run_study")
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_info"), reason="counts glibc's heaps")
+def test_threads_of_a_process_that_trains_share_a_heap(tmp_path: Path) -> None:
+    """Each trial has a thread of its own; each heap would keep what a trial has freed."""
+    with ray_session(None):
+        heaps = ray.get(ray.remote(count_heaps).remote(tmp_path / "malloc_info"))
+    assert heaps == 1
+
+
+def count_heaps(file: Path) -> int:
+    """The heaps that this process has once some threads have allocated memory."""
+    meeting = threading.Barrier(4)
+    threads = [threading.Thread(target=meeting.wait) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    libc = ctypes.CDLL(None)
+    libc.fopen.restype = ctypes.c_void_p
+    stream = ctypes.c_void_p(libc.fopen(str(file).encode(), b"w"))
+    libc.malloc_info(0, stream)
+    libc.fclose(stream)
+    return file.read_text().count("<heap nr=")
