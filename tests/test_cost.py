@@ -7,6 +7,7 @@ the commands in tests/benchmarks/.
 import ctypes
 import itertools
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -17,7 +18,6 @@ from typing import Any
 
 import onnx
 import pytest
-import ray
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -28,7 +28,6 @@ from study.features import folded
 from study.head import build_head
 from study.onnx_backbone import write
 from study.optimizer import build_optimizer
-from study.ray_session import ray_session
 from study.step import TrainingStep
 from study.weights import Weights
 
@@ -152,9 +151,25 @@ def test_wrong_options_are_refused_before_anything_slow_is_imported() -> None:
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_info"), reason="counts glibc's heaps")
 def test_threads_of_a_process_that_trains_share_a_heap(tmp_path: Path) -> None:
     """Each trial has a thread of its own; each heap would keep what a trial has freed."""
-    with ray_session(None):
-        heaps = ray.get(ray.remote(count_heaps).remote(tmp_path / "malloc_info"))
-    assert heaps == 1
+    code = f"""
+        import ray
+        from pathlib import Path
+        from study.ray_session import ray_session
+        from tests.test_cost import count_heaps
+
+        with ray_session(None):
+            print(ray.get(ray.remote(count_heaps).remote(Path({str(tmp_path / "info")!r}))))
+    """
+    # In a process of its own, since a session sets environment variables for good.
+    heaps = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert heaps.stdout == "1\n"
 
 
 def count_heaps(file: Path) -> int:
