@@ -1,5 +1,6 @@
 """The backbone's ImageNet weights: torchvision's, Keras' or a file, all in torchvision's layout."""
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -135,7 +136,7 @@ def check_state(state: Mapping[str, Tensor]) -> State:
             raise ValueError(f"{name} has shape {[*state[name].shape]} instead of {[*shape]}")
         if not _is_plain(state[name]):
             raise ValueError(f"{name} is no dense tensor of floating-point numbers")
-        if not state[name].float().isfinite().all():
+        if not all(extreme.isfinite() for extreme in state[name].float().aminmax()):
             raise ValueError(f"{name} holds values that are not finite")
     for name in state:
         if name not in expected and not _is_ignored(name):
@@ -145,11 +146,12 @@ def check_state(state: Mapping[str, Tensor]) -> State:
 
 def digest(state: Mapping[str, Tensor]) -> str:
     """SHA-256 over the names, shapes and little-endian fp32 values of tensors, sorted by name."""
-    parts = []
+    sha256 = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         values = tensor.contiguous().numpy().astype("<f4", copy=False)
-        parts += [f"{name}{values.shape}".encode(), values.tobytes()]
-    return sha256_of(b"".join(parts))
+        sha256.update(f"{name}{values.shape}".encode())
+        sha256.update(values.reshape(-1).data)
+    return sha256.hexdigest()
 
 
 def convert_keras(manifest: Mapping[str, Any], data: bytes) -> State:

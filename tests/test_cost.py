@@ -172,6 +172,47 @@ def test_threads_of_a_process_that_trains_share_a_heap(tmp_path: Path) -> None:
     assert heaps.stdout == "1\n"
 
 
+def test_trials_get_the_processes_that_have_imported_what_runs_need() -> None:
+    """Those that Ray starts with itself; new ones would import everything anew."""
+    code = """
+        import time
+        import psutil, ray
+        from ray.util.placement_group import placement_group
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+        from study.hardware import cpu_count
+        from study.ray_session import ray_session
+
+        class Trial:
+            def started(self):
+                return psutil.Process().create_time()
+
+        with ray_session(None):
+            time.sleep(3)  # they import
+            groups = [placement_group([{"CPU": 1}]) for _ in range(cpu_count())]
+            assert all(group.wait(30) for group in groups)
+            reserved = time.time()
+            time.sleep(1.5)  # Ray Tune takes tenths of a second
+            actors = [
+                ray.remote(num_cpus=1)(Trial).options(
+                    scheduling_strategy=PlacementGroupSchedulingStrategy(group)
+                ).remote()
+                for group in groups
+            ]
+            started = ray.get([actor.started.remote() for actor in actors])
+            print(sum(time > reserved for time in started))
+    """
+    new = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        # Something quick, since what they import does not matter here.
+        env={**os.environ, "PYTHONPATH": str(ROOT), "RAY_preload_python_modules": "json"},
+    )
+    assert new.stdout == "0\n"
+
+
 def count_heaps(file: Path) -> int:
     """The heaps that this process has once some threads have allocated memory."""
     meeting = threading.Barrier(4)
