@@ -29,7 +29,7 @@ from study.screen import EndedRun, Screen
 from study.streams import derive_seed
 from study.tensors import is_readable, save_whole
 from study.training import EpochMetrics, is_better
-from study.worker import Attempt, Confirmation, RunSettings, run_confirmation
+from study.worker import Attempt, Confirmation, Process, RunSettings, run_confirmation
 
 
 @dataclass(frozen=True)
@@ -233,33 +233,36 @@ def _run_all(
 ) -> list[PlannedRun]:
     """Run everything that waits; what ran out of memory beside others is given back."""
     study, screen = phase.study, phase.screen
-    # Ray would try lost tasks again by itself, and say nothing.
-    task = ray.remote(run_confirmation).options(
+    new_process = ray.remote(Process).options(
         num_cpus=resources.cpus,
         num_gpus=resources.gpus,
         label_selector=resources.label_selector,
-        max_retries=0,
     )
     attempts = Counter({row.run_id: row.attempt for row in study.rundir.read_epochs()})
     attempts.update(run.run_id for run in runs if study.rundir.has(study.rundir.state(run.run_id)))
-    waiting, running = deque(runs), dict[ray.ObjectRef[Confirmation], PlannedRun]()
+    waiting, running = deque(runs), dict[ray.ObjectRef[Confirmation], tuple[PlannedRun, Any]]()
+    free: list[Any] = []
     set_aside: list[PlannedRun] = []
     while waiting or running:
         while waiting and len(running) < resources.at_once:
             run = waiting.popleft()
             attempts[run.run_id] += 1
             attempt = Attempt(run.run_id, attempts[run.run_id], run.cell.hyperparameters, run.seed)
-            running[task.remote(attempt, phase.shared, settings)] = run
+            process: Any = free.pop() if free else new_process.remote()
+            result = process.do.remote(run_confirmation, attempt, phase.shared, settings)
+            running[result] = run, process
             screen.run_goes_on(run.run_id, 0, None)
+        free.clear()  # those that are left have nothing to do any more, and end
         interrupt.check()
         study.rundir.tick()
         ended, _ = ray.wait(list(running), num_returns=1, timeout=1)
         if not ended:
             continue
-        run = running.pop(ended[0])
+        run, process = running.pop(ended[0])
         try:
             row = _keep(phase, run, ray.get(ended[0]), attempts[run.run_id])
         except RayError as error:
+            ray.kill(process)  # if it has not died, it may hold what the run has left behind
             alone = resources.at_once == 1
             match _what_follows(phase, run, attempts[run.run_id], error, alone=alone):
                 case "now":
@@ -269,6 +272,7 @@ def _run_all(
         else:
             phase.streak.end()
             screen.run_ended(_ended(run, row))
+            free.append(process)
     return set_aside
 
 

@@ -33,11 +33,6 @@ from study.hardware import cpu_count, gpu_count
 #: some dozens of trials.
 HEAPS = {"MALLOC_ARENA_MAX": "1"}
 
-#: How often a local Ray looks for processes to end since they have nothing to do, in milliseconds.
-#: They have nothing to do, too, in the tenths of a second in which a trial's core is reserved and
-#: the trial not yet there; Ray's own 0.2 s would end every other search's before they are used.
-LOOK_FOR_IDLE_PROCESSES = "20000"
-
 
 def find_machines(address: str | None, *, verbose: bool = False) -> Machines:
     """The machines as they are now; on a cluster, this process joins it.
@@ -197,7 +192,9 @@ def _load_in_workers_at_once() -> None:
     that was started without them.
     """
     os.environ.setdefault("RAY_preload_python_modules", "study.worker")
-    os.environ.setdefault("RAY_kill_idle_workers_interval_ms", LOOK_FOR_IDLE_PROCESSES)
+    # Ray ends processes without work, five times a second. That caught every other search in the
+    # moment between a core's being reserved for a trial and the trial.
+    os.environ.setdefault("RAY_kill_idle_workers_interval_ms", "0")
     class_cache.DEFAULT_ENV_VARS.clear()
     class_cache.ENV_VARS_TO_PROPAGATE.clear()
 

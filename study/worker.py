@@ -4,11 +4,11 @@ import gc
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import ray
@@ -43,6 +43,8 @@ from study.training import (
 #: Saving states takes at most this part of a trial's time: where epochs are shorter than a few
 #: seconds, not every epoch's state is saved.
 SAVING_SHARE = 0.05
+
+T = TypeVar("T")
 
 #: In a reported result, the mark of an epoch that an earlier attempt has trained.
 AGAIN = "again"
@@ -174,6 +176,17 @@ def run_trial(
             save=save,
             resume=resume,
         )
+
+
+class Process:
+    """A process that does one run after another, as an actor.
+
+    For tasks, Ray starts processes ahead of need: one more than there are runs at once.
+    """
+
+    def do(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Do a run, and return what it returns."""
+        return work(*arguments)
 
 
 def run_confirmation(
