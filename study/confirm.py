@@ -252,7 +252,6 @@ def _run_all(
             result = process.do.remote(run_confirmation, attempt, phase.shared, settings)
             running[result] = run, process
             screen.run_goes_on(run.run_id, 0, None)
-        free.clear()  # those that are left have nothing to do any more, and end
         interrupt.check()
         study.rundir.tick()
         ended, _ = ray.wait(list(running), num_returns=1, timeout=1)
@@ -272,7 +271,9 @@ def _run_all(
         else:
             phase.streak.end()
             screen.run_ended(_ended(run, row))
-            free.append(process)
+            if waiting:
+                free.append(process)
+        del process  # it ends, and others may have its cores, unless it is to go on
     return set_aside
 
 
