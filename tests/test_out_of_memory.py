@@ -13,8 +13,8 @@ from study.packing import Resources
 from study.phases import run_settings
 from study.screen import Screen
 from study.search import search
-from tests.faults import eat_memory, run_trial_short_of_memory, trial_with
-from tests.tiny import TRAINING, make_study, part, run_search
+from tests.faults import confirmation_with, eat_memory, run_trial_short_of_memory, trial_with
+from tests.tiny import TRAINING, make_study, part, run_confirm, run_search
 
 
 @pytest.fixture
@@ -83,6 +83,24 @@ def test_a_trial_that_eats_all_memory_is_ended_and_goes_on_with_fewer_beside_it(
     for row in study.rundir.read_trials():
         epochs = [epoch.epoch for epoch in rows if epoch.run_id == row.run_id]
         assert epochs == list(range(1, row.epochs + 1))
+
+
+def test_a_confirmation_run_that_eats_all_memory_runs_again_alone(
+    a_ray: Callable[..., None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Ray's memory monitor ends its process; the others go on."""
+    total, available = memory()
+    limit = (total - available + 4e9) / total
+    a_ray(_system_config={"memory_usage_threshold": limit, "memory_monitor_refresh_ms": 50})
+    victim = "dropout-recipe-no-dropout-1"
+    monkeypatch.setattr("study.confirm.run_confirmation", confirmation_with(eat_memory, victim))
+    study = make_study(tmp_path, seeds=2)
+    run_confirm(study)
+    assert len(study.rundir.read_confirm()) == 8
+    assert "; it runs again at the end, alone" in capsys.readouterr().out
 
 
 def memory() -> tuple[float, float]:
