@@ -187,7 +187,7 @@ def test_trials_get_the_processes_that_have_imported_what_runs_need() -> None:
                 return psutil.Process().create_time()
 
         with ray_session(None):
-            time.sleep(3)  # they import
+            time.sleep(6)  # they start and import
             groups = [placement_group([{"CPU": 1}]) for _ in range(cpu_count())]
             assert all(group.wait(30) for group in groups)
             reserved = time.time()
