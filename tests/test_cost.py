@@ -160,16 +160,7 @@ def test_threads_of_a_process_that_trains_share_a_heap(tmp_path: Path) -> None:
         with ray_session(None):
             print(ray.get(ray.remote(count_heaps).remote(Path({str(tmp_path / "info")!r}))))
     """
-    # In a process of its own, since a session sets environment variables for good.
-    heaps = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert heaps.stdout == "1\n"
+    assert printed_by(code) == "1\n"
 
 
 def test_trials_get_the_processes_that_have_imported_what_runs_need() -> None:
@@ -201,16 +192,20 @@ def test_trials_get_the_processes_that_have_imported_what_runs_need() -> None:
             started = ray.get([actor.started.remote() for actor in actors])
             print(sum(time > reserved for time in started))
     """
-    new = subprocess.run(
+    # Something quick, since what they import does not matter here.
+    assert printed_by(code, RAY_preload_python_modules="json") == "0\n"
+
+
+def printed_by(code: str, **environment: str) -> str:
+    """What code prints in a process of its own: a session sets environment variables for good."""
+    return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
         stdout=subprocess.PIPE,
         text=True,
         check=True,
         cwd=ROOT,
-        # Something quick, since what they import does not matter here.
-        env={**os.environ, "PYTHONPATH": str(ROOT), "RAY_preload_python_modules": "json"},
-    )
-    assert new.stdout == "0\n"
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+    ).stdout
 
 
 def count_heaps(file: Path) -> int:

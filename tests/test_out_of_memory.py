@@ -67,9 +67,7 @@ def test_a_trial_that_eats_all_memory_is_ended_and_goes_on_with_fewer_beside_it(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Ray's memory monitor ends it, before the kernel ends something else."""
-    total, available = memory()
-    limit = (total - available + 4e9) / total
-    a_ray(_system_config={"memory_usage_threshold": limit, "memory_monitor_refresh_ms": 50})
+    a_ray(_system_config=stop_at_four_gigabytes_more())
     monkeypatch.setattr("study.search.run_trial", trial_with(eat_memory))
     study = make_study(tmp_path)
     trials = run_search(study)
@@ -92,15 +90,22 @@ def test_a_confirmation_run_that_eats_all_memory_runs_again_alone(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Ray's memory monitor ends its process; the others go on."""
-    total, available = memory()
-    limit = (total - available + 4e9) / total
-    a_ray(_system_config={"memory_usage_threshold": limit, "memory_monitor_refresh_ms": 50})
+    a_ray(_system_config=stop_at_four_gigabytes_more())
     victim = "dropout-recipe-no-dropout-1"
     monkeypatch.setattr("study.confirm.run_confirmation", confirmation_with(eat_memory, victim))
     study = make_study(tmp_path, seeds=2)
     run_confirm(study)
     assert len(study.rundir.read_confirm()) == 8
     assert "; it runs again at the end, alone" in capsys.readouterr().out
+
+
+def stop_at_four_gigabytes_more() -> dict[str, float]:
+    """Options that have Ray's memory monitor end processes once 4 GB more are in use than now."""
+    total, available = memory()
+    return {
+        "memory_usage_threshold": (total - available + 4e9) / total,
+        "memory_monitor_refresh_ms": 50,
+    }
 
 
 def memory() -> tuple[float, float]:
