@@ -28,7 +28,7 @@ from study.inputs import Inputs, load_inputs
 from study.integrity import check_left, refuse_foreign
 from study.nodes import differences, inspect_nodes
 from study.packing import Load, Resources, fits, hungriest, runs_per_gpu
-from study.plan import check_disk, is_measured, plan_disk, plan_resources, plan_table
+from study.plan import check_disk, is_measured, plan_cores, plan_disk, plan_resources, plan_table
 from study.prepare import Prepared
 from study.provenance import (
     begin,
@@ -265,7 +265,8 @@ def run_phases(
     with ExitStack() as session:
         # First of all: Ray's processes load what runs need while this one loads the data.
         with clock.phase("ray"):
-            session.enter_context(ray_session(config.address, verbose=config.verbose))
+            cores = None if machines.is_cluster else plan_cores(study, machines)
+            session.enter_context(ray_session(config.address, cores, verbose=config.verbose))
         inputs, prepared = prepare(study, machines, record, compute, clock, screen)
         with clock.phase("hand over"):
             training, test = ray.put(prepared.training), ray.put(prepared.test)

@@ -1,5 +1,6 @@
 """What a study will do, said before it does it."""
 
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -55,6 +56,25 @@ def plan_resources(study: Study, machines: Machines, runs_per_gpu: int | None = 
         raise UserError(_no_room(machines, config.cpus_per_trial, gpus))
     at_once = fit if config.max_concurrent is None else min(fit, config.max_concurrent)
     return Resources(config.cpus_per_trial, gpus, at_once)
+
+
+def plan_cores(study: Study, machines: Machines) -> int:
+    """Of how many cores of this machine a study can make use.
+
+    Args:
+        study: Says how many runs may go on at once.
+        machines: This machine alone.
+
+    Raises:
+        UserError: Not even one run fits.
+    """
+    at_once = study.config.max_concurrent
+    if not is_measured(study, machines):
+        at_once = plan_resources(study, machines).at_once
+    cores = int(machines.cpus)
+    return (
+        cores if at_once is None else min(cores, math.ceil(at_once * study.config.cpus_per_trial))
+    )
 
 
 def _no_room(machines: Machines, cpus: float, gpus: float) -> str:

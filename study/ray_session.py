@@ -51,8 +51,20 @@ def find_machines(address: str | None, *, verbose: bool = False) -> Machines:
 
 
 @contextmanager
-def ray_session(address: str | None, *, verbose: bool = False) -> Iterator[None]:
-    """Run a block with Ray: the cluster's, or one of this machine's own cores and GPUs."""
+def ray_session(
+    address: str | None, cores: int | None = None, *, verbose: bool = False
+) -> Iterator[None]:
+    """Run a block with Ray: the cluster's, or one of this machine's own cores and GPUs.
+
+    Args:
+        address: Of the cluster, as the option gives it.
+        cores: How many of this machine's Ray gets; it starts a process for each, which takes
+            0.4 GB once it has imported what runs need. None: all.
+        verbose: Whether to show what Ray says.
+
+    Raises:
+        UserError: The cluster cannot be joined.
+    """
     try:
         if cluster_address(address) is None:
             _keep_to_loopback()
@@ -61,7 +73,7 @@ def ray_session(address: str | None, *, verbose: bool = False) -> Iterator[None]
             start_ray(
                 verbose=verbose,
                 address="local",
-                num_cpus=cpu_count(),
+                num_cpus=cores or cpu_count(),
                 include_dashboard=False,
             )
         else:

@@ -196,6 +196,19 @@ def test_trials_get_the_processes_that_have_imported_what_runs_need() -> None:
     assert printed_by(code, RAY_preload_python_modules="json") == "0\n"
 
 
+def test_processes_are_as_many_as_a_study_can_use() -> None:
+    code = """
+        import psutil, time
+        from study.ray_session import ray_session
+
+        with ray_session(None, cores=1):
+            time.sleep(3)
+            names = [process.name() for process in psutil.Process().children(recursive=True)]
+            print(sum(name.startswith("ray::IDLE") for name in names))
+    """
+    assert printed_by(code, RAY_preload_python_modules="json") == "1\n"
+
+
 def printed_by(code: str, **environment: str) -> str:
     """What code prints in a process of its own: a session sets environment variables for good."""
     return subprocess.run(

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from study.config import StudyConfig, check
 from study.errors import UserError
 from study.packing import Load, head_parameters, hungriest, runs_per_gpu
 from study.phases import describe_load
-from study.plan import DiskUse, check_disk, plan_disk, plan_resources
+from study.plan import DiskUse, check_disk, plan_cores, plan_disk, plan_resources
 from study.screen import Screen
 
 GIB = 2**30
@@ -76,6 +77,24 @@ def test_resources_on_two_gpus(asked: float, packed: int | None, gpus: float, at
     assert (resources.gpus, resources.at_once) == (gpus, at_once)
     one = check(StudyConfig(transfer="frozen", max_concurrent=1))
     assert plan_resources(one, machines).at_once == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "gpus", "cores"),
+    [
+        ({}, 0, 64),
+        ({"max_concurrent": 3, "cpus_per_trial": 1.5}, 0, 5),
+        ({"max_concurrent": 99}, 0, 64),
+        ({"cpus_per_trial": 10}, 0, 60),
+        ({"gpus_per_trial": 0.5}, 2, 4),
+        ({}, 2, 64),  # how many share a GPU is not known yet
+        ({"max_concurrent": 3}, 2, 3),
+    ],
+)
+def test_cores_that_a_study_can_use(options: dict[str, Any], gpus: int, cores: int) -> None:
+    """A stand-in for a machine with many cores."""
+    machines = Machines((Node("localhost", 64, gpus),), is_cluster=False)
+    assert plan_cores(check(StudyConfig(transfer="frozen", **options)), machines) == cores
 
 
 SPREAD = Machines(
