@@ -241,11 +241,13 @@ def _class_balance(frames: StudyFrames, _: Verdict) -> Iterator[Finding]:
         return
     by_class = dict(zip(names, in_train, strict=True))
     rarest, commonest = (f(by_class, key=lambda name: by_class[name]) for f in (min, max))
+    most, fewest = by_class[commonest], by_class[rarest]
+    seen = f"{most} training images of {commonest}, {fewest} of {rarest}"
     balanced = frames.metric == "val_balanced_accuracy"
     yield _finding(
         "balance of the classes",
-        balanced or by_class[commonest] < IMBALANCE * by_class[rarest],
-        f"{by_class[commonest]} training images of {commonest}, {by_class[rarest]} of {rarest}"
+        balanced or most < IMBALANCE * fewest,
+        (f"{most} training images of each class" if most == fewest else seen)
         + ("; all classes count alike" if balanced else ""),
         "accuracy is mostly about the frequent classes; a model may be good at it and miss the rare"
         " ones",

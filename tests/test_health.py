@@ -152,6 +152,8 @@ def of_images(metric: str = "val_accuracy", **data: Any) -> Mapping[str, Finding
 
 def test_uneven_classes_are_said() -> None:
     check = "balance of the classes"
+    even = of_images(images_per_class={"train": [50, 50]})[check]
+    assert (even.passed, even.seen) == (True, "50 training images of each class")
     assert of_images(images_per_class={"train": [50, 26]})[check].passed
     finding = of_images(images_per_class={"train": [50, 25]})[check]
     assert not finding.passed
