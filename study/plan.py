@@ -175,11 +175,9 @@ def plan_table(study: Study, machines: Machines) -> Table:
     table.add_row("backbone", f"ResNet50, weights {config.weights}, preprocess {config.preprocess}")
     table.add_row("transfer", _transfer(study))
     if any(study.trials_per_arm.values()):
-        rungs = ", ".join(map(str, study.rungs)) or "none"
-        table.add_row(
-            "search",
-            f"{config.epochs} epochs; ASHA decides after epochs {rungs}; by {config.metric}",
-        )
+        rungs = ", ".join(map(str, study.rungs))
+        stopping = f"ASHA decides after epochs {rungs}" if rungs else "too few for early stopping"
+        table.add_row("search", f"{config.epochs} epochs; {stopping}; by {config.metric}")
     table.add_row("confirmation", _confirmation(study))
     table.add_row("resources", _resources(study, machines, resources))
     most = int(machines.cpus) if is_measured(study, machines) else resources.at_once

@@ -13,7 +13,7 @@ from study.config import StudyConfig, check
 from study.errors import UserError
 from study.packing import Load, head_parameters, hungriest, runs_per_gpu
 from study.phases import describe_load
-from study.plan import DiskUse, check_disk, plan_cores, plan_disk, plan_resources
+from study.plan import DiskUse, check_disk, plan_cores, plan_disk, plan_resources, plan_table
 from study.screen import Screen
 
 GIB = 2**30
@@ -165,3 +165,16 @@ def test_a_disk_that_is_too_small_is_said_before_anything_runs(tmp_path: Path) -
     check_disk(study, DiskUse(running=10**6, kept=10**6))
     with pytest.raises(UserError, match=r"the weights may take .* GB are free there; free some"):
         check_disk(study, DiskUse(running=10**18, kept=0))
+
+
+@pytest.mark.parametrize(
+    ("epochs", "said"),
+    [
+        (3, "3 epochs; too few for early stopping; by val_accuracy"),
+        (4, "4 epochs; ASHA decides after epochs 3; by val_accuracy"),
+    ],
+)
+def test_a_plan_says_when_trials_are_stopped(epochs: int, said: str) -> None:
+    study = check(StudyConfig(transfer="frozen", epochs=epochs))
+    table = plan_table(study, Machines((Node("localhost", 2, 0),), is_cluster=False))
+    assert said in table.columns[1].cells
