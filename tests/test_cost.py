@@ -201,10 +201,16 @@ def test_processes_are_as_many_as_a_study_can_use() -> None:
         import psutil, time
         from study.ray_session import ray_session
 
+        def processes():
+            children = psutil.Process().children(recursive=True)
+            return sum(child.name().startswith("ray::IDLE") for child in children)
+
         with ray_session(None, cores=1):
-            time.sleep(3)
-            names = [process.name() for process in psutil.Process().children(recursive=True)]
-            print(sum(name.startswith("ray::IDLE") for name in names))
+            end = time.time() + 60
+            while not processes() and time.time() < end:
+                time.sleep(0.1)
+            time.sleep(2)  # others would start at the same time
+            print(processes())
     """
     assert printed_by(code, RAY_preload_python_modules="json") == "1\n"
 
