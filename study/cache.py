@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import platformdirs
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 from study.errors import UserError
 from study.progress import console
@@ -93,7 +94,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         partial.replace(path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors raises its own, for a full disk too
         raise _cannot_write(path.parent, error) from error
     finally:
         partial.unlink(missing_ok=True)
@@ -126,8 +127,9 @@ def sha256_of(content: Path | bytes | memoryview) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _cannot_write(folder: Path, error: OSError) -> UserError:
+def _cannot_write(folder: Path, error: OSError | SafetensorError) -> UserError:
+    reason = getattr(error, "strerror", None) or error
     return UserError(
-        f"The cache directory {folder} cannot be written to ({error.strerror or error}): free some "
+        f"The cache directory {folder} cannot be written to ({reason}): free some "
         "space there, or set XDG_CACHE_HOME to another directory."
     )

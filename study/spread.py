@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from study.backbone import Preprocess
 from study.cluster import Machines
-from study.features import BATCH_SIZE, FEATURES, Compute, Precision, compute_features
+from study.features import FEATURES, Compute, Precision, compute_features, images_at_once
 from study.progress import progress
 
 #: Parts per worker: enough that fast machines take more of them, and that little is lost with one.
@@ -40,7 +40,8 @@ def on_cluster(machines: Machines, precision: Precision) -> Compute:
             num_cpus=cores, num_gpus=int(gpu), max_retries=-1
         )
         shared = ray.put((backbone, preprocess))
-        bounds = part_bounds(len(pixels), workers, BATCH_SIZE["cuda" if gpu else "cpu"])
+        batch_size = images_at_once("cuda" if gpu else "cpu", preprocess.image_size)
+        bounds = part_bounds(len(pixels), workers, batch_size)
         values = torch.empty(len(pixels), FEATURES, dtype=torch.bfloat16)
         waiting = deque(bounds)
         running: dict[ray.ObjectRef[np.ndarray], tuple[int, int]] = {}
@@ -82,5 +83,5 @@ def _compute_part(
         torch.set_num_threads(threads)
     device = torch.device("cuda" if cuda else "cpu")
     values = compute_features(backbone, pixels, preprocess, precision=precision, device=device)
-    bits: np.ndarray = values.bfloat16().view(torch.uint16).numpy()
+    bits: np.ndarray = values.view(torch.uint16).numpy()
     return bits

@@ -1,11 +1,9 @@
 """Faults while runs go on, each really done, under a real Ray: what is lost, and what is said."""
 
-import re
 import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from study import interrupt, phases
 from study.config import check, parse
 from study.errors import StorageError, StudyStoppedError
 from study.training import train
+from tests.disks import small_disk
 from tests.faults import (
     VICTIM,
     confirmation_with,
@@ -158,21 +157,6 @@ def test_a_trial_that_hangs_is_ended_and_goes_on(
     check_rows(study.rundir)
     assert "no epoch ended within --trial-timeout (where it stood:" in capsys.readouterr().out
     assert "in hang_for_good" in study.rundir.failure("dropout-001", 1).read_text()
-
-
-@contextmanager
-def small_disk(folder: Path, size: str) -> Iterator[None]:
-    """A file system of a few megabytes, mounted there."""
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
-    mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
-    if re.search("permission denied|must be superuser|only root", mounted.stderr.lower()):
-        pytest.skip(f"no right to mount a file system: {mounted.stderr.strip()}")
-    assert mounted.returncode == 0, mounted.stderr
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def test_a_full_disk_stops_the_study_and_nothing_is_lost(

@@ -14,15 +14,20 @@ from torch import Tensor
 
 from study.backbone import KERAS, PREPROCESSES, Preprocess, build_backbone
 from study.dataset import Dataset
+from study.errors import UserError
 from study.features import (
+    CPU_BATCH,
+    CPU_PIXELS,
     FEATURES,
     VERSION,
     Precision,
     cache_key,
     compute_features,
+    images_at_once,
     load_features,
 )
 from study.weights import Weights
+from tests.disks import small_disk
 
 CPU = torch.device("cpu")
 SMALL = replace(PREPROCESSES["imagenet"], image_size=32)
@@ -68,8 +73,9 @@ def test_fast_path_is_the_plain_one(
     pixels = small_dataset.pixels[:130]  # more than a batch
     backbone = build_backbone(keras_weights.state, keras_weights.architecture)
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
-    values = compute_features(backbone, pixels, preprocess, precision=precision, device=CPU)
-    assert values.dtype == (torch.bfloat16 if precision == "bf16" else torch.float32)
+    values = compute_features(
+        backbone, pixels, preprocess, precision=precision, device=CPU, dtype=torch.float32
+    )
     assert relative_error(values, reference(keras_weights, pixels, preprocess)) < tolerance
     for name, value in backbone.state_dict().items():
         assert torch.equal(value, before[name])
@@ -80,8 +86,18 @@ def test_fast_path_with_torchvisions_architecture(
 ) -> None:
     backbone = build_backbone(random_weights.state, random_weights.architecture)
     pixels = small_dataset.pixels[:16]
-    values = compute_features(backbone, pixels, SMALL, precision="fp32", device=CPU)
+    values = compute_features(
+        backbone, pixels, SMALL, precision="fp32", device=CPU, dtype=torch.float32
+    )
     assert relative_error(values, reference(random_weights, pixels, SMALL)) < 1e-5
+
+
+@pytest.mark.parametrize("size", [32, 64, 96, 224, 384, 1024])
+def test_batches_of_large_images_are_small(size: int) -> None:
+    """Or else they would take more memory than a machine may have."""
+    images = images_at_once("cpu", size)
+    assert 1 <= images <= CPU_BATCH
+    assert images == 1 or images * size**2 <= CPU_PIXELS
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -140,6 +156,21 @@ def test_damaged_file_is_made_anew(
     said = capsys.readouterr().out.splitlines()
     assert said[0] == f"Features: {path} is damaged, computing them anew"
     assert load_features(dataset, random_weights, SMALL, CPU).cached
+
+
+def test_features_that_do_not_fit_into_the_cache(
+    random_weights: Weights,
+    small_dataset: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with small_disk(tmp_path / "disk", "40k"):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "disk"))
+        with pytest.raises(UserError, match=r"cannot be written to .*No space left.*free some"):
+            load_features(part(small_dataset, 16), random_weights, SMALL, CPU)
+        assert not [
+            file for file in (tmp_path / "disk").rglob("*.safetensors*") if file.stat().st_size
+        ]
 
 
 def test_key_depends_on_everything(

@@ -42,13 +42,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from study.backbone import Preprocess, build_backbone
 from study.data import load_dataset
-from study.features import BATCH_SIZE, Precision, compute_features, folded
+from study.features import CPU_BATCH, Precision, compute_features, folded
 from study.hardware import cpu_count, has_native_bf16
 from study.weights import load_weights
 from tests.benchmarks.paired import Spread, about, in_turn, ratio, show
 
 CPU = torch.device("cpu")
-BATCH = BATCH_SIZE["cpu"]
+BATCH = CPU_BATCH
 
 
 def main() -> None:

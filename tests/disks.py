@@ -1,0 +1,24 @@
+"""File systems that are soon full."""
+
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[None]:
+    """A file system of a few megabytes, mounted there."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if re.search("permission denied|must be superuser|only root", mounted.stderr.lower()):
+        pytest.skip(f"no right to mount a file system: {mounted.stderr.strip()}")
+    assert mounted.returncode == 0, mounted.stderr
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
