@@ -26,6 +26,7 @@ from study.cache import cache_dir, cached, sha256_of, whole_file
 from study.dataset import Dataset
 from study.hardware import has_native_bf16
 from study.head import FEATURES
+from study.heap import give_back_freed
 from study.progress import console, progress
 from study.weights import Weights
 
@@ -134,6 +135,8 @@ def load_features(
         started = time.perf_counter()
         values = compute.run(backbone, dataset.pixels, preprocess)
         seconds = time.perf_counter() - started
+        del backbone
+        give_back_freed()
         _write(path, values)
         return Features(values, name, seconds, cached=False)
 

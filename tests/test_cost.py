@@ -241,3 +241,27 @@ def count_heaps(file: Path) -> int:
     libc.malloc_info(0, stream)
     libc.fclose(stream)
     return file.read_text().count("<heap nr=")
+
+
+#: What a process holds for itself alone, before it computes features and afterwards; bytes.
+HELD = """
+import gc, psutil, torch
+from study.features import load_features
+from study.onnx_backbone import write  # what is imported stays, and is not counted
+from tests import conftest
+from tests.test_features import SMALL, part
+dataset = part(conftest.small_dataset.__wrapped__(), 256)
+weights = conftest.random_weights.__wrapped__()
+torch.zeros(256, 256) @ torch.zeros(256, 256)
+gc.collect()
+before = psutil.Process().memory_full_info().uss
+features = load_features(dataset, weights, SMALL, torch.device("cpu"))
+print(psutil.Process().memory_full_info().uss - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="about glibc")
+@pytest.mark.usefixtures("empty_cache")
+def test_what_computing_features_takes_is_given_back() -> None:
+    """A backbone takes 94 MB, and is copied several times on its way to ONNX Runtime."""
+    assert int(printed_by(HELD).splitlines()[-1]) < 100e6
