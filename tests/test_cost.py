@@ -246,7 +246,7 @@ def count_heaps(file: Path) -> int:
 #: What a process holds for itself alone, before it computes features and afterwards; bytes.
 HELD = """
 import gc, psutil, torch
-from study.features import load_features
+from study.features import here, load_features
 from study.onnx_backbone import write  # what is imported stays, and is not counted
 from tests import conftest
 from tests.test_features import SMALL, part
@@ -255,7 +255,8 @@ weights = conftest.random_weights.__wrapped__()
 torch.zeros(256, 256) @ torch.zeros(256, 256)
 gc.collect()
 before = psutil.Process().memory_full_info().uss
-features = load_features(dataset, weights, SMALL, torch.device("cpu"))
+compute = here(torch.device("cpu"), "fp32")
+features = load_features(dataset, weights, SMALL, compute=compute)
 print(psutil.Process().memory_full_info().uss - before)
 """
 
