@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from study.cache import cache_dir, sha256_of, whole_file, workspace
 from study.errors import UserError
@@ -84,8 +85,15 @@ def test_file_does_not_appear_if_writing_it_fails(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_full_disk_is_the_users_to_mend(tmp_path: Path) -> None:
-    full = OSError(errno.ENOSPC, "No space left on device")
+@pytest.mark.parametrize(
+    "full",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("I/O error: No space left on device (os error 28)"),
+    ],
+    ids=["system", "safetensors"],
+)
+def test_full_disk_is_the_users_to_mend(tmp_path: Path, full: Exception) -> None:
     with pytest.raises(UserError, match=r"No space left on device.*XDG_CACHE_HOME"):
         write_half(tmp_path / "entry", full)
 
