@@ -1,5 +1,6 @@
 """The phases of a study, in order; each is skipped when its outputs are there."""
 
+import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import OutOfDiskError, RayError, RayTaskError
 
 from analysis.health import IMBALANCE
 from analysis.rundir import RunDir
@@ -150,6 +151,11 @@ def show_model(study: Study, exported: "Exported", to: Path | None, screen: Scre
 
 def what_the_user_can_mend(study: Study, error: BaseException) -> StudyStoppedError | None:
     """What an error of the disk's or of Ray's means to the user; None for any other."""
+    if isinstance(error, OutOfDiskError):
+        return StudyStoppedError(
+            "Ray's object store in memory cannot hold the data, and the disk that it lays the rest"
+            f" on, that of {tempfile.gettempdir()}, is too full for that: free some space there."
+        )
     if isinstance(error, RayError):
         reason = str(error).strip().splitlines()[0]
         return StudyStoppedError(f"Ray has failed: {type(error).__name__}: {reason}.")

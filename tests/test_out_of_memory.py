@@ -1,5 +1,6 @@
 """Too little memory: the GPU's, the machine's, and that of Ray's object store."""
 
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import ray
 
 from study.arrays import PartArrays, TrainingArrays
 from study.packing import Resources
-from study.phases import run_settings
+from study.phases import run_settings, what_the_user_can_mend
 from study.screen import Screen
 from study.search import search
 from tests.faults import confirmation_with, eat_memory, run_trial_short_of_memory, trial_with
@@ -118,13 +119,27 @@ def memory() -> tuple[float, float]:
 def test_data_that_the_object_store_cannot_hold_are_laid_on_the_disk(
     a_ray: Callable[..., None], tmp_path: Path
 ) -> None:
-    a_ray(object_store_memory=80 << 20)
+    a_ray(object_store_memory=80 << 20, _system_config={"local_fs_capacity_threshold": 1.0})
     study = make_study(tmp_path, trials=2, epochs=1)
+    reference = ray.put(more_than_80_megabytes())
+    resources = Resources(1, 0.0, 2)
+    search(study, reference, run_settings(study, resources), resources, Screen())
+    assert [row.state for row in study.rundir.read_trials()] == ["completed"] * 2
+
+
+def test_a_disk_too_full_for_such_data_is_named(a_ray: Callable[..., None], tmp_path: Path) -> None:
+    """Ray takes a disk to be full here as soon as a thousandth of it is used."""
+    a_ray(object_store_memory=80 << 20, _system_config={"local_fs_capacity_threshold": 0.001})
+    with pytest.raises(ray.exceptions.OutOfDiskError) as raised:
+        ray.put(more_than_80_megabytes())
+    said = str(what_the_user_can_mend(make_study(tmp_path), raised.value))
+    assert "the disk" in said
+    assert tempfile.gettempdir() in said
+
+
+def more_than_80_megabytes() -> TrainingArrays:
     train = TRAINING.train
     wide = PartArrays(np.tile(train.inputs, 8000), train.labels)
     assert wide.inputs.nbytes > 120 << 20
     small = PartArrays(np.tile(part(100).inputs, 8000), part(100).labels)
-    reference = ray.put(TrainingArrays(wide, small, small, 10))
-    resources = Resources(1, 0.0, 2)
-    search(study, reference, run_settings(study, resources), resources, Screen())
-    assert [row.state for row in study.rundir.read_trials()] == ["completed"] * 2
+    return TrainingArrays(wide, small, small, 10)
