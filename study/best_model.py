@@ -63,6 +63,7 @@ def export(
         StudyStoppedError: A format does not predict what the model does, or the place is full.
     """
     dataset, test = inputs.dataset, inputs.split.test
+    height, width = dataset.pixels.shape[1:3]
     chosen = choose(study, champions)
     content = _bundle(chosen, inputs)
     record = _record(study, chosen, inputs)
@@ -79,7 +80,7 @@ def export(
             for name, write in portable.WRITERS.items():
                 write(model, folder / name)
                 # It loads the file while this process goes on.
-                started = verify.start(folder / name, *dataset.pixels.shape[1:3])
+                started = verify.start(folder / name, height, width, model.images_at_once)
                 running[name] = processes.enter_context(started)
             logits = bundle.compute_logits(model, dataset.pixels, test, "Measuring the best model")
             measured = measure(logits, torch.from_numpy(labels))

@@ -25,7 +25,7 @@ from analysis.rundir import write_whole
 from search_spaces import Value, dropout_rates, hidden_widths
 from study.backbone import Architecture, Preprocess, build_backbone
 from study.errors import UserError
-from study.features import folded
+from study.features import folded, images_at_once
 from study.head import FEATURES, Dropout, restore_head
 from study.prepare import Standardisation
 from study.progress import progress
@@ -33,7 +33,6 @@ from study.tensors import part_of, save_whole
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT = 1
-BATCH = 128
 
 
 @dataclass(frozen=True)
@@ -99,6 +98,11 @@ class Model(nn.Module):
         return each.logsumexp(dim=0) - math.log(len(self.heads))
 
     @property
+    def images_at_once(self) -> int:
+        """How many images to give it at a time on a CPU."""
+        return images_at_once("cpu", self.preprocess.image_size)
+
+    @property
     def has_dropout(self) -> bool:
         """Whether dropout would change anything."""
         return any(module.p > 0 for module in self.modules() if isinstance(module, Dropout))
@@ -157,10 +161,11 @@ def compute_logits(
         what: The step in words.
     """
     rows = np.arange(len(pixels)) if rows is None else rows
+    batch_size = model.images_at_once
     done = []
     with torch.inference_mode(), progress(what, len(rows), "images") as advance:
-        for start in range(0, len(rows), BATCH):
-            batch = torch.from_numpy(pixels[rows[start : start + BATCH]])
+        for start in range(0, len(rows), batch_size):
+            batch = torch.from_numpy(pixels[rows[start : start + batch_size]])
             done.append(model(batch))
             advance(len(batch))
     return torch.cat(done)

@@ -31,7 +31,6 @@ if TYPE_CHECKING:  # torch takes seconds to import, which a wrong argument need 
     from study.decode import UnreadableImageError
 
 PROG = "python -m study.predict"
-BATCH = 64
 #: Of the dropout masks: the same images give the same answers.
 SEED = 0
 
@@ -153,7 +152,7 @@ def predict_batches(
             f"--mc-dropout: the model in {model_path} has no dropout that could be kept on; export"
             " one that has (python -m study.export RUN --arm dropout)."
         )
-    for batch in _collect(read_images(files, model.side)):
+    for batch in _collect(read_images(files, model.side), model.images_at_once):
         yield _answer(model, batch, mc_dropout)
 
 
@@ -166,7 +165,9 @@ class _Batch:
     unreadable: list[tuple[str, str]] = field(default_factory=list)
 
 
-def _collect(read: "Iterable[tuple[Path, np.ndarray | UnreadableImageError]]") -> Iterator[_Batch]:
+def _collect(
+    read: "Iterable[tuple[Path, np.ndarray | UnreadableImageError]]", batch_size: int
+) -> Iterator[_Batch]:
     """Gather images until a batch is full; at least one batch."""
     from study.decode import as_text
 
@@ -177,7 +178,7 @@ def _collect(read: "Iterable[tuple[Path, np.ndarray | UnreadableImageError]]") -
             batch.pixels.append(image)
         else:
             batch.unreadable.append((as_text(path), str(image)))
-        if len(batch.pixels) == BATCH:
+        if len(batch.pixels) == batch_size:
             yield batch
             batch = _Batch()
     yield batch

@@ -1,8 +1,8 @@
 """Runs model.onnx or model.pt2 in a process that has nothing of this project.
 
-    python -I study/standalone.py model.onnx HEIGHT WIDTH
+    python -I study/standalone.py model.onnx HEIGHT WIDTH BATCH
 
-Images go in on standard input, their bytes one after the other; for each batch of BATCH, and for
+Images go in on standard input, their bytes one after the other; for each BATCH of them, and for
 what is left at the end, the probabilities come out on standard output, fp32. study/verify.py starts
 it by its path; it imports the one library that a user of the file would have, and makes sure that
 neither Ray nor this project is there to help.
@@ -14,17 +14,16 @@ from pathlib import Path
 
 import numpy as np
 
-BATCH = 128
 ABSENT = ("ray", "study", "analysis", "search_spaces", "torchvision", "safetensors")
 
 
-def main(file: str, height: int, width: int) -> None:
+def main(file: str, height: int, width: int, batch: int) -> None:
     """Run it."""
     for name in ABSENT:
         sys.modules[name] = None  # type: ignore[assignment]  # importing it now fails
     run = load_onnx(file) if Path(file).suffix == ".onnx" else load_program(file)
     image_size = height * width * 3
-    while content := sys.stdin.buffer.read(BATCH * image_size):
+    while content := sys.stdin.buffer.read(batch * image_size):
         images = np.frombuffer(content, np.uint8).reshape(-1, height, width, 3)
         sys.stdout.buffer.write(run(images).tobytes())
         sys.stdout.buffer.flush()
@@ -54,4 +53,4 @@ def load_program(file: str) -> Callable[[np.ndarray], np.ndarray]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    main(sys.argv[1], *map(int, sys.argv[2:5]))

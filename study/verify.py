@@ -49,13 +49,14 @@ class Running:
     """An exported file in a process without this project, which has loaded it or is about to."""
 
     file: Path
+    batch_size: int
     process: "subprocess.Popen[bytes]"
     errors: IO[bytes]
     """What it writes to its standard error."""
 
 
 @contextmanager
-def start(file: Path, height: int, width: int) -> Iterator[Running]:
+def start(file: Path, height: int, width: int, batch_size: int) -> Iterator[Running]:
     """Start a process that loads an exported file and waits for images; it ends with the block.
 
     Loading takes seconds, in which the caller can do something else.
@@ -64,9 +65,11 @@ def start(file: Path, height: int, width: int) -> Iterator[Running]:
         file: model.onnx or model.pt2.
         height: Of the images, in pixels.
         width: Of the images, in pixels.
+        batch_size: How many images it computes at a time.
     """
     # -I: nothing from the current folder, the environment or the user's own packages.
-    command = [sys.executable, "-I", standalone.__file__, str(file), str(height), str(width)]
+    numbers = [str(number) for number in (height, width, batch_size)]
+    command = [sys.executable, "-I", standalone.__file__, str(file), *numbers]
     with (
         tempfile.TemporaryFile() as errors,
         subprocess.Popen(
@@ -74,7 +77,7 @@ def start(file: Path, height: int, width: int) -> Iterator[Running]:
         ) as process,
     ):
         try:
-            yield Running(file, process, errors)
+            yield Running(file, batch_size, process, errors)
         finally:
             process.kill()  # it may still be loading, and nobody needs it any more
 
@@ -125,16 +128,16 @@ def ask(running: Running, pixels: np.ndarray, rows: np.ndarray, classes: int) ->
     Raises:
         StudyStoppedError: The process fails.
     """
-    process, found = running.process, []
+    process, batch_size, found = running.process, running.batch_size, []
     assert process.stdin is not None
     assert process.stdout is not None
     with progress(f"Checking {running.file.name}", len(rows), "images") as advance:
         try:
-            for first in range(0, len(rows), standalone.BATCH):
-                batch = pixels[rows[first : first + standalone.BATCH]]
+            for first in range(0, len(rows), batch_size):
+                batch = pixels[rows[first : first + batch_size]]
                 process.stdin.write(batch.tobytes())
                 process.stdin.flush()
-                if len(batch) < standalone.BATCH:
+                if len(batch) < batch_size:
                     process.stdin.close()
                 size = 4 * classes * len(batch)
                 content = process.stdout.read(size)

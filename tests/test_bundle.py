@@ -62,6 +62,18 @@ def logits_of_the_parts(content: Bundle, pixels: np.ndarray, head: int = 0) -> T
     return logits
 
 
+def test_large_images_are_predicted_a_few_at_a_time(
+    content: Bundle, small_dataset: Dataset
+) -> None:
+    """Or else they would take more memory than a machine may have."""
+    preprocess = replace(content.preprocess, image_size=256)
+    model = bundle.Model(replace(content, preprocess=preprocess))
+    seen: list[int] = []
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    bundle.compute_logits(model, small_dataset.pixels[:6])
+    assert seen == [4, 2]
+
+
 def test_a_new_process_predicts_what_the_parts_give(
     content: Bundle, small_dataset: Dataset, tmp_path: Path
 ) -> None:

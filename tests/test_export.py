@@ -89,8 +89,9 @@ def test_onnx_gives_the_recorded_accuracy_where_nothing_of_this_project_is_insta
     finished: Finished, bare_python: Path, images: Dataset
 ) -> None:
     folder, test = finished.rundir.best_model, make_split(images).test
+    command = [str(bare_python), "-I", standalone.__file__, str(folder / "model.onnx")]
     done = subprocess.run(
-        [str(bare_python), "-I", standalone.__file__, str(folder / "model.onnx"), "32", "32"],
+        [*command, "32", "32", "128"],
         input=images.pixels[test].tobytes(),
         stdout=subprocess.PIPE,
         check=True,
@@ -286,11 +287,11 @@ def broken(folder: Path, change: Callable[[np.ndarray], np.ndarray]) -> Path:
 def test_a_file_that_predicts_otherwise_is_not_exported(copy: RunDir, images: Dataset) -> None:
     rows = make_split(images).test
     labels = images.labels[rows]
-    with verify.start(copy.best_model / "model.onnx", 32, 32) as whole:
+    with verify.start(copy.best_model / "model.onnx", 32, 32, 128) as whole:
         expected = verify.ask(whole, images.pixels, rows, 10)
 
     def try_file(file: Path) -> None:
-        with verify.start(file, 32, 32) as running:
+        with verify.start(file, 32, 32, 128) as running:
             verify.verify(running, images.pixels, rows, labels, expected)
 
     def try_with(change: Callable[[np.ndarray], np.ndarray]) -> None:
@@ -314,7 +315,8 @@ def test_the_check_has_no_help_from_this_project(file: str, finished: Finished) 
         "there = {name.split('.')[0] for name, module in sys.modules.items() if module}\n"
         f"assert not there & set({names}), there"
     )
-    command = [sys.executable, "-I", "-c", code, str(finished.rundir.best_model / file), "32", "32"]
+    command = [sys.executable, "-I", "-c", code, str(finished.rundir.best_model / file)]
+    command += ["32", "32", "2"]
     done = subprocess.run(command, input=bytes(3 * 32 * 32 * 3), capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()
     assert len(done.stdout) == 3 * 10 * 4

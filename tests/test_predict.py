@@ -35,7 +35,7 @@ def model(
     folder = tmp_path_factory.mktemp("bundle") / "best_model"
     content = Bundle(
         classes=small_dataset.classes,
-        preprocess=replace(random_weights.preprocess, image_size=32),
+        preprocess=replace(random_weights.preprocess, image_size=64),
         side=32,
         architecture=random_weights.architecture,
         hyperparameters=VALUES,
@@ -120,17 +120,22 @@ def test_dropout_kept_on_gives_a_mean_and_how_unsure_it_is(
     answers = predict(model, [photos], mc_dropout=30)
     again = predict(model, [photos], mc_dropout=30)
     np.testing.assert_array_equal(answers.probabilities, again.probabilities)
-    pixels = torch.from_numpy(small_dataset.pixels[[int(Path(f).stem) for f in answers.files[:64]]])
+    loaded = bundle.load(model)
+    batch = loaded.images_at_once
+    assert batch < len(answers.files)
+    pixels = torch.from_numpy(
+        small_dataset.pixels[[int(Path(f).stem) for f in answers.files[:batch]]]
+    )
     with torch.inference_mode():
-        drawn = bundle.load(model).sample(pixels, 30, seed=0)
+        drawn = loaded.sample(pixels, 30, seed=0)
     mean = drawn.mean(dim=0)
     entropy = -(mean * mean.log()).sum(dim=1)
     of_each = -(drawn * drawn.log()).sum(dim=2).mean(dim=0)
     assert answers.entropy is not None
     assert answers.mutual_information is not None
-    np.testing.assert_allclose(answers.probabilities[:64], mean, atol=1e-5)
-    np.testing.assert_allclose(answers.entropy[:64], entropy, atol=1e-5)
-    np.testing.assert_allclose(answers.mutual_information[:64], entropy - of_each, atol=1e-5)
+    np.testing.assert_allclose(answers.probabilities[:batch], mean, atol=1e-5)
+    np.testing.assert_allclose(answers.entropy[:batch], entropy, atol=1e-5)
+    np.testing.assert_allclose(answers.mutual_information[:batch], entropy - of_each, atol=1e-5)
     assert answers.mutual_information.max() > 0.001
 
     done = run_module("study.predict", model, photos / "02.png", "--mc-dropout", "30", "--json")

@@ -36,7 +36,7 @@ from study.data import load_dataset
 from study.decode import read_images
 from study.hardware import cpu_count
 from study.head import FEATURES, build_head
-from study.predict import BATCH, predict_batches
+from study.predict import predict_batches
 from study.prepare import no_standardisation
 from study.weights import load_weights
 
@@ -102,8 +102,8 @@ def read_all(files: list[Path], cores: int) -> None:
 def run_model(model: Model, pixels: np.ndarray) -> None:
     """The same batches without files."""
     with torch.inference_mode():
-        for start in range(0, len(pixels), BATCH):
-            model(torch.from_numpy(pixels[start : start + BATCH])).softmax(dim=1).numpy()
+        for batch in torch.from_numpy(pixels).split(model.images_at_once):
+            model(batch).softmax(dim=1).numpy()
 
 
 def write_files(folder: Path, count: int) -> list[Path]:
