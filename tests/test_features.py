@@ -70,7 +70,7 @@ def test_fast_path_is_the_plain_one(
 ) -> None:
     """bf16 keeps 8 bits of each value, and 53 layers add up its errors to about 2 %."""
     preprocess = replace(keras_weights.preprocess, image_size=size)
-    pixels = small_dataset.pixels[:130]  # more than a batch
+    pixels = small_dataset.pixels[:130]  # at 96 px more than a batch
     backbone = build_backbone(keras_weights.state, keras_weights.architecture)
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     values = compute_features(

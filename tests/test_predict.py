@@ -35,7 +35,7 @@ def model(
     folder = tmp_path_factory.mktemp("bundle") / "best_model"
     content = Bundle(
         classes=small_dataset.classes,
-        preprocess=replace(random_weights.preprocess, image_size=64),
+        preprocess=replace(random_weights.preprocess, image_size=96),
         side=32,
         architecture=random_weights.architecture,
         hyperparameters=VALUES,

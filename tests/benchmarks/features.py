@@ -43,13 +43,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from study.backbone import Preprocess, build_backbone
 from study.data import load_dataset
-from study.features import CPU_BATCH, Precision, compute_features, folded
+from study.features import Precision, compute_features, folded
 from study.hardware import cpu_count, has_native_bf16
 from study.weights import load_weights
 from tests.benchmarks.paired import Spread, about, in_turn, ratio, show
 
 CPU = torch.device("cpu")
-BATCH = CPU_BATCH
+BATCH = 128
 
 
 def main() -> None:
@@ -85,7 +85,7 @@ def main() -> None:
     }
     reference = contenders["plain"]()
     for name, compute in contenders.items():
-        check_alike(name, compute().float(), reference)
+        check_alike(name, compute().float(), reference, precision)
     seconds = in_turn(contenders, options.repeats)
     floor = operations(backbone, options.image_size) * len(pixels) / matrix_rate(dtype)
     rows = [
@@ -157,10 +157,13 @@ def onnx_net(backbone: nn.Module, size: int) -> Callable[[Tensor], Tensor]:
     return lambda images: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
 
 
-def check_alike(name: str, found: Tensor, reference: Tensor) -> None:
-    """Make sure that a contender computes the same, up to the rounding of its type."""
+def check_alike(name: str, found: Tensor, reference: Tensor, precision: Precision) -> None:
+    """Make sure that a contender computes the same, up to rounding, as tests/test_features.py does.
+
+    Features are rounded to bf16 in any case, which alone is about 0.002.
+    """
     apart = float((found - reference).norm() / reference.norm())
-    assert apart < 0.02, f"{name} differs by {apart:.3f}"
+    assert apart < {"bf16": 0.03, "fp32": 0.005}[precision], f"{name} differs by {apart:.3f}"
 
 
 def operations(backbone: nn.Module, size: int) -> float:

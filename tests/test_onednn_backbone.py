@@ -1,0 +1,97 @@
+"""The backbone in oneDNN's operators: the same numbers as step by step, in fp32."""
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models.resnet import Bottleneck, ResNet
+
+from study import onednn_backbone
+from study.backbone import build_backbone
+from study.features import folded
+from study.onednn_backbone import (
+    ChannelsProduct,
+    Convolution,
+    MapProduct,
+    PlainConvolution,
+    has_operators,
+    in_onednn,
+)
+from study.weights import Weights
+
+
+@pytest.mark.parametrize("operators", [True, False])
+@pytest.mark.parametrize("stride_on_1x1", [False, True])
+@pytest.mark.parametrize("size", [32, 48, 64, 96])
+def test_it_computes_what_the_network_does(
+    random_weights: Weights,
+    monkeypatch: pytest.MonkeyPatch,
+    size: int,
+    stride_on_1x1: bool,
+    operators: bool,
+) -> None:
+    assert has_operators()
+    monkeypatch.setattr(onednn_backbone, "has_operators", lambda: operators)
+    net = folded_resnet(random_weights, stride_on_1x1=stride_on_1x1)
+    images = torch.randn(3, 3, size, size).to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        expected = net(images)
+        found = in_onednn(net, size, batch_size=2)(images)
+        again = in_onednn(net, size, batch_size=2)(images)
+    assert float((found - expected).norm() / expected.norm()) < 1e-5
+    assert torch.equal(found, again)
+
+
+@pytest.mark.parametrize(
+    ("size", "whole_maps", "at_every_pixel"), [(32, 9, 19), (64, 3, 6), (96, 2, 6), (224, 0, 0)]
+)
+def test_small_maps_alone_are_products(
+    random_weights: Weights,
+    monkeypatch: pytest.MonkeyPatch,
+    size: int,
+    whole_maps: int,
+    at_every_pixel: int,
+) -> None:
+    """What products of whole maps multiply grows with the square of their pixels."""
+    made: list[str] = []
+    for kind in (ChannelsProduct, MapProduct, Convolution):
+        monkeypatch.setattr(onednn_backbone, kind.__name__, counted(kind, made))
+    in_onednn(folded_resnet(random_weights), size, batch_size=2)
+    kinds = [made.count(kind.__name__) for kind in (MapProduct, ChannelsProduct, Convolution)]
+    # One of them is made to see whether it can be.
+    assert kinds == [whole_maps, at_every_pixel, 53 + 1 - whole_maps - at_every_pixel]
+
+
+def counted(kind: type, made: list[str]) -> "object":
+    def make(*arguments: object) -> object:
+        made.append(kind.__name__)
+        return kind(*arguments)
+
+    return make
+
+
+@pytest.mark.parametrize("error", [AttributeError, RuntimeError, TypeError])
+def test_without_the_operators_it_goes_step_by_step(
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    """As a PyTorch of another version may raise it."""
+
+    def call(*_: object, **__: object) -> None:
+        raise error("no such operator")
+
+    monkeypatch.setattr(Convolution, "__call__", call)
+    assert not has_operators()
+    monkeypatch.setattr(Convolution, "__call__", PlainConvolution.__call__)
+    monkeypatch.setattr(Convolution, "_conv", nn.Conv2d(4, 4, 3, padding=1), raising=False)
+    assert not has_operators()  # it runs, and computes something else
+
+
+def folded_resnet(weights: Weights, *, stride_on_1x1: bool = False) -> ResNet:
+    """Channels last."""
+    net = folded(build_backbone(weights.state, weights.architecture))
+    assert isinstance(net, ResNet)
+    for stage in (net.layer2, net.layer3, net.layer4):
+        block = stage[0]
+        assert isinstance(block, Bottleneck)
+        strides = ((2, 2), (1, 1)) if stride_on_1x1 else ((1, 1), (2, 2))
+        block.conv1.stride, block.conv2.stride = strides
+    return net.to(memory_format=torch.channels_last)
