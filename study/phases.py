@@ -24,6 +24,7 @@ from study.confirm import confirm
 from study.errors import StudyStoppedError, UserError, storage_error
 from study.failures import failure_of
 from study.features import Compute
+from study.heap import give_back_freed
 from study.hold import held
 from study.inputs import Inputs, load_inputs
 from study.integrity import check_left, refuse_foreign
@@ -277,6 +278,7 @@ def run_phases(
         with clock.phase("hand over"):
             training, test = ray.put(prepared.training), ray.put(prepared.test)
             del prepared  # what Ray holds need not be in memory twice
+            give_back_freed()
             resources = choose_resources(study, machines, training, screen)
             check_disk(study, plan_disk(study, resources.at_once))
             settings = run_settings(study, resources)
