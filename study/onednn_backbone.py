@@ -1,7 +1,7 @@
-"""The folded backbone on a CPU in bf16, in the operators of oneDNN that suit each layer.
+"""The folded backbone on a CPU, in the operators of oneDNN that suit each layer.
 
-Step by step in PyTorch, a third of the time at 96 px goes to ReLUs and sums, and most of it at 32
-px to convolutions of maps of a pixel or a few, which reach a twentieth of the rate of matrix
+Step by step in PyTorch, in bf16, a third of the time at 96 px goes to ReLUs and sums, most of it at
+32 px to convolutions of maps of a pixel or a few, which reach a twentieth of the rate of matrix
 products. So here a convolution does the ReLU and the sum behind it, and one of small maps is a
 matrix product. What PyTorch's compiler makes of the same network is slower at 32 px and no faster
 at 96 (tests/benchmarks/features.py), and it needs a C++ compiler.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from analysis.words import count
 from search_spaces import Range
 from study.cluster import Machines
 from study.config import Study
@@ -154,8 +155,8 @@ def plan_table(study: Study, machines: Machines) -> Table:
     table.add_column()
     table.add_row("question", space.question)
     for arm in space.arms:
-        count = study.trials_per_arm[arm.name]
-        work = f"{count} trials" if count else "nothing to search"
+        trials = study.trials_per_arm[arm.name]
+        work = count(trials, "trial") if trials else "nothing to search"
         table.add_row(f"arm {arm.name}", f"{work}, {_factor(arm.factor)}")
     if study.left_out:
         table.add_row(
@@ -177,7 +178,7 @@ def plan_table(study: Study, machines: Machines) -> Table:
     if any(study.trials_per_arm.values()):
         rungs = ", ".join(map(str, study.rungs))
         stopping = f"ASHA decides after epochs {rungs}" if rungs else "too few for early stopping"
-        table.add_row("search", f"{config.epochs} epochs; {stopping}; by {config.metric}")
+        table.add_row("search", f"{count(config.epochs, 'epoch')}; {stopping}; by {config.metric}")
     table.add_row("confirmation", _confirmation(study))
     table.add_row("resources", _resources(study, machines, resources))
     most = int(machines.cpus) if is_measured(study, machines) else resources.at_once
@@ -230,7 +231,8 @@ def _confirmation(study: Study) -> str:
         return "none (--seeds 0)"
     settings = len(space.settings or space.arms)
     recipes = len(space.arms) if any(study.trials_per_arm.values()) else 1
+    runs = recipes * settings * config.seeds
     return (
-        f"{recipes} recipe{'s' * (recipes > 1)} × {settings} settings × {config.seeds} seeds = "
-        f"{recipes * settings * config.seeds} runs of {config.epochs} epochs, no early stopping"
+        f"{count(recipes, 'recipe')} × {settings} settings × {count(config.seeds, 'seed')} ="
+        f" {count(runs, 'run')} of {count(config.epochs, 'epoch')}, no early stopping"
     )

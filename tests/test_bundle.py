@@ -69,7 +69,7 @@ def test_large_images_are_predicted_a_few_at_a_time(
     preprocess = replace(content.preprocess, image_size=384)
     model = bundle.Model(replace(content, preprocess=preprocess))
     seen: list[int] = []
-    model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    model.heads[0].register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     bundle.compute_logits(model, small_dataset.pixels[:6])
     assert seen == [3, 3]
 

@@ -2,22 +2,47 @@
 
     python -m tests.benchmarks.features [--images 512] [--image-size 32] [--repeats 5]
 
-All compute the features of the same images with all cores, from bytes, in batches of 128 (`ours`,
-above 45 px, in smaller ones):
+All compute the features of the same images with all cores, from bytes, in batches of 128 (`ours` in
+those that `features.images_at_once` says, which are 256 at 32 px and 56 at 96):
 
 - `plain`: torchvision's ResNet50 as it comes, fp32, as a training script would run it
 - `ours`: `study.features.compute_features`
 - `inductor`: the same folded backbone under `torch.compile` with its weights frozen
-- `onnxruntime`: the same folded backbone as an ONNX file that torch exports
+- `onnxruntime`: the same folded backbone as an ONNX file that torch exports, in fp32
 - `eager`: the same folded backbone, channels last, step by step
 
-Compiling and exporting are left out and printed apart. The limit is what the convolutions'
-multiplications take at the rate that this machine reaches on large matrix products in the same
-type; nothing that multiplies them one by one can be faster. `ours` folds and writes down the
-backbone each time, about a second; a study does so once.
+All but `plain` and `onnxruntime` are in bf16 where the processor multiplies it. Compiling and
+exporting are left out and printed apart. The limit is what the convolutions' multiplications take
+at the rate that this machine reaches on large matrix products in the same type. `ours` folds and
+writes down the backbone each time, a tenth of a second in bf16, a second in fp32; a study does so
+once.
 
-Measured (`--images 2560`, n = 5, 2 cores of an AMD EPYC with AVX2, fp32; torch 2.15.0, onnxruntime
-1.32.0), when `ours` was PyTorch step by step; what it found made `ours` ONNX Runtime:
+Measured on 2 cores of an Intel Xeon with AMX, bf16, torch 2.15.0, onnxruntime 1.32.0, n = 5; at 32
+px (`--images 5120`):
+
+    |             | images/s |         time / ours |           time / limit |
+    | ----------- | -------: | ------------------: | ---------------------: |
+    | plain       |      977 | 6.53 (6.22 to 6.77) | 17.18 (16.80 to 17.43) |
+    | ours        |    6,303 | 1.00 (1.00 to 1.00) |    2.66 (2.48 to 2.76) |
+    | eager       |    1,617 | 3.81 (3.68 to 4.18) | 10.38 (10.03 to 10.45) |
+    | inductor    |    1,965 | 3.21 (2.96 to 3.45) |    8.54 (8.07 to 8.60) |
+    | onnxruntime |    1,000 | 6.21 (5.99 to 6.94) | 16.78 (16.29 to 17.24) |
+    | limit       |   16,777 |                     |                      1 |
+
+and at 96 px (`--images 1280 --image-size 96`):
+
+    |             | images/s |         time / ours |           time / limit |
+    | ----------- | -------: | ------------------: | ---------------------: |
+    | plain       |      115 | 6.52 (6.06 to 6.65) | 13.85 (12.95 to 14.12) |
+    | ours        |      738 | 1.00 (1.00 to 1.00) |    2.16 (1.95 to 2.20) |
+    | eager       |      354 | 2.16 (2.05 to 2.35) |    4.51 (4.41 to 5.09) |
+    | inductor    |      722 | 1.05 (0.99 to 1.12) |    2.21 (2.18 to 2.33) |
+    | onnxruntime |      192 | 3.84 (3.76 to 4.31) |    8.31 (8.25 to 8.41) |
+    | limit       |    1,597 |                     |                      1 |
+
+`eager` is what `ours` was in bf16 before. Where the processor has no bf16 `ours` is ONNX Runtime;
+measured when it was PyTorch step by step (`--images 2560`, n = 5, 2 cores of an AMD EPYC with AVX2,
+fp32), which made it so:
 
     |             | images/s |         time / ours |        time / limit |
     | ----------- | -------: | ------------------: | ------------------: |
