@@ -2,9 +2,10 @@
 
 Step by step in PyTorch, in bf16, a third of the time at 96 px goes to ReLUs and sums, most of it at
 32 px to convolutions of maps of a pixel or a few, which reach a twentieth of the rate of matrix
-products. So here a convolution does the ReLU and the sum behind it, and one of small maps is a
-matrix product. What PyTorch's compiler makes of the same network is slower at 32 px and no faster
-at 96 (tests/benchmarks/features.py), and it needs a C++ compiler.
+products. So here a convolution does the ReLU and the sum behind it, and in bf16 one of small maps
+is a matrix product (in fp32 convolutions are faster). What PyTorch's compiler makes of the same
+network is slower at 32 px and no faster at 96 (tests/benchmarks/features.py), and it needs a C++
+compiler.
 """
 
 from collections.abc import Callable
@@ -15,6 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck, ResNet
+
+#: The type in which products are faster.
+PRODUCTS_IN = torch.bfloat16
 
 #: Pixels a side up to which a map is small.
 SMALL = 3
@@ -184,10 +188,11 @@ def has_operators() -> bool:
 def _layer(conv: nn.Conv2d, shape: list[int], *, fused: bool) -> Layer:
     """The fastest form of a convolution of maps of a shape."""
     size, outgoing = shape[-1], _outgoing(conv, shape[-1])
-    if conv.kernel_size == (1, 1) and outgoing <= SMALL:
-        return ChannelsProduct(conv)
-    if (size * outgoing) ** 2 <= PAIRS:
-        return MapProduct(conv, size)
+    if conv.weight.dtype == PRODUCTS_IN:
+        if conv.kernel_size == (1, 1) and outgoing <= SMALL:
+            return ChannelsProduct(conv)
+        if (size * outgoing) ** 2 <= PAIRS:
+            return MapProduct(conv, size)
     return Convolution(conv, shape) if fused else PlainConvolution(conv)
 
 

@@ -19,6 +19,7 @@ from study.onednn_backbone import (
 from study.weights import Weights
 
 
+@pytest.mark.parametrize("products", [True, False])
 @pytest.mark.parametrize("operators", [True, False])
 @pytest.mark.parametrize("stride_on_1x1", [False, True])
 @pytest.mark.parametrize("size", [32, 48, 64, 96])
@@ -28,8 +29,11 @@ def test_it_computes_what_the_network_does(
     size: int,
     stride_on_1x1: bool,
     operators: bool,
+    products: bool,
 ) -> None:
     assert has_operators()
+    if products:
+        monkeypatch.setattr(onednn_backbone, "PRODUCTS_IN", torch.float32)
     monkeypatch.setattr(onednn_backbone, "has_operators", lambda: operators)
     net = folded_resnet(random_weights, stride_on_1x1=stride_on_1x1)
     images = torch.randn(3, 3, size, size).to(memory_format=torch.channels_last)
@@ -44,7 +48,7 @@ def test_it_computes_what_the_network_does(
 @pytest.mark.parametrize(
     ("size", "whole_maps", "at_every_pixel"), [(32, 9, 19), (64, 3, 6), (96, 2, 6), (224, 0, 0)]
 )
-def test_small_maps_alone_are_products(
+def test_small_maps_alone_are_products_in_bf16(
     random_weights: Weights,
     monkeypatch: pytest.MonkeyPatch,
     size: int,
@@ -55,7 +59,7 @@ def test_small_maps_alone_are_products(
     made: list[str] = []
     for kind in (ChannelsProduct, MapProduct, Convolution):
         monkeypatch.setattr(onednn_backbone, kind.__name__, counted(kind, made))
-    in_onednn(folded_resnet(random_weights), size, batch_size=2)
+    in_onednn(folded_resnet(random_weights).bfloat16(), size, batch_size=2)
     kinds = [made.count(kind.__name__) for kind in (MapProduct, ChannelsProduct, Convolution)]
     # One of them is made to see whether it can be.
     assert kinds == [whole_maps, at_every_pixel, 53 + 1 - whole_maps - at_every_pixel]
