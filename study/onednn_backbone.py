@@ -70,9 +70,7 @@ def in_onednn(net: nn.Module, image_size: int, batch_size: int) -> Callable[[Ten
         [batch, 3, image_size, image_size], channels last -> [batch, 2048].
     """
     assert isinstance(net, ResNet)
-    shapes = _shapes(net, image_size, batch_size)
-
-    fused = has_operators()
+    shapes, fused = _shapes(net, image_size, batch_size), has_operators()
 
     def layer(conv: nn.Module) -> Layer:
         assert isinstance(conv, nn.Conv2d)
@@ -174,7 +172,8 @@ class PlainConvolution:
 
 def has_operators() -> bool:
     """Whether this PyTorch has what `Convolution` calls, and that does what it should."""
-    conv = nn.Conv2d(4, 4, 3, padding=1).to(memory_format=torch.channels_last)
+    with torch.random.fork_rng(devices=[]):  # a caller's random numbers are not for this
+        conv = nn.Conv2d(4, 4, 3, padding=1).to(memory_format=torch.channels_last)
     maps = torch.ones(1, 4, 5, 5).to(memory_format=torch.channels_last)
     try:
         with torch.inference_mode():

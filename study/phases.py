@@ -1,6 +1,5 @@
 """The phases of a study, in order; each is skipped when its outputs are there."""
 
-import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -155,7 +154,7 @@ def what_the_user_can_mend(study: Study, error: BaseException) -> StudyStoppedEr
     if isinstance(error, OutOfDiskError):
         return StudyStoppedError(
             "Ray's object store in memory cannot hold the data, and the disk that it lays the rest"
-            f" on, that of {tempfile.gettempdir()}, is too full for that: free some space there."
+            " on (that of RAY_TMPDIR, else of /tmp) is too full for that: free some space there."
         )
     if isinstance(error, RayError):
         reason = str(error).strip().splitlines()[0]

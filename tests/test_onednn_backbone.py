@@ -73,6 +73,14 @@ def counted(kind: type, made: list[str]) -> "object":
     return make
 
 
+def test_looking_for_operators_takes_no_random_numbers() -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    assert has_operators()
+    assert torch.equal(torch.rand(3), expected)
+
+
 @pytest.mark.parametrize("error", [AttributeError, RuntimeError, TypeError])
 def test_without_the_operators_it_goes_step_by_step(
     monkeypatch: pytest.MonkeyPatch, error: type[Exception]
