@@ -18,7 +18,7 @@ Measured (n = 5, a core of an AMD EPYC with AVX2, fp32, torch 2.15.0):
     | 2048-512, batches of 256        | 195.4 (191.6 to 199.1) | 1.09 (1.07 to 1.11) |
     | 1024, batches of 1024           | 260.6 (235.1 to 269.0) | 1.09 (1.07 to 1.24) |
 
-On a core of an Intel Xeon with AMX, bf16 (n = 5), where the optimizer's bytes are most of the least:
+On a core of an Intel Xeon with AMX, bf16 (n = 5):
 
     | head                            |           ms a step |        time / least |
     | ------------------------------- | ------------------: | ------------------: |
