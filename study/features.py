@@ -27,7 +27,7 @@ from study.cache import cache_dir, cached, sha256_of, whole_file
 from study.dataset import Dataset
 from study.hardware import has_native_bf16
 from study.head import FEATURES
-from study.heap import give_back_freed
+from study.heap import give_back_freed, keep_freed
 from study.progress import console, progress
 from study.weights import Weights
 
@@ -172,6 +172,7 @@ def compute_features(
     computed_in = torch.bfloat16 if precision == "bf16" else torch.float32
     net = _fastest(folded(backbone), preprocess.image_size, device, computed_in)
     batch_size = images_at_once(device.type, preprocess.image_size)
+    keep_freed()
     # Rounded batch by batch: all of CIFAR-10's features take half a gigabyte in fp32.
     values = torch.empty(len(pixels), FEATURES, dtype=dtype)
     with torch.inference_mode():

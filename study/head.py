@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from search_spaces import Value, dropout_rates, hidden_widths
 from study.streams import derive_seed
@@ -33,6 +35,41 @@ class Dropout(nn.Dropout):
         return inputs * mask.mul_(1 / (1 - self.p))
 
 
+class Linear(nn.Linear):
+    """PyTorch's linear layer, which in bf16 a CPU trains faster.
+
+    Other devices, other types and the evaluation mode take PyTorch's own path.
+    """
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """[batch, inputs] -> [batch, outputs]."""
+        if not self.training or inputs.device.type != "cpu" or inputs.dtype != torch.bfloat16:
+            return super().forward(inputs)
+        return cast(Tensor, _LinearInBf16.apply(inputs, self.weight, self.bias))
+
+
+class _LinearInBf16(torch.autograd.Function):
+    """What autocast makes of a linear layer, but for the order in memory of one factor.
+
+    The weights' gradient is a product with the transposed gradient of the outputs. Given as a mere
+    view, oneDNN takes up to 1.5 times as long over the product as to copy and multiply.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        rounded = weight.bfloat16()
+        ctx.save_for_backward(inputs, rounded if ctx.needs_input_grad[0] else None)
+        return F.linear(inputs, rounded, bias.bfloat16())
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        (of_outputs,) = gradients
+        inputs, rounded = ctx.saved_tensors
+        of_inputs = None if rounded is None else of_outputs @ rounded
+        of_weight = of_outputs.t().contiguous() @ inputs
+        return of_inputs, of_weight.float(), of_outputs.sum(dim=0).float()
+
+
 def build_head(
     hyperparameters: Mapping[str, Value], features: int, classes: int, seed: int
 ) -> nn.Sequential:
@@ -54,9 +91,9 @@ def build_head(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "weights"))
         for width, rate in zip(hidden_widths(hyperparameters), rates, strict=True):
-            layers += [nn.Linear(features, width), nn.ReLU(), Dropout(rate)]
+            layers += [Linear(features, width), nn.ReLU(), Dropout(rate)]
             features = width
-        layers.append(nn.Linear(features, classes))
+        layers.append(Linear(features, classes))
     return nn.Sequential(*layers)
 
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from study import step, training
 from study.checkpoint import load_state, save_state
 from study.config import Metric
 from study.errors import StorageError
-from study.head import Dropout, build_head, restore_head
+from study.head import Dropout, Linear, build_head, restore_head
 from study.optimizer import learning_rate_factor
 from study.streams import derive_seed
 from study.tensors import save_whole
@@ -298,6 +298,24 @@ def test_dropout_drops_at_its_rate_and_scales_what_it_keeps(
     assert torch.equal(inputs.grad, outputs)  # type: ignore[arg-type]
     assert torch.equal(Dropout(rate).eval()(inputs), inputs)
     assert not torch.equal(Dropout(rate)(inputs), outputs)
+
+
+@pytest.mark.parametrize("of_inputs", [False, True])
+def test_a_linear_layer_in_bf16_is_pytorchs_under_autocast(of_inputs: bool) -> None:
+    torch.manual_seed(3)
+    ours, theirs = Linear(300, 70), nn.Linear(300, 70)
+    theirs.load_state_dict(ours.state_dict())
+    values, weighted = torch.randn(90, 300).bfloat16(), torch.randn(90, 70).bfloat16()
+    found = []
+    for layer in (ours, theirs):
+        inputs = values.clone().requires_grad_(of_inputs)
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs = layer(inputs)
+        (outputs * weighted).sum().backward()
+        found.append([outputs, inputs.grad, layer.weight.grad, layer.bias.grad])
+    # But for the last bit of bf16, which depends on the order of a sum.
+    torch.testing.assert_close(found[0], found[1], rtol=2**-7, atol=2**-7)
+    assert (found[0][1] is not None) == of_inputs
 
 
 def test_the_head_is_linear_relu_dropout_per_width() -> None:

@@ -38,6 +38,7 @@ import torch
 from search_spaces import Value, hidden_widths
 from study.hardware import has_native_bf16
 from study.head import FEATURES, build_head
+from study.heap import keep_freed
 from study.optimizer import build_optimizer
 from study.step import TrainingStep
 from tests.benchmarks.features import matrix_rate
@@ -59,6 +60,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed()
     bf16 = has_native_bf16(torch.device("cpu"))
     dtype = torch.bfloat16 if bf16 else torch.float32
     print(f"{about()}; {'bf16' if bf16 else 'fp32'}, one thread, n = {options.repeats}")
