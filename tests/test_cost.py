@@ -140,6 +140,13 @@ def test_a_run_imports_no_more() -> None:
     assert not {*SLOW} & imported_by(textwrap.dedent(run))
 
 
+def test_a_search_imports_no_loggers() -> None:
+    count = "from ray.air._internal import usage; usage.tag_callbacks([object()])"
+    assert "mlflow" in imported_by(count)
+    ours = "from study.search import import_no_loggers; import_no_loggers()"
+    assert "mlflow" not in imported_by(f"{ours}; {count}")
+
+
 def imported_by(code: str) -> set[str]:
     """All modules that a new process has after it has run some code."""
     code += "\nimport json, sys; print(json.dumps(sorted(sys.modules)))"

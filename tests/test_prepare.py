@@ -16,6 +16,7 @@ from study.network import Pretrained
 from study.prepare import (
     Prepared,
     Standardisation,
+    fit_standardisation,
     prepare_features,
     prepare_images,
     stratified_rows,
@@ -68,6 +69,16 @@ def test_train_is_standardised_and_the_rest_by_train(prepared: Prepared) -> None
     assert train.mean(dim=0).abs().max() < 0.01
     assert (train.std(dim=0, correction=0)[:7] - 1).abs().max() < 0.01
     assert (train[:, 7] == 0).all()
+
+
+def test_means_and_deviations_are_those_of_double_precision() -> None:
+    random = torch.Generator().manual_seed(0)
+    values = torch.randn(3000, 8, generator=random) * 2.0 ** torch.arange(-4, 4) + 50
+    rows = torch.randperm(3000, generator=random)[:2000]
+    found, exact = fit_standardisation(values, rows), values[rows].double()
+    torch.testing.assert_close(found.mean.double(), exact.mean(dim=0), rtol=1e-6, atol=0)
+    std = exact.std(dim=0, correction=0)
+    torch.testing.assert_close(found.std.double(), std, rtol=1e-5, atol=0)
 
 
 def test_test_images_do_not_touch_what_is_fitted(
