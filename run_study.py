@@ -32,9 +32,12 @@ def main(arguments: Sequence[str] | None = None, began: float | None = None) -> 
     try:
         study = check(parse(arguments))
         # Only now: ray and torch take seconds to import, which a wrong option need not wait for.
-        from study.phases import run
+        from study.ray_session import ray_ahead
 
-        run(study, began)
+        with ray_ahead(study):
+            from study.phases import run
+
+            run(study, began)
     except (UserError, RunDirError) as error:
         stopped = isinstance(error, StudyStoppedError)
         return leave(f"{error}{go_on(study) if stopped else ''}", 2)

@@ -124,9 +124,10 @@ class PhaseRow:
 
     Attributes:
         start: 1 for the study's first start, 2 for the first time it was resumed or extended.
-        phase: "start-up" from the command's first line; "ray": starting or joining Ray; "data":
-            images, weights, split; "features": computed, or read from the cache; "hand over": the
-            data given to Ray, the GPU measured; "search"; "confirm"; "report"; "export".
+        phase: "start-up" from the command's first line, until all is imported and this machine's
+            own Ray is there; "ray": joining a cluster's; "data": images, weights, split;
+            "features": computed, or read from the cache; "hand over": the data given to Ray, the
+            GPU measured; "search"; "confirm"; "report"; "export".
         begin: When it began.
         end: When it ended.
         slots: Runs at once in search and confirm; 1 elsewhere.

@@ -24,7 +24,7 @@ from study.config import Metric, Study
 from study.errors import StorageError, UserError, storage_error
 from study.failures import FailureStreak, failure_of
 from study.hangs import find_hang
-from study.packing import Resources
+from study.resources import Resources
 from study.screen import EndedRun, Screen
 from study.streams import derive_seed
 from study.tensors import is_readable, save_whole

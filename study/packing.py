@@ -13,7 +13,6 @@ import torch
 
 from search_spaces import Space, Value, hidden_widths
 from study.augment import draw_views
-from study.cluster import GPU_TYPE_LABEL
 from study.head import FEATURES
 from study.optimizer import build_optimizer
 from study.step import TrainingStep, own_stream
@@ -27,23 +26,6 @@ RESERVE = 0.08
 
 #: A process on a GPU takes this much beside its tensors (its CUDA context and loaded kernels).
 CONTEXT_BYTES = 600 * 2**20
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What one run gets, and how many run at once."""
-
-    cpus: float
-    gpus: float
-    """A fraction where runs share a GPU."""
-    at_once: int
-    gpu_types: tuple[str, ...] = ()
-    """The types of GPU on which a run fits, as Ray names them; empty where it fits on all."""
-
-    @property
-    def label_selector(self) -> dict[str, str]:
-        """The nodes that a run may go to, as Ray takes it."""
-        return {GPU_TYPE_LABEL: f"in({','.join(self.gpu_types)})"} if self.gpu_types else {}
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,8 @@ from study.hold import held
 from study.inputs import Inputs, load_inputs
 from study.integrity import check_left, refuse_foreign
 from study.nodes import differences, inspect_nodes
-from study.packing import Load, Resources, fits, hungriest, runs_per_gpu
-from study.plan import check_disk, is_measured, plan_cores, plan_disk, plan_resources, plan_table
+from study.packing import Load, fits, hungriest, runs_per_gpu
+from study.plan import check_disk, plan_disk, plan_table
 from study.prepare import Prepared
 from study.provenance import (
     begin,
@@ -42,6 +42,7 @@ from study.provenance import (
     with_this_start,
 )
 from study.ray_session import find_machines, ray_session
+from study.resources import Resources, is_measured, plan_cores, plan_resources
 from study.screen import Screen
 from study.search import search
 from study.spread import on_cluster
@@ -269,7 +270,8 @@ def run_phases(
     config, record = study.config, take_up(study)
     clock.started()
     with ExitStack() as session:
-        # First of all: Ray's processes load what runs need while this one loads the data.
+        # First of all, where `ray_ahead` has not started it: Ray's processes import what runs need
+        # while this one loads the data.
         with clock.phase("ray"):
             cores = None if machines.is_cluster else plan_cores(study, machines)
             session.enter_context(ray_session(config.address, cores, verbose=config.verbose))

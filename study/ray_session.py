@@ -1,10 +1,13 @@
 """Ray for a study: one of its own, on this machine, or the cluster that it joins."""
 
+import contextlib
+import importlib
 import json
 import logging
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +18,6 @@ from typing import Any
 import optuna
 import ray
 from ray._private import ray_constants
-from ray.tune.execution import class_cache
 
 from study.ask import live_nodes
 from study.cluster import (
@@ -25,8 +27,10 @@ from study.cluster import (
     check_reachable,
     cluster_address,
 )
+from study.config import Study
 from study.errors import UserError
 from study.hardware import cpu_count, gpu_count
+from study.resources import plan_cores
 
 #: How many heaps a process that trains may have: one. Each trial has a thread of its own, glibc
 #: gives threads heaps of their own, and those keep what a trial has freed: half a gigabyte after
@@ -67,20 +71,55 @@ def ray_session(
     """
     try:
         if cluster_address(address) is None:
-            _keep_to_loopback()
-            _load_in_workers_at_once()
-            os.environ.update(HEAPS | os.environ)
-            start_ray(
-                verbose=verbose,
-                address="local",
-                num_cpus=cores or cpu_count(),
-                include_dashboard=False,
-            )
+            _start_here(cores or cpu_count(), verbose=verbose)
+            _let_first_processes_serve_trials()
         else:
             _join_cluster(address, verbose=verbose)
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def ray_ahead(study: Study) -> Iterator[None]:
+    """Start Ray ahead of a block whose imports take seconds; the block's `ray_session` finds it.
+
+    Ray mostly waits for its processes to come up. Meanwhile a thread imports PyTorch, and once they
+    are up, they import what runs need. A cluster's Ray, and one that cannot be started, is left to
+    `ray_session`, as are all mistakes.
+
+    Args:
+        study: What the block is going to run.
+    """
+    if study.config.dry_run or cluster_address(study.config.address) is not None:
+        yield
+        return
+    threading.Thread(target=_import_slow_packages).start()
+    try:
+        try:
+            cores = plan_cores(study, find_machines(None))
+            _start_here(cores, verbose=study.config.verbose)
+        except Exception:
+            ray.shutdown()
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _import_slow_packages() -> None:
+    """Import packages that import nothing of Ray: two threads may wait for each other's imports."""
+    for name in ("torch", "pandas", "optuna.storages", "alembic"):
+        with contextlib.suppress(Exception):  # whoever needs it will say so
+            importlib.import_module(name)
+
+
+def _start_here(cores: int, *, verbose: bool) -> None:
+    if ray.is_initialized():
+        return
+    _keep_to_loopback()
+    _load_in_workers_at_once()
+    os.environ.update(HEAPS | os.environ)
+    start_ray(verbose=verbose, address="local", num_cpus=cores, include_dashboard=False)
 
 
 def start_ray(*, verbose: bool, **options: Any) -> None:
@@ -196,17 +235,21 @@ def _runtime_env() -> dict[str, Any]:
 
 
 def _load_in_workers_at_once() -> None:
-    """Let a local Ray's processes import what runs need as soon as they start, and serve trials.
-
-    Ray starts a process per core with itself. Left alone they would import nothing until a run
-    comes, and no trial would: Ray Tune asks for environment variables (for PyTorch Lightning, and
-    those of this process, which a local Ray hands on anyway), and Ray gives no work to a process
-    that was started without them.
-    """
+    """Let a local Ray's processes, one per core, import what runs need as soon as they start."""
     os.environ.setdefault("RAY_preload_python_modules", "study.worker")
     # Ray ends processes without work, five times a second. That caught every other search in the
     # moment between a core's being reserved for a trial and the trial.
     os.environ.setdefault("RAY_kill_idle_workers_interval_ms", "0")
+
+
+def _let_first_processes_serve_trials() -> None:
+    """Let trials run in the processes that Ray has started with itself.
+
+    Ray Tune asks for environment variables (for PyTorch Lightning, and those of this process, which
+    a local Ray hands on anyway), and Ray gives no work to a process that was started without them.
+    """
+    from ray.tune.execution import class_cache  # slow to import
+
     class_cache.DEFAULT_ENV_VARS.clear()
     class_cache.ENV_VARS_TO_PROPAGATE.clear()
 

@@ -23,8 +23,8 @@ from study.arrays import TrainingArrays
 from study.config import Study
 from study.errors import storage_error
 from study.failures import EmergencyStop, Failure, failure_of
-from study.packing import Resources
 from study.recorder import SearchRecorder
+from study.resources import Resources
 from study.scheduler import SCORE, ArmScheduler
 from study.screen import EndedRun, Screen
 from study.searcher import ArmSearch, StudySearch

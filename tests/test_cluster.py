@@ -23,7 +23,7 @@ from study.dataset import Dataset
 from study.errors import UserError
 from study.features import here
 from study.nodes import inspect_nodes
-from study.packing import Resources
+from study.resources import Resources
 from study.screen import Screen
 from study.searcher import run_id
 from study.storage import Remote

@@ -140,6 +140,30 @@ def test_a_run_imports_no_more() -> None:
     assert not {*SLOW} & imported_by(textwrap.dedent(run))
 
 
+def test_ray_starts_before_anything_slow_is_imported() -> None:
+    slow = {*SLOW, "torch", "ray.tune", "pandas"}
+    assert not slow & imported_by("import study.ray_session")
+    started = printed_by(
+        """
+        import sys
+        from unittest.mock import patch
+
+        from study import ray_session
+        from study.config import StudyConfig, check
+
+        def start(**_):
+            print({"ray.tune", "study.training"} & sys.modules.keys())
+
+        with (
+            patch.object(ray_session, "start_ray", start),
+            ray_session.ray_ahead(check(StudyConfig(transfer="frozen"))),
+        ):
+            pass
+        """
+    )
+    assert started == "set()\n"
+
+
 def test_a_search_imports_no_loggers() -> None:
     count = "from ray.air._internal import usage; usage.tag_callbacks([object()])"
     assert "mlflow" in imported_by(count)

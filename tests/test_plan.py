@@ -13,7 +13,8 @@ from study.config import StudyConfig, check
 from study.errors import UserError
 from study.packing import Load, head_parameters, hungriest, runs_per_gpu
 from study.phases import describe_load
-from study.plan import DiskUse, check_disk, plan_cores, plan_disk, plan_resources, plan_table
+from study.plan import DiskUse, check_disk, plan_disk, plan_table
+from study.resources import plan_cores, plan_resources
 from study.screen import Screen
 
 GIB = 2**30

@@ -16,9 +16,9 @@ from study.champions import Champion
 from study.config import Study, StudyConfig, check
 from study.confirm import confirm
 from study.mirror import DriverMirror
-from study.packing import Resources
 from study.phases import run_settings
 from study.provenance import begin
+from study.resources import Resources
 from study.screen import Screen
 from study.search import search
 

@@ -63,7 +63,7 @@ from analysis.rundir import EpochRow
 from search_spaces import Choice, Fixed, Float, Range, find_space
 from study.config import Study
 from study.hardware import cpu_count
-from study.packing import Resources
+from study.resources import Resources
 from study.screen import Screen
 from study.search import search
 from study.searcher import _distributions, open_study, run_id

@@ -32,9 +32,9 @@ from study.features import load_features
 from study.hardware import cpu_count
 from study.inputs import choose_preprocess
 from study.phases import run_settings
-from study.plan import plan_resources
 from study.prepare import prepare_features
 from study.ray_session import find_machines, ray_session
+from study.resources import plan_resources
 from study.screen import Screen
 from study.search import search
 from study.training import TrainingData, train

@@ -21,8 +21,8 @@ from study import scheduler
 from study.config import Study, StudyConfig, check
 from study.inputs import load_inputs
 from study.phases import run_settings
-from study.plan import plan_resources
 from study.ray_session import find_machines, ray_session
+from study.resources import plan_resources
 from study.screen import Screen
 from study.search import search
 from study.searcher import open_study

@@ -1,0 +1,57 @@
+"""When Ray starts, and what becomes of one that does not."""
+
+import os
+from collections.abc import Iterator
+from unittest.mock import patch
+
+import pytest
+import ray
+
+from study import ray_session
+from study.config import Study, StudyConfig, check
+from study.ray_session import ray_ahead
+
+
+def make_study(**options: object) -> Study:
+    return check(StudyConfig(transfer="frozen", **options))  # type: ignore[arg-type]
+
+
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A start sets variables, and a constant of Ray's, which are not for other tests."""
+    monkeypatch.setattr(ray_session, "_keep_to_loopback", lambda: None)
+    with patch.dict(os.environ):
+        os.environ.pop("RAY_ADDRESS", None)
+        yield
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
+    """The calls of `start_ray`, which here starts none."""
+    found: list[dict[str, object]] = []
+    monkeypatch.setattr(ray_session, "start_ray", lambda **options: found.append(options))
+    return found
+
+
+def test_ray_gets_the_cores_that_the_study_can_use(calls: list[dict[str, object]]) -> None:
+    with ray_ahead(make_study(max_concurrent=1)):
+        assert [call["num_cpus"] for call in calls] == [1]
+
+
+@pytest.mark.parametrize("options", [{"dry_run": True}, {"address": "head:6379"}])
+def test_nothing_is_started_for_a_plan_or_a_cluster(
+    options: dict[str, object], calls: list[dict[str, object]]
+) -> None:
+    with ray_ahead(make_study(**options)):
+        assert not calls
+
+
+def test_who_needs_ray_says_why_it_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ray_session, "start_ray", fail)
+    with ray_ahead(make_study()):
+        assert not ray.is_initialized()
+        with pytest.raises(OSError, match="No space"), ray_session.ray_session(None):
+            pass
