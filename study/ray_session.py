@@ -119,6 +119,9 @@ def _start_here(cores: int, *, verbose: bool) -> None:
     _keep_to_loopback()
     _load_in_workers_at_once()
     os.environ.update(HEAPS | os.environ)
+    # Ray reports its use to its makers and says so in a notice, which `start_ray` keeps off the
+    # screen: nothing is reported that nobody was told of.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     start_ray(verbose=verbose, address="local", num_cpus=cores, include_dashboard=False)
 
 

@@ -38,6 +38,18 @@ def test_ray_gets_the_cores_that_the_study_can_use(calls: list[dict[str, object]
         assert [call["num_cpus"] for call in calls] == [1]
 
 
+@pytest.mark.parametrize("wanted", [None, "1"])
+def test_ray_reports_its_use_only_where_the_user_wants_it(
+    wanted: str | None, calls: list[dict[str, object]]
+) -> None:
+    os.environ.pop("RAY_USAGE_STATS_ENABLED", None)
+    if wanted:
+        os.environ["RAY_USAGE_STATS_ENABLED"] = wanted
+    with ray_ahead(make_study()):
+        assert calls
+        assert os.environ["RAY_USAGE_STATS_ENABLED"] == (wanted or "0")
+
+
 @pytest.mark.parametrize("options", [{"dry_run": True}, {"address": "head:6379"}])
 def test_nothing_is_started_for_a_plan_or_a_cluster(
     options: dict[str, object], calls: list[dict[str, object]]
