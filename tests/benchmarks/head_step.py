@@ -28,10 +28,10 @@ On a core of an Intel Xeon with AMX, bf16 (n = 5):
     | 1024, batches of 1024           | 17.2 (16.7 to 17.5) | 1.68 (1.65 to 1.72) |
 
 There the optimizer alone is faster than counted where its 34 MB stay in the cache (the head 1024).
-Before freed memory was kept, rows were taken by `index_select` and the gradient's factor was copied,
-an hour earlier: 5.4, 9.9, 36.9 and 22.9 ms; 1.58, 1.65, 2.44 and 2.21 times the least. What is left
-is rounding weights and gradients to and from bf16, a quarter of a step, the masks of dropout and
-what the processor's matrix units wait for on small matrices.
+An hour earlier, before freed memory was kept, rows were taken by `index_select` and the gradient's
+factor was copied: 5.4, 9.9, 36.9 and 22.9 ms; 1.58, 1.65, 2.44 and 2.21 times the least. What is
+left is rounding weights and gradients to and from bf16, a fifth of a step, the masks of dropout,
+and what the processor's matrix units wait for on small matrices.
 """
 
 import argparse
