@@ -86,18 +86,21 @@ def ray_ahead(study: Study) -> Iterator[None]:
 
     Ray mostly waits for its processes to come up. Meanwhile a thread imports PyTorch, and once they
     are up, they import what runs need. A cluster's Ray, and one that cannot be started, is left to
-    `ray_session`, as are all mistakes.
+    `ray_session`.
 
     Args:
         study: What the block is going to run.
+
+    Raises:
+        UserError: Not even one run fits on this machine.
     """
     if study.config.dry_run or cluster_address(study.config.address) is not None:
         yield
         return
+    cores = plan_cores(study, find_machines(None))
     threading.Thread(target=_import_slow_packages).start()
     try:
         try:
-            cores = plan_cores(study, find_machines(None))
             _start_here(cores, verbose=study.config.verbose)
         except Exception:
             ray.shutdown()

@@ -9,6 +9,7 @@ import ray
 
 from study import ray_session
 from study.config import Study, StudyConfig, check
+from study.errors import UserError
 from study.ray_session import ray_ahead
 
 
@@ -56,6 +57,15 @@ def test_nothing_is_started_for_a_plan_or_a_cluster(
 ) -> None:
     with ray_ahead(make_study(**options)):
         assert not calls
+
+
+def test_a_study_that_does_not_fit_is_told_at_once(calls: list[dict[str, object]]) -> None:
+    with (
+        pytest.raises(UserError, match="cpus-per-trial"),
+        ray_ahead(make_study(cpus_per_trial=999)),
+    ):
+        pass
+    assert not calls
 
 
 def test_who_needs_ray_says_why_it_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
