@@ -21,7 +21,7 @@ from study.arrays import PartArrays, TrainingArrays
 from study.checkpoint import load_state, save_state
 from study.config import Metric
 from study.hangs import Watch, hang_file, watched
-from study.heap import keep_freed
+from study.heap import give_back_freed, keep_freed
 from study.mirror import worker_copy
 from study.packing import Load, measure, memory_share
 from study.storage import Remote
@@ -322,6 +322,7 @@ def _measure(
 def _device(settings: RunSettings) -> Iterator[torch.device]:
     """The device that Ray has given this process, set up; its memory is free again afterwards."""
     torch.set_num_threads(settings.threads)
+    give_back_freed()  # what the run before was, and this one may be smaller
     keep_freed()
     if not ray.get_gpu_ids():
         yield torch.device("cpu")
