@@ -29,16 +29,17 @@ px (`--images 5120`):
     | onnxruntime |    1,000 | 6.21 (5.99 to 6.94) | 16.78 (16.29 to 17.24) |
     | limit       |   16,777 |                     |                      1 |
 
-and at 96 px (`--images 1280 --image-size 96`):
+and at 96 px (`--images 1280 --image-size 96`), later, since when freed memory is kept, by all that
+run after `ours` in the same process too:
 
     |             | images/s |         time / ours |           time / limit |
     | ----------- | -------: | ------------------: | ---------------------: |
-    | plain       |      115 | 6.52 (6.06 to 6.65) | 13.85 (12.95 to 14.12) |
-    | ours        |      738 | 1.00 (1.00 to 1.00) |    2.16 (1.95 to 2.20) |
-    | eager       |      354 | 2.16 (2.05 to 2.35) |    4.51 (4.41 to 5.09) |
-    | inductor    |      722 | 1.05 (0.99 to 1.12) |    2.21 (2.18 to 2.33) |
-    | onnxruntime |      192 | 3.84 (3.76 to 4.31) |    8.31 (8.25 to 8.41) |
-    | limit       |    1,597 |                     |                      1 |
+    | plain       |      141 | 5.59 (5.46 to 5.67) | 12.45 (12.14 to 12.97) |
+    | ours        |      801 | 1.00 (1.00 to 1.00) |    2.20 (2.17 to 2.32) |
+    | eager       |      440 | 1.81 (1.71 to 1.87) |    3.99 (3.92 to 4.12) |
+    | inductor    |      812 | 0.98 (0.95 to 1.00) |    2.17 (2.10 to 2.26) |
+    | onnxruntime |      192 | 4.04 (4.00 to 4.22) |    9.18 (8.85 to 9.27) |
+    | limit       |    1,758 |                     |                      1 |
 
 `eager` is what `ours` was in bf16 before. Where the processor has no bf16 `ours` is ONNX Runtime;
 measured when it was PyTorch step by step (`--images 2560`, n = 5, 2 cores of an AMD EPYC with AVX2,
