@@ -102,7 +102,7 @@ def ray_ahead(study: Study) -> Iterator[None]:
     try:
         try:
             _start_here(cores, verbose=study.config.verbose)
-        except Exception:
+        except Exception:  # `ray_session` tries again, and tells of it
             ray.shutdown()
         yield
     finally:

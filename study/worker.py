@@ -322,7 +322,7 @@ def _measure(
 def _device(settings: RunSettings) -> Iterator[torch.device]:
     """The device that Ray has given this process, set up; its memory is free again afterwards."""
     torch.set_num_threads(settings.threads)
-    give_back_freed()  # what the run before was, and this one may be smaller
+    give_back_freed()  # of the run before: this one may need less
     keep_freed()
     if not ray.get_gpu_ids():
         yield torch.device("cpu")
