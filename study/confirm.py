@@ -137,7 +137,7 @@ def confirm(
         while waiting := [r for r in planned if r.run_id not in {*phase.done, *phase.failed}]:
             set_aside = _run_all(phase, waiting, settings, resources)
             if set_aside:
-                alone = replace(resources, gpus=float(resources.gpus > 0), at_once=1)
+                alone = resources.one_at_a_time()
                 _run_all(phase, set_aside, replace(settings, gpu_share=alone.gpus), alone)
             # A run that was trained again may have turned out worse than one whose weights are
             # not kept.
@@ -262,8 +262,7 @@ def _run_all(
             row = _keep(phase, run, ray.get(ended[0]), attempts[run.run_id])
         except RayError as error:
             ray.kill(process)  # if it has not died, it may hold what the run has left behind
-            alone = resources.at_once == 1
-            match _what_follows(phase, run, attempts[run.run_id], error, alone=alone):
+            match _what_follows(phase, run, attempts[run.run_id], error, alone=resources.alone):
                 case "now":
                     waiting.appendleft(run)
                 case "at the end":

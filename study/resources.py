@@ -4,7 +4,7 @@ Known before anything slow is imported: Ray starts on it, while PyTorch is still
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from study.cluster import GPU_TYPE_LABEL, Machines
 from study.config import Study
@@ -21,6 +21,15 @@ class Resources:
     at_once: int
     gpu_types: tuple[str, ...] = ()
     """The types of GPU on which a run fits, as Ray names them; empty where it fits on all."""
+
+    @property
+    def alone(self) -> bool:
+        """Whether runs go one by one, each with a whole GPU or none."""
+        return self.at_once == 1 and self.gpus in (0, 1)
+
+    def one_at_a_time(self) -> "Resources":
+        """The same for runs one after the other, each with a whole GPU where it had a share."""
+        return replace(self, gpus=float(self.gpus > 0), at_once=1)
 
     @property
     def label_selector(self) -> dict[str, str]:

@@ -114,7 +114,7 @@ def _run_missing(
     """Run the trials that are missing, at last and one by one those that were set aside."""
     for alone in (False, True):
         if alone:
-            resources = replace(resources, gpus=float(resources.gpus > 0), at_once=1)
+            resources = resources.one_at_a_time()
             settings = replace(settings, gpu_share=resources.gpus)
         while True:
             arms = _arm_searches(study, storage, alone=alone)
@@ -190,8 +190,7 @@ def _tuner(
     tracker: "TrialTracker | None",
 ) -> tune.Tuner:
     ended = trial_rows(study, storage)
-    alone = resources.at_once == 1
-    recorder = SearchRecorder(study, searcher, screen, stop, ended, alone=alone)
+    recorder = SearchRecorder(study, searcher, screen, stop, ended, alone=resources.alone)
     import_no_loggers()
     arms = [arm.name for arm in study.space.arms]
     epochs = study.rundir.read_epochs()

@@ -45,6 +45,17 @@ def run_trial_short_of_memory(
         run_trial(config, shared, settings)
 
 
+def run_confirmation_short_of_memory(
+    attempt: Attempt, shared: list[Any], settings: RunSettings
+) -> Confirmation:
+    """The same for confirmation runs: those of one setting fit only with a whole GPU."""
+    assert ray.get_gpu_ids(), "Ray has given the run no GPU"
+    if "-recipe-dropout" in attempt.run_id and settings.gpu_share < 1:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+    with patch("ray.get_gpu_ids", return_value=[]):
+        return run_confirmation(attempt, shared, settings)
+
+
 def trial_with(
     fault: Callable[[], None], *, attempts: int = 1, victim: str = VICTIM
 ) -> Callable[..., None]:

@@ -13,7 +13,13 @@ from study.phases import run_settings, what_the_user_can_mend
 from study.resources import Resources
 from study.screen import Screen
 from study.search import search
-from tests.faults import confirmation_with, eat_memory, run_trial_short_of_memory, trial_with
+from tests.faults import (
+    confirmation_with,
+    eat_memory,
+    run_confirmation_short_of_memory,
+    run_trial_short_of_memory,
+    trial_with,
+)
 from tests.tiny import TRAINING, make_study, part, run_confirm, run_search
 
 
@@ -58,6 +64,22 @@ def test_a_trial_out_of_gpu_memory_is_tried_again_alone_and_its_neighbours_go_on
         1,
         2,
     ]
+
+
+def test_a_lone_run_with_a_share_of_a_gpu_is_tried_again_with_all_of_it(
+    a_ray: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with --max-concurrent 1 --gpus-per-trial 0.25: alone on its GPU, but held to a quarter."""
+    a_ray(num_gpus=1)
+    monkeypatch.setattr("study.search.run_trial", run_trial_short_of_memory)
+    monkeypatch.setattr("study.confirm.run_confirmation", run_confirmation_short_of_memory)
+    study = make_study(tmp_path, epochs=2, seeds=1, gpus_per_trial=0.25, max_concurrent=1)
+    lone = Resources(1, 0.25, 1)
+    trials = run_search(study, lone)
+    assert trials["dropout-001"] == ("completed", 2)
+    assert trials["no-dropout-001"] == ("failed", 2)
+    run_confirm(study, lone)
+    assert len(study.rundir.read_confirm()) == 4
 
 
 def test_a_trial_that_eats_all_memory_is_ended_and_goes_on_with_fewer_beside_it(
