@@ -13,10 +13,10 @@ import time
 from collections.abc import Sequence
 
 from analysis.errors import RunDirError
-from study import interrupt
-from study.began import BEGAN
+from study import STARTED
 from study.config import Study, check, parse, resume_command
 from study.errors import StudyStoppedError, UserError
+from study.system import signals
 
 
 def main(arguments: Sequence[str] | None = None, began: float | None = None) -> int:
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None, began: float | None = None) -> 
     """
     began = time.time() if began is None else began
     study = None
-    interrupt.listen()
+    signals.install_handlers()
     try:
         study = check(parse(arguments))
         # Only now: ray and torch take seconds to import, which a wrong option need not wait for.
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None, began: float | None = None) -> 
         stopped = isinstance(error, StudyStoppedError)
         return leave(f"{error}{go_on(study) if stopped else ''}", 2)
     except KeyboardInterrupt:
-        return leave(f"interrupted.{go_on(study)}", interrupt.status())
+        return leave(f"interrupted.{go_on(study)}", signals.exit_status())
     return 0
 
 
@@ -58,8 +58,8 @@ def leave(message: str, status: int) -> int:
 
 
 if __name__ == "__main__":
-    exit_status = main(began=BEGAN)
-    if interrupt.received:
+    exit_status = main(began=STARTED)
+    if signals.received:
         # What Ray does at the end of an interrupted process may abort it, with a status of its own.
         sys.stdout.flush()
         sys.stderr.flush()

@@ -1,6 +1,10 @@
-"""Running a study: data, backbone, features, training, search, confirmation, export."""
+"""Running a study: data, models, features, training, search, confirmation, export."""
 
 import os
+import time
+
+#: Process start, Unix seconds; import this package before anything slow.
+STARTED = time.time()
 
 # Ray reads these when it is imported, which any module of this package may do first.
 # Under `uv run`, Ray would pack the working directory and build an environment per worker.

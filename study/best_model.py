@@ -18,7 +18,6 @@ from analysis.rundir import write_whole
 from analysis.verdict import compute_verdict, say_loss
 from study import bundle, portable, verify
 from study.bundle import Bundle
-from study.cache import sha256_of
 from study.card import Measured, measure, write_card
 from study.champions import Champion
 from study.choose import Chosen, choose
@@ -27,6 +26,7 @@ from study.errors import UserError, storage_error
 from study.inputs import Inputs
 from study.prepare import no_standardisation
 from study.screen import describe_score
+from study.system.cache import sha256_of
 from study.tensors import part_of
 from study.verify import Agreement
 

@@ -29,7 +29,7 @@ from study.features import folded, images_at_once
 from study.head import FEATURES, Dropout, restore_head
 from study.onednn_backbone import in_onednn
 from study.prepare import Standardisation
-from study.progress import progress
+from study.system.progress import progress
 from study.tensors import part_of, save_whole
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"

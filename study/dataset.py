@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from study.cache import sha256_of
 from study.errors import UserError
+from study.system.cache import sha256_of
 
 #: The fewest images of which a part can be asked for.
 SMALLEST_PART = 200

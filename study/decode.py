@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from study.hardware import cpu_count
+from study.system.hardware import cpu_count
 
 #: Part of the cache's key: raise it with every change to this code that changes the pixels.
 VERSION = 1

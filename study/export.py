@@ -13,12 +13,12 @@ from typing import Annotated
 
 import tyro
 
-from study.command import parse_arguments, run_command
 from study.config import Study, check, parse
 from study.errors import UserError
 from study.place import Place
 from study.screen import Screen
 from study.storage import is_uri
+from study.system.cli import parse_arguments, run_command
 
 PROG = "python -m study.export"
 

@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from study.backbone import Preprocess, build_backbone
-from study.cache import cache_dir, cached, sha256_of, whole_file
 from study.dataset import Dataset
-from study.hardware import has_native_bf16
 from study.head import FEATURES
-from study.heap import give_back_freed, keep_freed
-from study.progress import console, progress
+from study.system.cache import cache_dir, cached, sha256_of, whole_file
+from study.system.hardware import has_native_bf16
+from study.system.malloc import give_back_freed, keep_freed
+from study.system.progress import console, progress
 from study.weights import Weights
 
 __all__ = [

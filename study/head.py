@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from search_spaces import Value, dropout_rates, hidden_widths
-from study.streams import derive_seed
+from study.seeds import derive_seed
 
 FEATURES = 2048
 """Length of the backbone's output, which is the head's input."""

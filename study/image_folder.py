@@ -21,11 +21,11 @@ import PIL
 from PIL import Image
 
 from study import decode
-from study.cache import cache_dir, cached, sha256_of, whole_file
 from study.dataset import SMALLEST_PART, Dataset, in_proportion, shuffled_by_class
 from study.decode import UnreadableImageError, as_text, is_image_name, read_images, walk
 from study.errors import UserError
-from study.progress import console, progress
+from study.system.cache import cache_dir, cached, sha256_of, whole_file
+from study.system.progress import console, progress
 
 PartName = Literal["train", "val", "test"]
 PARTS: tuple[PartName, ...] = ("train", "val", "test")

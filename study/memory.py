@@ -14,7 +14,7 @@ from typing import Literal
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from study.streams import derive_seed
+from study.seeds import derive_seed
 
 #: So many ended trials of an arm are shown at most. TPE goes over them in 7 ms, over 5,000 in 50.
 SHOWN = 500

@@ -83,7 +83,7 @@ def look_around(place: Path | Remote, token: str) -> Look:
         import torch
 
         import study.worker  # noqa: F401 - with all that a run needs
-        from study.hardware import has_native_bf16
+        from study.system.hardware import has_native_bf16
 
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         native_bf16 = has_native_bf16(device)

@@ -12,18 +12,15 @@ from ray.exceptions import OutOfDiskError, RayError, RayTaskError
 
 from analysis.health import IMBALANCE
 from analysis.rundir import RunDir
-from study import interrupt
 from study.arrays import TrainingArrays
 from study.ask import on_node
 from study.champions import champions
-from study.clock import Clock
 from study.cluster import Machines
 from study.config import Metric, Study
 from study.confirm import confirm
 from study.errors import StudyStoppedError, UserError, storage_error
 from study.failures import failure_of
 from study.features import Compute
-from study.heap import give_back_freed
 from study.hold import held
 from study.inputs import Inputs, load_inputs
 from study.integrity import check_left, refuse_foreign
@@ -46,6 +43,9 @@ from study.resources import Resources, is_measured, plan_cores, plan_resources
 from study.screen import Screen
 from study.search import search
 from study.spread import on_cluster
+from study.system import signals
+from study.system.malloc import give_back_freed
+from study.system.phase_timer import PhaseTimer
 from study.worker import RunSettings, measure_load
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def run(study: Study, began: float | None = None) -> None:
         return
     with held(study, screen) as study:
         try:
-            clock = Clock(study.rundir, began)
+            clock = PhaseTimer(study.rundir, began)
             compute = inspect(study, machines, screen)
             report, exported = run_phases(study, machines, compute, clock, screen)
         except BaseException as error:
@@ -205,7 +205,7 @@ def prepare(
     machines: Machines,
     record: Mapping[str, Any],
     compute: Compute | None,
-    clock: Clock,
+    clock: PhaseTimer,
     screen: Screen,
 ) -> tuple[Inputs, Prepared]:
     """Load what the study needs, make sure that it is what an earlier start had, and note it.
@@ -264,7 +264,7 @@ def warn_of_images(data: Mapping[str, Any], metric: Metric) -> list[str]:
 
 
 def run_phases(
-    study: Study, machines: Machines, compute: Compute | None, clock: Clock, screen: Screen
+    study: Study, machines: Machines, compute: Compute | None, clock: PhaseTimer, screen: Screen
 ) -> "tuple[Report, Exported]":
     """Prepare, search, confirm, report, export."""
     config, record = study.config, take_up(study)
@@ -286,19 +286,19 @@ def run_phases(
         if study.searched:
             with clock.phase("search", resources.at_once):
                 search(study, training, settings, resources, screen)
-        interrupt.check()
+        signals.raise_if_received()
         found = champions(study)
         if config.seeds:
             with clock.phase("confirm", resources.at_once):
                 confirm(study, found, training, test, settings, resources, screen)
-    interrupt.check()
+    signals.raise_if_received()
     with clock.phase("report"):
         # Only now: with what draws and exports they take seconds to import, and training need not
         # wait.
         from analysis.report import write_report
 
         report = write_report(study.rundir.path)
-    interrupt.check()
+    signals.raise_if_received()
     with clock.phase("export"):
         from study.best_model import export
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from analysis.codec import from_json
 from analysis.rundir import RunDir, check_format
-from study.cache import cache_dir
 from study.errors import UserError
 from study.storage import Remote, check_uri, is_uri
+from study.system.cache import cache_dir
 
 
 @dataclass(frozen=True)

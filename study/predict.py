@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, TextIO
 import numpy as np
 import tyro
 
-from study.command import parse_arguments, run_command
 from study.errors import UserError
+from study.system.cli import parse_arguments, run_command
 
 if TYPE_CHECKING:  # torch takes seconds to import, which a wrong argument need not wait for
     from study.bundle import Model

@@ -12,7 +12,7 @@ from study.dataset import Dataset, Split
 from study.features import Features
 from study.head import FEATURES
 from study.network import Pretrained
-from study.streams import derive_seed
+from study.seeds import derive_seed
 
 #: Rows of features that are in fp32 at a time: what a core's cache holds.
 ROWS = 256

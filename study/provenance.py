@@ -19,8 +19,8 @@ from study.dataset import Dataset, Split, count_by_class
 from study.duplicates import find_duplicates
 from study.errors import UserError
 from study.features import FeaturesName
-from study.hardware import cpu_count
-from study.streams import derive_seed
+from study.seeds import derive_seed
+from study.system.hardware import cpu_count
 from study.weights import Weights
 
 PACKAGES = ("ray", "torch", "torchvision", "optuna", "numpy", "pandas", "dropout-study")

@@ -29,8 +29,8 @@ from study.cluster import (
 )
 from study.config import Study
 from study.errors import UserError
-from study.hardware import cpu_count, gpu_count
 from study.resources import plan_cores
+from study.system.hardware import cpu_count, gpu_count
 
 #: How many heaps a process that trains may have: one. Each trial has a thread of its own, glibc
 #: gives threads heaps of their own, and those keep what a trial has freed: half a gigabyte after

@@ -11,7 +11,6 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 
 from analysis.rundir import EpochRow, TrialRow
-from study import interrupt
 from study.config import Study
 from study.errors import StorageError, StudyStoppedError, storage_error
 from study.failures import (
@@ -25,6 +24,7 @@ from study.hangs import find_hang
 from study.scheduler import EPOCH, SCORE, rung_decision
 from study.screen import EndedRun, Screen
 from study.searcher import StudySearch
+from study.system import signals
 from study.trials import completed_by_arm, delete_worse
 from study.worker import AGAIN, worker_name
 
@@ -65,7 +65,7 @@ class SearchRecorder(Callback):
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: object) -> None:
         """End the search if the study was interrupted; called ten times a second."""
-        interrupt.check()
+        signals.raise_if_received()
         with self._stopping():
             self._study.rundir.tick()
 

@@ -22,7 +22,7 @@ from analysis.words import duration
 from search_spaces import PARAMETERS, Value
 from study.config import Metric
 from study.errors import UserError
-from study.progress import console
+from study.system.progress import console
 from study.training import is_better
 
 

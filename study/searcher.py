@@ -35,7 +35,7 @@ from search_spaces import Arm, Choice, Fixed, Float, Range, Space
 from study.memory import SamplerMemory
 from study.optuna_rows import write_begin, write_end
 from study.scheduler import EPOCH, SCORE
-from study.streams import derive_seed
+from study.seeds import derive_seed
 
 State = Literal["completed", "pruned", "diverged", "failed"]
 

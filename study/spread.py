@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from study.backbone import Preprocess
 from study.cluster import Machines
 from study.features import FEATURES, Compute, Precision, compute_features, images_at_once
-from study.progress import progress
+from study.system.progress import progress
 
 #: Parts per worker: enough that fast machines take more of them, and that little is lost with one.
 PARTS_PER_WORKER = 4

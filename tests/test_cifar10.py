@@ -21,7 +21,7 @@ from study.data import load_dataset
 from study.dataset import Dataset, make_split
 from study.errors import UserError
 from study.layouts import BINARY_FILES, LABEL_FILES, PNG_FILES
-from study.sources import SourceError
+from study.system.download import SourceError
 
 SPLIT_SHA256 = "3a38f4ba0a652e4e0b17c041f6d67a588d65553ef08c65586485a06163c8cd15"
 

@@ -17,7 +17,6 @@ from analysis.optuna_db import read_searches
 from analysis.rundir import ConfirmRow, RunDir, TrialRow
 from study import phases, ray_session, spread
 from study.backbone import build_backbone
-from study.cache import cache_dir
 from study.cluster import GPU_TYPE_LABEL, Machines
 from study.dataset import Dataset
 from study.errors import UserError
@@ -27,6 +26,7 @@ from study.resources import Resources
 from study.screen import Screen
 from study.searcher import run_id
 from study.storage import Remote
+from study.system.cache import cache_dir
 from study.weights import Weights
 from tests.clusters import ray_cluster
 from tests.command import SMALL, command, run

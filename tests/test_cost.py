@@ -221,7 +221,7 @@ def test_trials_get_the_processes_that_have_imported_what_runs_need() -> None:
         import psutil, ray
         from ray.util.placement_group import placement_group
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-        from study.hardware import cpu_count
+        from study.system.hardware import cpu_count
         from study.ray_session import ray_session
 
         class Trial:

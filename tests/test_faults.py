@@ -12,9 +12,10 @@ import ray
 import torch
 
 from analysis.rundir import RunDir
-from study import interrupt, phases
+from study import phases
 from study.config import check, parse
 from study.errors import StorageError, StudyStoppedError
+from study.system import signals
 from study.training import train
 from tests.disks import small_disk
 from tests.faults import (
@@ -247,11 +248,11 @@ def test_an_interrupt_that_got_lost_ends_the_study_all_the_same(
     """Code that is not ours may swallow the exception; the signal is remembered."""
     study = make_study(tmp_path, seeds=2)
     with monkeypatch.context() as lost:
-        lost.setattr(interrupt, "received", [signal.SIGINT])
+        lost.setattr(signals, "received", [signal.SIGINT])
         for phase in (run_confirm, run_search):
             with pytest.raises(KeyboardInterrupt):
                 phase(study)
-        assert interrupt.status() == 130
+        assert signals.exit_status() == 130
     assert not study.rundir.trials.exists()
     assert not study.rundir.confirm.exists()
     # The command would end Ray, and with it what still runs.

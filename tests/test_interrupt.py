@@ -6,19 +6,19 @@ import sys
 #: Python cannot raise what comes up while an object is destroyed, and writes it down instead.
 LOST = """
 import os, signal, sys
-from study import interrupt
+from study.system import signals
 
 class Destroyed:
     def __del__(self):
         {in_destructor}
 
-interrupt.listen()
+signals.install_handlers()
 Destroyed()
 print("went on")
 try:
-    interrupt.check()
+    signals.raise_if_received()
 except KeyboardInterrupt:
-    sys.exit(interrupt.status())
+    sys.exit(signals.exit_status())
 """
 
 

@@ -14,7 +14,6 @@ import pytest
 
 from analysis.optuna_db import open_storage, read_searches
 from analysis.rundir import ConfirmRow, EpochRow, RunDir
-from study.clock import Clock
 from study.config import Study
 from study.errors import StorageError, StudyStoppedError, UserError
 from study.integrity import check_left
@@ -22,6 +21,7 @@ from study.mirror import DriverMirror
 from study.place import working_copy
 from study.searcher import open_study, run_id
 from study.storage import Remote
+from study.system.phase_timer import PhaseTimer
 from tests.tiny import make_study
 
 FIXTURE = RunDir(Path(__file__).parent / "fixtures" / "run")
@@ -422,10 +422,10 @@ def test_the_times_of_phases_follow_to_the_store(
 ) -> None:
     with mirrored(study, remote) as (mine, mirror):
         mine.rundir.write_study(mine.rundir.read_study())
-        Clock(mine.rundir, 1.0).started()
+        PhaseTimer(mine.rundir, 1.0).started()
         mirror.flush()
     there = pulled(study, remote, tmp_path / "there")
-    Clock(there.rundir, 2.0).started()
+    PhaseTimer(there.rundir, 2.0).started()
     rows = there.rundir.read_phases()
     assert [(row.start, row.begin) for row in rows] == [(1, 1.0), (2, 2.0)]
 

@@ -33,7 +33,7 @@ from study.recorder import SearchRecorder
 from study.scheduler import ArmScheduler
 from study.screen import Screen
 from study.searcher import ArmSearch, StudySearch, open_study
-from study.streams import derive_seed
+from study.seeds import derive_seed
 from tests.test_search import CONTROLLER
 from tests.tiny import make_study
 

@@ -18,9 +18,8 @@ from typing import Literal
 
 import pytest
 
-from study import sources
 from study.errors import UserError
-from study.sources import (
+from study.system.download import (
     NpmPackage,
     SourceError,
     WebFile,
@@ -75,7 +74,7 @@ def test_other_file_than_the_published_one_is_refused(
 def test_silent_server_is_given_up(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "TIMEOUT", 0.2)
+    monkeypatch.setattr("study.system.download.TIMEOUT", 0.2)
     started = time.monotonic()
     with pytest.raises(SourceError, match="timed out"):
         download(WebFile(f"{server}/silent", "md5", "0" * 32), tmp_path / "file", "it")
@@ -154,7 +153,7 @@ def test_npm_without_progress_is_given_up(
     path: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand_in(path, "exec /bin/sleep 30")
-    monkeypatch.setattr(sources, "STALL", 0.3)
+    monkeypatch.setattr("study.system.download.STALL", 0.3)
     started = time.monotonic()
     with pytest.raises(SourceError, match="npm has received nothing"):
         npm_pack(package(b"content"), workplace)
@@ -269,7 +268,7 @@ def test_many_files_that_are_too_much_together(
         for number in range(20):
             add(tar, f"{number}/wanted", bytes(10_000))
     assert read_members(archive, ["wanted"]) == {"wanted": bytes(10_000)}
-    monkeypatch.setattr(sources, "LARGEST_ARCHIVE", 100_000)
+    monkeypatch.setattr("study.system.download.LARGEST_ARCHIVE", 100_000)
     with pytest.raises(ValueError, match=r"^it unpacks to more than 100,000 bytes$"):
         read_members(archive, ["wanted"])
 

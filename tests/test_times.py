@@ -17,7 +17,7 @@ from analysis.grid import show_slot_times, show_times
 from analysis.report import write_report
 from analysis.rundir import PhaseRow, RunDir, RunDirError
 from analysis.times import PhaseTime, SlotTime, Times, compute_times, say_times
-from study.clock import Clock
+from study.system.phase_timer import PhaseTimer
 from tests.made_up import frames
 
 BEGAN = 1e9
@@ -354,7 +354,7 @@ def test_a_line_cut_short_is_left_out_and_overwritten(run: RunDir) -> None:
 
 
 def test_the_clock_counts_starts_and_ends_what_is_interrupted(run: RunDir) -> None:
-    clock = Clock(run, 100.0)
+    clock = PhaseTimer(run, 100.0)
     assert not run.phases.exists()
     clock.started()
     with pytest.raises(KeyboardInterrupt), clock.phase("search", 3):
@@ -363,16 +363,16 @@ def test_the_clock_counts_starts_and_ends_what_is_interrupted(run: RunDir) -> No
     assert (first.start, first.phase, first.begin, first.slots) == (1, "start-up", 100, 1)
     assert (second.start, second.phase, second.slots) == (1, "search", 3)
     assert first.end <= second.begin <= second.end
-    Clock(run, 200.0).started()
+    PhaseTimer(run, 200.0).started()
     assert run.read_phases()[-1].start == 2
     # Starts of an earlier version stand in study.json only.
     run.write_study({"starts": [{}, {}, {}]})
-    Clock(run, 300.0).started()
+    PhaseTimer(run, 300.0).started()
     assert run.read_phases()[-1].start == 4
 
 
 def test_a_full_disk_does_not_hide_what_ended_a_phase(run: RunDir) -> None:
-    clock = Clock(run, 100.0)
+    clock = PhaseTimer(run, 100.0)
     run.phases.mkdir()
     with pytest.raises(ValueError, match="the reason"), clock.phase("search"):
         raise ValueError("the reason")
@@ -386,7 +386,7 @@ def test_a_damaged_file_is_said_and_stops_nothing(run: RunDir) -> None:
     with pytest.raises(RunDirError, match=r"phases\.jsonl, line 1"):
         run.read_phases()
     assert "phases.jsonl, line 1" in " ".join(load_what_is_there(run.path).problems)
-    Clock(run, 100.0).started()
+    PhaseTimer(run, 100.0).started()
     assert json.loads(run.phases.read_text().splitlines()[-1])["start"] == 2
 
 

@@ -22,11 +22,11 @@ from onnx import TensorProto, helper
 from ray.tune.experiment import Trial
 
 from analysis.rundir import TrialRow
-from study import interrupt
 from study.config import Study, StudyConfig, as_arguments, check, parse
 from study.errors import UserError
 from study.phases import check_tracking
 from study.screen import Screen
+from study.system import signals
 from study.tracking import TrialTracker, epoch_metrics, register_best_model
 from tests.faults import import_nothing_of_mlflow, kill_the_worker, raise_or_diverge, trial_with
 from tests.mlflow_server import install_mlflow, kill_mlflow, start_mlflow
@@ -146,7 +146,7 @@ def test_an_interrupted_study_goes_on_in_the_same_runs(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as interrupted:
-        interrupted.setattr(interrupt, "check", interrupt_in_the_middle)
+        interrupted.setattr(signals, "raise_if_received", interrupt_in_the_middle)
         with pytest.raises(KeyboardInterrupt):
             run_search(study)
     begun = runs_of(study)

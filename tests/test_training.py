@@ -15,7 +15,7 @@ from study.config import Metric
 from study.errors import StorageError
 from study.head import Dropout, Linear, build_head, restore_head
 from study.optimizer import learning_rate_factor
-from study.streams import derive_seed
+from study.seeds import derive_seed
 from study.tensors import save_whole
 from study.training import (
     EpochMetrics,

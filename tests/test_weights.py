@@ -29,7 +29,7 @@ from study.backbone import (
 )
 from study.dataset import Dataset
 from study.errors import UserError
-from study.sources import SourceError
+from study.system.download import SourceError
 from study.weights import Weights, load_weights
 
 KERAS_SHA256 = "0266e56f3825e85c1a62cb670af79221a50d607c68801a6e4cae8d2d14203bc1"

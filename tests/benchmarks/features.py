@@ -70,7 +70,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from study.backbone import Preprocess, build_backbone
 from study.data import load_dataset
 from study.features import Precision, compute_features, folded
-from study.hardware import cpu_count, has_native_bf16
+from study.system.hardware import cpu_count, has_native_bf16
 from study.weights import load_weights
 from tests.benchmarks.paired import Spread, about, in_turn, ratio, show
 

@@ -58,11 +58,11 @@ from study.backbone import PREPROCESSES, Preprocess
 from study.data import load_dataset
 from study.dataset import make_split
 from study.errors import UserError
-from study.hardware import cpu_count
 from study.network import Network, Pretrained
 from study.packing import hungriest, measure, runs_per_gpu
 from study.prepare import Prepared, prepare_images
 from study.step import forward, own_stream
+from study.system.hardware import cpu_count
 from study.training import (
     Part,
     TrainingData,

@@ -19,8 +19,8 @@ from study.arrays import PartArrays
 from study.augment import draw_views
 from study.backbone import PREPROCESSES
 from study.optimizer import build_optimizer, learning_rate_factor, set_learning_rates
+from study.seeds import derive_seed, generator
 from study.step import TrainingStep, own_stream
-from study.streams import derive_seed, generator
 from study.training import TrainingData, build_model, epoch_order
 
 #: Records work and returns what does it again; see `study.step.TrainingStep`.

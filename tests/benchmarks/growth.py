@@ -22,7 +22,7 @@ from tempfile import TemporaryDirectory
 from analysis.frames import load_frames
 from analysis.times import Times, compute_times
 from study.data import load_dataset
-from study.hardware import cpu_count
+from study.system.hardware import cpu_count
 from study.weights import load_weights
 from tests.benchmarks.paired import Spread, about, ratio, show
 from tests.benchmarks.processes import cache_without_features, watch_memory

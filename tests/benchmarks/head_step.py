@@ -42,11 +42,11 @@ from collections.abc import Callable
 import torch
 
 from search_spaces import Value, hidden_widths
-from study.hardware import has_native_bf16
 from study.head import FEATURES, build_head
-from study.heap import keep_freed
 from study.optimizer import build_optimizer
 from study.step import TrainingStep
+from study.system.hardware import has_native_bf16
+from study.system.malloc import keep_freed
 from tests.benchmarks.features import matrix_rate
 from tests.benchmarks.paired import Spread, about, show
 

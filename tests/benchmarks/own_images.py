@@ -34,10 +34,10 @@ from study import bundle
 from study.bundle import Bundle, Model
 from study.data import load_dataset
 from study.decode import read_images
-from study.hardware import cpu_count
 from study.head import FEATURES, build_head
 from study.predict import predict_batches
 from study.prepare import no_standardisation
+from study.system.hardware import cpu_count
 from study.weights import load_weights
 
 SIDE = 96

@@ -16,7 +16,7 @@ from statistics import median
 
 import torch
 
-from study.hardware import cpu_count
+from study.system.hardware import cpu_count
 
 
 @dataclass(frozen=True)

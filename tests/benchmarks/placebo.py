@@ -38,7 +38,7 @@ from study.champions import Champion
 from study.confirm import cells
 from study.scheduler import EPOCH, SCORE, ArmScheduler
 from study.searcher import ArmSearch, StudySearch
-from study.streams import derive_seed
+from study.seeds import derive_seed
 
 SPACE = find_space("placebo")
 EPOCHS, TRIALS, SEEDS = 15, 40, 8

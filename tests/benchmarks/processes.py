@@ -6,7 +6,7 @@ from pathlib import Path
 
 import psutil
 
-from study.cache import cache_dir
+from study.system.cache import cache_dir
 
 #: Seconds between two looks at a process's memory, where nothing else is said.
 LOOK_EVERY = 0.5

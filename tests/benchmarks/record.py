@@ -36,10 +36,10 @@ from study.config import StudyConfig
 from study.data import load_dataset
 from study.dataset import make_split
 from study.features import load_features
-from study.hardware import cpu_count
 from study.prepare import prepare_features
 from study.searcher import _distributions
-from study.streams import derive_seed
+from study.seeds import derive_seed
+from study.system.hardware import cpu_count
 from study.training import NonFiniteLossError, TrainingData, train
 from study.weights import load_weights
 

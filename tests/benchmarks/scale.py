@@ -62,11 +62,11 @@ from analysis.optuna_db import open_storage
 from analysis.rundir import EpochRow
 from search_spaces import Choice, Fixed, Float, Range, find_space
 from study.config import Study
-from study.hardware import cpu_count
 from study.resources import Resources
 from study.screen import Screen
 from study.search import search
 from study.searcher import _distributions, open_study, run_id
+from study.system.hardware import cpu_count
 from study.worker import RunSettings
 from tests.benchmarks.sleeping import SleepSettings, sleep_and_report
 from tests.tiny import make_study

@@ -29,7 +29,6 @@ from study.config import StudyConfig, check
 from study.data import load_dataset
 from study.dataset import make_split
 from study.features import load_features
-from study.hardware import cpu_count
 from study.inputs import choose_preprocess
 from study.phases import run_settings
 from study.prepare import prepare_features
@@ -37,6 +36,7 @@ from study.ray_session import find_machines, ray_session
 from study.resources import plan_resources
 from study.screen import Screen
 from study.search import search
+from study.system.hardware import cpu_count
 from study.training import TrainingData, train
 from study.weights import load_weights
 

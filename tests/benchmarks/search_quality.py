@@ -99,10 +99,10 @@ from scipy import stats
 
 from search_spaces import Choice, Fixed, Float, Value, find_space
 from study.config import GRACE_PERIOD, REDUCTION_FACTOR, StudyConfig
-from study.hardware import cpu_count
 from study.scheduler import EPOCH, SCORE, ArmScheduler
 from study.searcher import ArmSearch, StudySearch, _distributions
-from study.streams import derive_seed
+from study.seeds import derive_seed
+from study.system.hardware import cpu_count
 from tests.benchmarks.paired import about, show
 
 SPACE = find_space("dropout")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 from study.errors import UserError
-from study.progress import console, progress
+from study.system.progress import console, progress
 
 #: Seconds without an answer after which a web server counts as out of reach.
 TIMEOUT = 10

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, TypeVar
 import tyro
 
 from analysis.errors import RunDirError
-from study import interrupt
 from study.errors import UserError
+from study.system import signals
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -51,7 +51,7 @@ def run_command(prog: str, body: Callable[[], int]) -> int:
         body: Gives the exit status; a mistake of the user's gives 2, an interruption that of the
             signal.
     """
-    interrupt.listen()
+    signals.install_handlers()
     try:
         return body()
     except (UserError, RunDirError) as error:
@@ -59,7 +59,7 @@ def run_command(prog: str, body: Callable[[], int]) -> int:
         return 2
     except KeyboardInterrupt:
         sys.stderr.write(f"{prog}: interrupted.\n")
-        return interrupt.status()
+        return signals.exit_status()
 
 
 def _one_line(box: str, kind: type[Arguments], prog: str) -> str:

@@ -13,7 +13,7 @@ from types import FrameType
 received: list[int] = []
 
 
-def listen() -> None:
+def install_handlers() -> None:
     """Take SIGTERM and SIGHUP as Ctrl-C is taken; one that is to be ignored is left alone."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:
@@ -21,7 +21,7 @@ def listen() -> None:
     sys.unraisablehook = _without_interrupts(sys.unraisablehook)
 
 
-def check() -> None:
+def raise_if_received() -> None:
     """End the study if a signal has come.
 
     Raises:
@@ -31,7 +31,7 @@ def check() -> None:
         raise KeyboardInterrupt
 
 
-def status() -> int:
+def exit_status() -> int:
     """The exit status of a process that was interrupted: 128 and the signal's number."""
     return 128 + (received[0] if received else signal.SIGINT)
 

@@ -10,7 +10,7 @@ from analysis.rundir import PhaseRow, RunDir, RunDirError
 from study.errors import StudyStoppedError
 
 
-class Clock:
+class PhaseTimer:
     """Writes down the phases of one start of a study."""
 
     def __init__(self, rundir: RunDir, began: float) -> None:

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from study.errors import UserError
-from study.progress import console
+from study.system.progress import console
 
 T = TypeVar("T")
 
