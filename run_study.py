@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from analysis.errors import RunDirError
+from analysis.rundir.errors import RunDirError
 from study import STARTED
 from study.config import Study, check, parse, resume_command
 from study.errors import StudyStoppedError, UserError

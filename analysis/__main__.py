@@ -6,8 +6,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from analysis.compare import write_comparison
-from analysis.report import write_report
+from analysis.report.compare import write_comparison
+from analysis.report.write import write_report
 from analysis.rundir import RunDirError
 
 #: Columns of the output where no terminal says how wide it is.

@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeVar
 import pandas as pd
 
 from analysis.rundir import ConfirmRow, EpochRow, PhaseRow, RunDir, RunDirError, TrialRow
+from analysis.rundir.metric import mode
 from analysis.words import count
 
 Row = TypeVar("Row")
@@ -93,7 +94,7 @@ def load_frames(run_dir: Path) -> StudyFrames:
     )
 
 
-def load_what_is_there(run_dir: Path) -> StudyFrames:
+def load_readable_frames(run_dir: Path) -> StudyFrames:
     """Read a run directory that may be damaged or half finished, and say what is missing.
 
     Raises:
@@ -140,7 +141,7 @@ def _searches(record: Mapping[str, Any]) -> bool:
 def compute_champions(frames: StudyFrames) -> pd.DataFrame:
     """The rows of the champions: per arm the best score among the trials that reached the end."""
     completed = frames.trials[frames.trials["state"] == "completed"]
-    ascending = frames.metric == "val_loss"
+    ascending = mode(frames.metric) == "min"
     best_first = completed.sort_values("score", ascending=ascending, kind="stable")
     return best_first.drop_duplicates("arm").sort_index()
 

@@ -2,8 +2,6 @@
 
 import math
 
-from analysis.signflip import Effect
-
 MINUS = "\N{MINUS SIGN}"
 
 
@@ -15,11 +13,6 @@ def signed(value: float, digits: int = 2) -> str:
         return "+∞" if value > 0 else f"{MINUS}∞"
     text = f"{value:+.{digits}f}"
     return text.replace("-", MINUS)
-
-
-def interval(effect: Effect, digits: int = 2) -> str:
-    """The ends of its confidence interval: +0.20 to +1.00."""
-    return f"{signed(effect.low, digits)} to {signed(effect.high, digits)}"
 
 
 def p_value(p: float) -> str:

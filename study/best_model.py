@@ -15,7 +15,7 @@ from torch import Tensor
 
 from analysis.frames import load_frames
 from analysis.rundir import write_whole
-from analysis.verdict import compute_verdict, say_loss
+from analysis.stats.verdict import compute_verdict, describe_loss
 from study import bundle, portable, verify
 from study.bundle import Bundle
 from study.card import Measured, measure, write_card
@@ -114,7 +114,7 @@ def describe(exported: Exported) -> str:
     )
 
 
-def say_whether_it_pays(study: Study, chosen: Chosen) -> str:
+def describe_ensemble_gain(study: Study, chosen: Chosen) -> str:
     """What an ensemble gains on val over the best single run, as a sentence; empty for others."""
     if chosen.best_single is None:
         return ""
@@ -159,7 +159,7 @@ def _record(study: Study, chosen: Chosen, inputs: Inputs) -> dict[str, Any]:
         "test_accuracy_when_confirmed": [row.test_accuracy for row in chosen.rows],
         "data": {"name": inputs.dataset.name, "sha256": inputs.dataset.sha256},
         "weights": {"source": inputs.weights.source, "sha256": inputs.weights.sha256},
-        "verdict": [verdict.sentence, *map(say_loss, verdict.comparisons[:1])],
+        "verdict": [verdict.sentence, *map(describe_loss, verdict.comparisons[:1])],
     }
     if chosen.best_single is not None:
         record["ensemble"] = {"best_single_on_val": chosen.best_single, "pays": chosen.pays}

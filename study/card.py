@@ -11,9 +11,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from scipy import stats
 from torch import Tensor
 
-from analysis.figures.reliability import bin_predictions
-from analysis.predictions import Predictions
 from analysis.rundir import write_whole
+from analysis.rundir.predictions import Predictions
+from analysis.stats.calibration import bin_predictions
 from search_spaces import PARAMETERS
 from study.choose import Chosen
 from study.config import Study

@@ -8,8 +8,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from analysis.predictions import read_predictions
 from analysis.rundir import ConfirmRow, RunDirError
+from analysis.rundir.predictions import read_predictions
 from search_spaces import Value
 from study.champions import Champion
 from study.config import Metric, Study

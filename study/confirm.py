@@ -13,8 +13,8 @@ from typing import Any, Literal
 import ray
 from ray.exceptions import RayError
 
-from analysis.predictions import read_predictions
 from analysis.rundir import ConfirmRow, EpochRow, RunDir, RunDirError
+from analysis.rundir.predictions import read_predictions
 from search_spaces import Fixed, Space, Value
 from study.arrays import PartArrays, TrainingArrays
 from study.champions import Champion
@@ -176,7 +176,7 @@ def find_done(
             if written[run_id] < row.epochs:
                 raise RunDirError(f"{rundir.epochs} lacks epochs of {run_id}")
         except RunDirError as error:
-            screen.say(f"{error}; this confirmation run is trained again.")
+            screen.print(f"{error}; this confirmation run is trained again.")
             rundir.delete_confirmation(run_id)
             continue
         run = wanted.get(run_id)
@@ -193,7 +193,7 @@ def find_done(
         if best:
             rundir.fetch(rundir.weights(best.run_id))
         if best and not is_readable(rundir.weights(best.run_id)):
-            screen.say(f"{rundir.weights(best.run_id)} is missing or damaged; it is made anew.")
+            screen.print(f"{rundir.weights(best.run_id)} is missing or damaged; it is made anew.")
             rundir.delete_confirmation(best.run_id)
             del done[best.run_id]
     for run_id in done:

@@ -2,7 +2,7 @@
 
 import errno
 
-from analysis.errors import on_one_line
+from analysis.rundir.errors import on_one_line
 
 #: What the operating system says when a place for files is full, read-only, gone or broken.
 _STORAGE_ERRNOS = {

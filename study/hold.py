@@ -31,7 +31,7 @@ def held(study: Study, screen: Screen) -> Iterator[Study]:
         if study.remote is None:
             yield study
             return
-        with hold(study.remote, screen.say) as lease:
+        with hold(study.remote, screen.print) as lease:
             mirror = DriverMirror(study.rundir.path, study.remote, guard=lease.check)
             try:
                 mirror.pull()

@@ -14,10 +14,10 @@ from contextlib import contextmanager
 
 from filelock import FileLock, Timeout
 
-from analysis.codec import from_json
-from analysis.errors import RunDirError
-from analysis.optuna_db import read_searches
 from analysis.rundir import EpochRow, RunDir
+from analysis.rundir.codec import from_json
+from analysis.rundir.errors import RunDirError
+from analysis.rundir.optuna_db import read_searches
 from study.config import Study
 from study.errors import UserError, storage_error
 from study.searcher import run_id

@@ -112,13 +112,13 @@ class Lease:
 
 @contextmanager
 def hold(
-    remote: Remote, say: Callable[[str], None] = print, times: Times | None = None
+    remote: Remote, notify: Callable[[str], None] = print, times: Times | None = None
 ) -> Iterator[Lease]:
     """Hold the lease on a study while a block runs.
 
     Args:
         remote: The run directory in the store.
-        say: Is told once if another's lease must be waited for.
+        notify: Is told once if another's lease must be waited for.
         times: For tests.
 
     Raises:
@@ -127,7 +127,7 @@ def hold(
     """
     times = times or Times()
     me = Holder(uuid.uuid4().hex, socket.gethostname(), os.getpid())
-    takes_over = _wait_for_others(remote, say, times)
+    takes_over = _wait_for_others(remote, notify, times)
     lease = Lease(remote, me, times)
     try:
         lease.write()
@@ -143,7 +143,7 @@ def hold(
         lease.release()
 
 
-def _wait_for_others(remote: Remote, say: Callable[[str], None], times: Times) -> bool:
+def _wait_for_others(remote: Remote, notify: Callable[[str], None], times: Times) -> bool:
     """Return where there is no lease, or an expired one; whether there was one."""
     first: bytes | None = None
     while True:
@@ -158,7 +158,7 @@ def _wait_for_others(remote: Remote, say: Callable[[str], None], times: Times) -
             return True
         if first is None:
             where = f"{holder.host} (pid {holder.pid})" if holder else "another machine"
-            say(
+            notify(
                 f"{remote.uri}: {where} worked on this study a moment ago; waiting for up to"
                 f" {max(1, round(left))} s to see whether it still does."
             )

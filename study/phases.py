@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.exceptions import OutOfDiskError, RayError, RayTaskError
 
-from analysis.health import IMBALANCE
+from analysis.report.health import IMBALANCE
 from analysis.rundir import RunDir
 from study.arrays import TrainingArrays
 from study.ask import on_node
@@ -49,7 +49,7 @@ from study.system.phase_timer import PhaseTimer
 from study.worker import RunSettings, measure_load
 
 if TYPE_CHECKING:
-    from analysis.report import Report
+    from analysis.report.write import Report
     from study.best_model import Exported
 
 
@@ -68,8 +68,8 @@ def run(study: Study, began: float | None = None) -> None:
     check_tracking(study)
     screen = Screen()
     machines = find_machines(study.config.address, verbose=study.config.verbose)
-    screen.say(plan_table(study, machines))
-    screen.say()
+    screen.print(plan_table(study, machines))
+    screen.print()
     if study.config.dry_run:
         return
     with held(study, screen) as study:
@@ -132,22 +132,22 @@ def export_again(study: Study, to: Path | None, screen: Screen) -> None:
 def show(study: Study, report: "Report", exported: "Exported", screen: Screen) -> None:
     """What a study ends with on the screen."""
     for part in report.as_rich():
-        screen.say()
-        screen.say(part)
-    screen.say()
-    screen.say(f"Used: {report.inputs}")
-    screen.say(f"Report: {study.where(report.path)}")
+        screen.print()
+        screen.print(part)
+    screen.print()
+    screen.print(f"Used: {report.inputs}")
+    screen.print(f"Report: {study.where(report.path)}")
     show_model(study, exported, None, screen)
 
 
 def show_model(study: Study, exported: "Exported", to: Path | None, screen: Screen) -> None:
     """Where the exported model is, and how good."""
-    from study.best_model import describe, say_whether_it_pays
+    from study.best_model import describe, describe_ensemble_gain
 
-    if pays := say_whether_it_pays(study, exported.chosen):
-        screen.say(pays)
+    if pays := describe_ensemble_gain(study, exported.chosen):
+        screen.print(pays)
     place = study.where(study.rundir.best_model) if to is None else str(to)
-    screen.say(f"Best model: {place} ({describe(exported)})")
+    screen.print(f"Best model: {place} ({describe(exported)})")
 
 
 def what_the_user_can_mend(study: Study, error: BaseException) -> StudyStoppedError | None:
@@ -180,7 +180,7 @@ def inspect(study: Study, machines: Machines, screen: Screen) -> Compute | None:
     able = [node for node in machines.nodes if node.room(resources.cpus, resources.gpus)]
     looks = inspect_nodes(able, study.remote or study.rundir.path.absolute())
     if found := differences(looks):
-        screen.say(f"Not the same on all nodes, and figures may depend on it: {found}.")
+        screen.print(f"Not the same on all nodes, and figures may depend on it: {found}.")
     native = bool(looks) and all(look.native_bf16 for look in looks.values())
     return on_cluster(machines, "bf16" if native else "fp32")
 
@@ -224,9 +224,9 @@ def prepare(
     check_same_inputs(record, used)
     screen.keep_log(rundir.log)
     for warning in warn_of_images(used["data"], study.config.metric):
-        screen.say(warning)
+        screen.print(warning)
     if not is_new and (changes := describe_changes(record)):
-        screen.say(f"Not as at this study's start: {changes}.")
+        screen.print(f"Not as at this study's start: {changes}.")
     if grows(record, study):
         # In this order: a crash in between leaves the study as it was, or extended.
         rundir.put_confirm_away()
@@ -295,7 +295,7 @@ def run_phases(
     with clock.phase("report"):
         # Only now: with what draws and exports they take seconds to import, and training need not
         # wait.
-        from analysis.report import write_report
+        from analysis.report.write import write_report
 
         report = write_report(study.rundir.path)
     signals.raise_if_received()
@@ -341,7 +341,7 @@ def choose_resources(
             room = alike.cpus / study.config.cpus_per_trial / alike.gpus
             packed[gpu_type] = runs_per_gpu(load, room)
     for gpu_type, load in loads.items():
-        screen.say(
+        screen.print(
             f"{gpu_type or 'GPU'}: the largest run does not fit; none goes there."
             if load is None
             else describe_load(load, packed[gpu_type])

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis.codec import from_json
 from analysis.rundir import RunDir, check_format
+from analysis.rundir.codec import from_json
 from study.errors import UserError
 from study.storage import Remote, check_uri, is_uri
 from study.system.cache import cache_dir

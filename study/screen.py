@@ -161,7 +161,7 @@ class Screen:
         self._log = path
         self._write(f"---- {datetime.now():%Y-%m-%d %H:%M:%S}\n")
 
-    def say(self, what: RenderableType = "") -> None:
+    def print(self, what: RenderableType = "") -> None:
         """Show a line or a table."""
         console.print(what, soft_wrap=isinstance(what, str))
         self._log_it(what)
@@ -206,13 +206,13 @@ class Screen:
             self._view = None
         if view.ended > view.already:
             took = duration(time.monotonic() - view.started)
-            self.say(f"{title}: {view.ended - view.already} runs in {took}")
+            self.print(f"{title}: {view.ended - view.already} runs in {took}")
 
     def run_set_aside(self, run_id: str, why: str) -> None:
         """Show that a run of the phase has stopped, and will be tried again."""
         assert self._view is not None
         self._view.running.pop(run_id, None)
-        self.say(f"{run_id}  {why}")
+        self.print(f"{run_id}  {why}")
 
     def run_ended(self, run: EndedRun) -> None:
         """Show that a run of the phase has ended."""

@@ -17,8 +17,8 @@ from ray import tune
 from ray.air._internal import usage
 from ray.tune.experiment import Trial
 
-from analysis.optuna_db import open_storage
 from analysis.rundir import TrialRow
+from analysis.rundir.optuna_db import open_storage
 from study.arrays import TrainingArrays
 from study.config import Study
 from study.errors import storage_error
@@ -72,7 +72,7 @@ def search(
             view.already = view.ended
             interrupted = count_interrupted(study, storage)
             if interrupted or 0 < view.already < view.total:
-                screen.say(
+                screen.print(
                     f"Search: {view.already} of {view.total} trials have ended;"
                     f" {interrupted or 'none'} were interrupted and go on from their last states"
                 )
@@ -135,7 +135,7 @@ def _run_missing(
                 if failure.kind == "memory":
                     resources = replace(resources, at_once=max(1, resources.at_once // 2))
                 _lose_all(study, searcher, failure, screen)
-                screen.say(
+                screen.print(
                     f"{failure.reason}; the trials under way go on from their last states,"
                     f" {resources.at_once} at once"
                 )
@@ -153,7 +153,7 @@ def _lose_all(study: Study, searcher: StudySearch, failure: Failure, screen: Scr
             reason = f"lost {losses} times; the last time {failure.reason}"
             run = searcher.fail(trial_id, "failed", reason)
             study.rundir.write_failure(run, losses, failure.traceback)
-            screen.say(f"{run}  failed  {reason}")
+            screen.print(f"{run}  failed  {reason}")
 
 
 def _whole_text(error: BaseException) -> str:

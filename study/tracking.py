@@ -198,7 +198,7 @@ class TrialTracker(MLflowLoggerCallback):
         except Exception as error:  # MLflow's, requests', SQLAlchemy's
             self._paused_until = time.monotonic() + _PAUSE
             if not self._has_failed:
-                self._screen.say(
+                self._screen.print(
                     f"MLflow at {self.tracking_uri} has failed: {_reason(error)}. The study goes on"
                     " without it; what is missing there is logged at the end of the search, or by"
                     " --resume, if it answers again."
@@ -298,12 +298,12 @@ def register_best_model(study: Study, screen: Screen) -> None:
     try:
         number = log_best_model(uri, name, study.rundir.best_model)
     except Exception as error:  # MLflow's, requests', SQLAlchemy's, a file's
-        screen.say(
+        screen.print(
             f"MLflow at {uri}: the best model is not registered: {_reason(error)}. It is in"
             f" {study.rundir.best_model} all the same; once that is mended, --resume registers it."
         )
         return
-    screen.say(f"MLflow at {uri}: the best model is version {number} of the model {name}.")
+    screen.print(f"MLflow at {uri}: the best model is version {number} of the model {name}.")
 
 
 def log_best_model(uri: str, name: str, folder: Path) -> str:

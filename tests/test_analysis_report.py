@@ -20,13 +20,13 @@ from analysis.figures import make_pictures, render_file, render_inline
 from analysis.figures.curves import compute_curves, make_curves
 from analysis.figures.lines import spread
 from analysis.frames import StudyFrames, compute_champions, load_frames
-from analysis.grid import show_article_table, show_search_table
-from analysis.health import check_health
-from analysis.inputs import describe_inputs
-from analysis.report import write_report
+from analysis.report.health import check_health
+from analysis.report.provenance import describe_inputs
+from analysis.report.tables import compute_article_table, compute_search_table
+from analysis.report.text_tables import show_article_table, show_search_table
+from analysis.report.write import write_report
 from analysis.rundir import RunDir
-from analysis.tables import compute_article_table, compute_search_table
-from analysis.verdict import compute_verdict
+from analysis.stats.verdict import compute_verdict
 from tests.made_up import article_arms
 
 FIXTURE = Path(__file__).parent / "fixtures" / "run"

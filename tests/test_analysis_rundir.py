@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.frames import load_what_is_there
+from analysis.frames import load_readable_frames
 from analysis.rundir import ConfirmRow, EpochRow, RunDir, RunDirError, TrialRow
 
 FIXTURE = RunDir(Path(__file__).parent / "fixtures" / "run")
@@ -263,5 +263,5 @@ def test_no_trials_are_missed_where_there_was_nothing_to_search(
     arms: dict[str, dict[str, int]], missing: bool, tmp_path: Path
 ) -> None:
     RunDir(tmp_path).write_study({"arms": arms, "config": {"metric": "val_accuracy"}})
-    problems = load_what_is_there(tmp_path).problems
+    problems = load_readable_frames(tmp_path).problems
     assert any("trials.csv" in problem for problem in problems) == missing

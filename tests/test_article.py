@@ -7,21 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from analysis.article import compute_article_gain, find_as_printed, say_article_gain
 from analysis.figures import make_pictures
 from analysis.frames import StudyFrames, load_frames
-from analysis.health import check_health
-from analysis.pairs import compute_changed
-from analysis.report import Report, write_report
+from analysis.report.health import check_health
+from analysis.report.write import Report, write_report
 from analysis.rundir import ConfirmRow, EpochRow, RunDir
-from analysis.verdict import compute_verdict
+from analysis.stats.article import compute_article_gain, describe_article_gain, find_as_printed
+from analysis.stats.pairs import compute_changed
+from analysis.stats.verdict import compute_verdict
 from tests.made_up import article_arms
 
 MINUS = "\N{MINUS SIGN}"
 
 
 def say(study: StudyFrames) -> str:
-    return say_article_gain(compute_article_gain(study, compute_verdict(study)))
+    return describe_article_gain(compute_article_gain(study, compute_verdict(study)))
 
 
 def without(study: StudyFrames, setting: str) -> StudyFrames:
@@ -176,7 +176,7 @@ def test_every_rate_and_every_warm_up_is_said() -> None:
     # A setting that changes both tells nothing about either.
     assert names == ["with", "as-printed", "with-more", "warm"]
     assert gain.comparisons == 5
-    said = say_article_gain(gain)
+    said = describe_article_gain(gain)
     assert "dropout alone at rate 0.5 (setting with-more) by" in said
     assert "training the backbone for 5 epochs beforehand (setting warm) by" in said
 

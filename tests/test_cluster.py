@@ -13,8 +13,8 @@ import ray
 import torch
 from ray.cluster_utils import Cluster
 
-from analysis.optuna_db import read_searches
 from analysis.rundir import ConfirmRow, RunDir, TrialRow
+from analysis.rundir.optuna_db import read_searches
 from study import phases, ray_session, spread
 from study.backbone import build_backbone
 from study.cluster import GPU_TYPE_LABEL, Machines

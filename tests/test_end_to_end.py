@@ -23,8 +23,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from analysis.report.times import PHASES
 from analysis.rundir import RunDir
-from analysis.times import PHASES
 from study.data import load_dataset
 from study.dataset import make_split
 from study.searcher import state_of

@@ -15,8 +15,8 @@ import pytest
 import torch
 from huggingface_hub import ModelCard, ModelCardData
 
-from analysis.predictions import read_predictions
 from analysis.rundir import ConfirmRow, RunDir
+from analysis.rundir.predictions import read_predictions
 from study import standalone, verify
 from study.data import load_dataset
 from study.dataset import Dataset, make_split

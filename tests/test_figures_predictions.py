@@ -12,11 +12,12 @@ import pytest
 from analysis.figures import Picture, classes, render_file, render_inline
 from analysis.figures.classes import choose_classes, class_names, compute_classes, make_classes
 from analysis.figures.confusion import compute_confusion, make_confusion
-from analysis.figures.reliability import bin_predictions, compute_reliability, make_reliability
+from analysis.figures.reliability import compute_reliability, make_reliability
 from analysis.figures.timeline import compute_timeline, make_timeline
 from analysis.frames import StudyFrames, load_frames
-from analysis.predictions import Predictions
 from analysis.rundir import ConfirmRow, EpochRow, RunDir
+from analysis.rundir.predictions import Predictions
+from analysis.stats.calibration import bin_predictions
 from analysis.words import MINUS
 
 FIXTURE = Path(__file__).parent / "fixtures" / "study"

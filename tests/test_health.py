@@ -10,9 +10,9 @@ import pytest
 
 from analysis import load
 from analysis.frames import StudyFrames
-from analysis.health import Finding, check_health
-from analysis.optuna_db import SearchedRange
-from analysis.verdict import compute_verdict
+from analysis.report.health import Finding, check_health
+from analysis.rundir.optuna_db import SearchedRange
+from analysis.stats.verdict import compute_verdict
 from tests.made_up import confirmed, searched
 
 STUDY = Path(__file__).parent / "fixtures" / "study"
@@ -56,7 +56,7 @@ def test_a_storage_of_other_trials_says_nothing(
     monkeypatch: pytest.MonkeyPatch, value: object
 ) -> None:
     ranges = {"dropout": {"learning_rate": SearchedRange(1e-4, 1e-2, log=True)}}
-    monkeypatch.setattr("analysis.health.searched_ranges", lambda _: ranges)
+    monkeypatch.setattr("analysis.report.health.searched_ranges", lambda _: ranges)
     study = searched([{"arm": "dropout", "learning_rate": value}])
     assert findings(study)["edges of the ranges"].passed
     at_edge = searched([{"arm": "dropout", "learning_rate": 1e-2}])

@@ -8,9 +8,9 @@ from xml.etree import ElementTree
 import pytest
 
 from analysis import __main__ as command
-from analysis.compare import write_comparison
 from analysis.figures import importance
-from analysis.report import Report, write_report
+from analysis.report.compare import write_comparison
+from analysis.report.write import Report, write_report
 from analysis.rundir import RunDir
 from tests.hostile import EVIL, EVIL_NAME, make_hostile_study
 

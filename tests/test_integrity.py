@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from analysis.report import write_report
+from analysis.report.write import write_report
 from analysis.rundir import RunDir, RunDirError
 from search_spaces import Fixed
 from study import phases

@@ -12,8 +12,8 @@ import numpy as np
 import optuna
 import pytest
 
-from analysis.optuna_db import open_storage, read_searches
 from analysis.rundir import ConfirmRow, EpochRow, RunDir
+from analysis.rundir.optuna_db import open_storage, read_searches
 from study.config import Study
 from study.errors import StorageError, StudyStoppedError, UserError
 from study.integrity import check_left

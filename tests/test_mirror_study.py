@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import ray
 
-from analysis.optuna_db import read_searches
 from analysis.rundir import RunDir
+from analysis.rundir.optuna_db import read_searches
 from study.choose import _weights
 from study.config import Study
 from study.errors import StorageError

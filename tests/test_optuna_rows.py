@@ -9,7 +9,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from analysis.optuna_db import open_storage
+from analysis.rundir.optuna_db import open_storage
 from study.optuna_rows import write_begin, write_end
 from study.searcher import open_study
 

@@ -13,7 +13,7 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 
-from analysis.report import write_report
+from analysis.report.write import write_report
 from tests.hostile import EVIL, make_hostile_study
 
 STUDY = Path(__file__).parent / "fixtures" / "study"

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis.damage import find_damage
-from analysis.predictions import read_predictions
 from analysis.rundir import RunDirError
+from analysis.rundir.damage import find_damage
+from analysis.rundir.predictions import read_predictions
 
 LOGITS = np.zeros((6, 10), np.float16)
 LABELS = np.arange(6)
@@ -91,7 +91,7 @@ def test_array_larger_than_the_memory(file: Path) -> None:
 
 def test_bomb_is_refused_before_it_is_read(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.savez_compressed(file, test_logits=np.zeros((100_000, 10)), test_labels=LABELS)
-    monkeypatch.setattr("analysis.predictions.LARGEST", 1_000_000)
+    monkeypatch.setattr("analysis.rundir.predictions.LARGEST", 1_000_000)
     monkeypatch.setattr(np, "load", None)
     assert refused(file) == "it unpacks to 8,000,304 bytes, which no predictions have"
 

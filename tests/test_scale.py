@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 
-from analysis.optuna_db import open_storage
+from analysis.rundir.optuna_db import open_storage
 from search_spaces import find_space
 from study.config import Study
 from study.failures import EmergencyStop

@@ -16,8 +16,8 @@ from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
-from analysis.optuna_db import open_storage
 from analysis.rundir import EpochRow, RunDir
+from analysis.rundir.optuna_db import open_storage
 from search_spaces import find_space
 from study.config import StudyConfig, check
 from study.failures import EmergencyStop

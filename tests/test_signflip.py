@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from analysis.signflip import adjust_holm, estimate_effect
+from analysis.stats.effect import adjust_holm, estimate_effect
 
 
 def random_differences(n: int, seed: int) -> NDArray[np.float64]:

@@ -12,11 +12,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from analysis.frames import StudyFrames, load_what_is_there
-from analysis.grid import show_slot_times, show_times
-from analysis.report import write_report
+from analysis.frames import StudyFrames, load_readable_frames
+from analysis.report.text_tables import show_slot_times, show_times
+from analysis.report.times import PhaseTime, SlotTime, Times, compute_times, describe_times
+from analysis.report.write import write_report
 from analysis.rundir import PhaseRow, RunDir, RunDirError
-from analysis.times import PhaseTime, SlotTime, Times, compute_times, say_times
 from study.system.phase_timer import PhaseTimer
 from tests.made_up import frames
 
@@ -200,7 +200,7 @@ def test_a_search_that_trained_nothing_is_idle() -> None:
     assert rounded(slots(times)) == [0, 0, 0, 0, 0, 56]
     assert not times.runs
     assert not times.savings
-    assert "computed" not in " ".join(say_times(times))
+    assert "computed" not in " ".join(describe_times(times))
 
 
 def test_trials_that_failed_before_an_epoch_are_listed() -> None:
@@ -222,7 +222,7 @@ def test_without_phases_the_epochs_tell_and_the_start_up_is_unknown() -> None:
     assert math.isnan(times.runs[0].began)
     grid = show_slot_times(times)
     assert grid.rows[0][grid.header.index("start-up")] == "unknown"
-    said = " ".join(say_times(times))
+    said = " ".join(describe_times(times))
     assert said == "In the search 2 slots computed for 88 % of 34 s."
     assert "from their first epoch to their last" in show_times(times).note
     assert "python -m analysis" not in show_times(times).note
@@ -251,7 +251,7 @@ def test_what_asha_saved_by_hand() -> None:
     assert (a.arm, a.trained, a.full, a.compute, a.saved) == ("a", 12, 18, 15, 12)
     assert (b.arm, b.trained, b.full, b.compute, b.saved) == ("b", 9, 9, 9, 0)
     assert {run.run_id: run.saved for run in times.runs if run.saved} == {"a-1": 12}
-    assert say_times(times)[-1] == (
+    assert describe_times(times)[-1] == (
         "ASHA trained 21 of 27 epochs: about 12 s of compute saved of 36 s (a: 12 of 18; b: 9 of"
         " 9). 2 diverged or failed trials are left out."
     )
@@ -259,17 +259,17 @@ def test_what_asha_saved_by_hand() -> None:
 
 def test_where_asha_stopped_nothing_that_is_said() -> None:
     runs = [("a-0", "h:1", range(100, 109), 1.0)]
-    said = say_times(compute_times(study((), runs, {"a-0": "completed"})))
+    said = describe_times(compute_times(study((), runs, {"a-0": "completed"})))
     assert said[-1] == "ASHA stopped no trial: all 9 epochs were trained."
 
 
 def test_the_page_says_that_it_comes_before_the_export() -> None:
     until_now = compute_times(study(WHOLE[:-2], RUNS))
     assert "python -m analysis RUN adds them" in show_times(until_now).note
-    assert say_times(until_now)[0].startswith("The study took 1 min 01 s until this report")
+    assert describe_times(until_now)[0].startswith("The study took 1 min 01 s until this report")
     whole = compute_times(study(WHOLE, RUNS))
     assert "python -m analysis" not in show_times(whole).note
-    assert say_times(whole)[0].startswith("The study took 1 min 10 s. In the search 2 slots")
+    assert describe_times(whole)[0].startswith("The study took 1 min 10 s. In the search 2 slots")
 
 
 def test_shares_and_the_time_between_phases_are_shown() -> None:
@@ -385,7 +385,7 @@ def test_a_damaged_file_is_said_and_stops_nothing(run: RunDir) -> None:
     run.phases.write_text("garbage\n")
     with pytest.raises(RunDirError, match=r"phases\.jsonl, line 1"):
         run.read_phases()
-    assert "phases.jsonl, line 1" in " ".join(load_what_is_there(run.path).problems)
+    assert "phases.jsonl, line 1" in " ".join(load_readable_frames(run.path).problems)
     PhaseTimer(run, 100.0).started()
     assert json.loads(run.phases.read_text().splitlines()[-1])["start"] == 2
 

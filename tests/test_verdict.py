@@ -8,16 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis import load, uncertainty
-from analysis.agreement import compute_agreement, say_agreement
+from analysis import load
 from analysis.frames import StudyFrames
-from analysis.grid import show_effects
-from analysis.looks import record_verdict
-from analysis.pairs import compute_pairs
-from analysis.predictions import Predictions, load_predictions
+from analysis.report.text_tables import show_effects
 from analysis.rundir import RunDir
-from analysis.uncertainty import class_weights, crossed_bootstrap
-from analysis.verdict import FEWEST_PAIRS, compute_verdict, fewest_pairs, say_champions
+from analysis.rundir.predictions import Predictions, load_predictions
+from analysis.stats import standard_errors
+from analysis.stats.agreement import compute_agreement, describe_agreement
+from analysis.stats.pairs import compute_pairs
+from analysis.stats.standard_errors import class_weights, crossed_bootstrap
+from analysis.stats.test_set_looks import record_verdict
+from analysis.stats.verdict import FEWEST_PAIRS, compute_verdict, describe_champions, fewest_pairs
 from tests.made_up import article_arms, confirmed, frames
 
 STUDY = Path(__file__).parent / "fixtures" / "study"
@@ -103,7 +104,7 @@ def test_champions_differ_without_a_word_about_the_factor() -> None:
     assert champions is not None
     # Dropout's own champion has a recipe that is 5 points better: not dropout's merit.
     assert champions.accuracy.mean == pytest.approx(5 + 100 * NOISE.mean())
-    said = say_champions(champions)
+    said = describe_champions(champions)
     assert said.startswith("These two champions differ by +5.04 points")
     assert "not about the factor" in said
 
@@ -146,12 +147,12 @@ def test_where_the_study_agrees_with_the_article() -> None:
     accuracy = agreement["Testing accuracy"]
     assert accuracy.article == pytest.approx(79.87 - 78.76)
     assert accuracy.effect.mean == pytest.approx(0.6375)
-    said = say_agreement(tuple(agreement.values()))
+    said = describe_agreement(tuple(agreement.values()))
     agrees, opposite = said.split("It finds the opposite of the article for")
     assert agrees.startswith("This study agrees with the article on training accuracy")
     assert "testing accuracy (article +1.11 points, here +0.64 points" in agrees
     assert "validation loss (article +0.15, here \N{MINUS SIGN}0.006" in opposite
-    still = say_agreement(compute_agreement(two_arms(0, 0)))
+    still = describe_agreement(compute_agreement(two_arms(0, 0)))
     assert still.startswith(
         "This study shows no change, where the article reports one, in training"
     )
@@ -210,7 +211,7 @@ def test_the_article_is_compared_with_what_its_code_does() -> None:
     accuracy = rows["Testing accuracy"]
     assert (accuracy.setting, accuracy.baseline) == ("as-printed", "without")
     assert accuracy.effect.mean == pytest.approx(1.05625)
-    said = say_agreement(tuple(rows.values()))
+    said = describe_agreement(tuple(rows.values()))
     assert said.endswith("test images; here as-printed minus without.")
 
 
@@ -268,7 +269,7 @@ def test_a_study_by_balanced_accuracy_is_judged_by_it() -> None:
     assert verdict.sentence.startswith("Dropout helps: +3.00 points of balanced test accuracy (")
     assert verdict.comparisons[0].last_accuracy.mean == pytest.approx(3)
     assert verdict.champions is not None
-    assert "points of balanced test accuracy" in say_champions(verdict.champions)
+    assert "points of balanced test accuracy" in describe_champions(verdict.champions)
     assert show_effects(verdict).rows[0][1] == "balanced test accuracy, selected epoch"
 
 
@@ -283,22 +284,22 @@ def test_weights_of_images_make_the_mean_that_of_the_classes() -> None:
 def test_errors_by_balanced_accuracy_weigh_images_by_their_class(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def uneven(study: StudyFrames, run_id: str) -> Predictions:
-        stored = load_predictions(study, run_id)
+    def uneven(run_dir: Path, run_id: str) -> Predictions:
+        stored = load_predictions(run_dir, run_id)
         assert stored is not None
         kept = np.flatnonzero((stored.labels != 0) | (np.arange(len(stored.labels)) % 3 == 0))
         return Predictions(stored.logits[kept], stored.labels[kept])
 
     def balanced_accuracy(study: StudyFrames, run_id: str) -> float:
-        stored = uneven(study, run_id)
+        stored = uneven(study.path, run_id)
         hits = stored.guesses == stored.labels
         return float(np.mean([hits[stored.labels == c].mean() for c in np.unique(stored.labels)]))
 
-    monkeypatch.setattr(uncertainty, "load_predictions", uneven)
+    monkeypatch.setattr(standard_errors, "load_predictions", uneven)
     study = load(STUDY)
     study = replace(study, record={"config": {"metric": "val_balanced_accuracy"}})
     (pairs,) = compute_pairs(study, "test_accuracy")
-    gains = uncertainty._gains(study, pairs)
+    gains = standard_errors._gains(study, pairs)
     assert gains is not None
     for row, seed in zip(gains, pairs.by_recipe.index, strict=True):
         runs = study.confirm[study.confirm["seed"] == seed]

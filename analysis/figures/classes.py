@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from analysis.figures.style import MUTED, STYLE, Picture, colours, new_figure
 from analysis.frames import StudyFrames
-from analysis.predictions import Predictions, load_predictions
+from analysis.rundir.predictions import Predictions, load_predictions
 from analysis.words import signed
 
 #: More classes than this would not fit a screen; then those are shown where settings differ most.
@@ -95,7 +95,7 @@ def compute_classes(frames: StudyFrames) -> Classes | None:
     """Mean and deviation over the runs of each setting; None without stored predictions."""
     settings = []
     for setting, runs in frames.confirm.groupby("setting", sort=False):
-        loaded = (load_predictions(frames, run_id) for run_id in runs["run_id"])
+        loaded = (load_predictions(frames.path, run_id) for run_id in runs["run_id"])
         rows = [class_accuracy(predictions) for predictions in loaded if predictions is not None]
         if rows:
             table = np.stack(rows)

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from analysis.figures.classes import class_names
 from analysis.figures.style import GRID, INK, MUTED, STYLE, Picture, colours, new_figure
 from analysis.frames import StudyFrames
-from analysis.predictions import Predictions, load_predictions
+from analysis.rundir.metric import mode
+from analysis.rundir.predictions import Predictions, load_predictions
 from analysis.words import count
 
 #: Of more classes than this, only the most frequent confusions are drawn.
@@ -67,7 +68,7 @@ def compute_confusion(frames: StudyFrames) -> Confusion | None:
         return None
     recipe, setting = cell
     runs = frames.confirm.query("recipe == @recipe and setting == @setting")
-    loaded = (load_predictions(frames, run_id) for run_id in runs["run_id"])
+    loaded = (load_predictions(frames.path, run_id) for run_id in runs["run_id"])
     tables = [confusion_shares(predictions) for predictions in loaded if predictions is not None]
     if not tables:
         return None
@@ -81,7 +82,7 @@ def best_cell(frames: StudyFrames) -> tuple[str, str] | None:
     means = scores["score"].mean().reset_index()
     if means.empty:
         return None
-    best = means["score"].argmin() if frames.metric == "val_loss" else means["score"].argmax()
+    best = means["score"].argmin() if mode(frames.metric) == "min" else means["score"].argmax()
     return str(means["recipe"].iloc[best]), str(means["setting"].iloc[best])
 
 

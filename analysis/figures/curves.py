@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from analysis.figures.lines import dashes_of, name_ends
-from analysis.figures.quantities import UNITS, Quantity, say_measured, scale_of
+from analysis.figures.quantities import UNITS, Quantity, describe_measured, scale_of
 from analysis.figures.style import HEIGHT, STYLE, Picture, colours, new_figure
 from analysis.frames import Evidence, StudyFrames, compute_compared_runs
 
@@ -151,6 +151,6 @@ def _caption(curves: Curves, quantity: Quantity) -> str:
     for setting in curves.settings:
         mean = setting.bands[measure].mean
         at = int(mean.argmax() if quantity == "accuracy" else mean.argmin())
-        best, last = (say_measured(measure, float(mean[epoch])) for epoch in (at, -1))
+        best, last = (describe_measured(measure, float(mean[epoch])) for epoch in (at, -1))
         said.append(f"{setting.setting} {best} after epoch {at + 1}, {last} at the end")
     return f"On the validation images, best and last mean: {'; '.join(said)}."

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from analysis.figures.rates import (
     ASIDE,
     MEAN,
+    describe_left_out,
     find_other_settings,
     leave_out,
     name_rate,
     read_rates,
-    say_left_out,
 )
 from analysis.figures.style import INK, STYLE, Picture, colours, new_figure
 from analysis.frames import StudyFrames
@@ -71,7 +71,7 @@ def make_gap(frames: StudyFrames) -> Picture | None:
     return Picture(
         "gap",
         "Generalisation gap by dropout rate, one point per run at its best epoch",
-        _caption(gaps) + say_left_out(find_other_settings(frames)),
+        _caption(gaps) + describe_left_out(find_other_settings(frames)),
         figure,
     )
 

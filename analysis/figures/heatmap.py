@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from numpy.typing import NDArray
 
-from analysis.figures.quantities import UNITS, quantity_of, say_measured, scale_of
+from analysis.figures.quantities import UNITS, describe_measured, quantity_of, scale_of
 from analysis.figures.rates import name_rate, read_rates
 from analysis.figures.style import GRID, MUTED, STYLE, Picture, new_figure
 from analysis.frames import StudyFrames
@@ -145,7 +145,7 @@ def _readable(background: Iterable[float]) -> str:
 def _caption(heatmap: Heatmap) -> str:
     scores = heatmap.scores if quantity_of(heatmap.metric) == "accuracy" else -heatmap.scores
     row, column = np.unravel_index(np.nanargmax(scores), scores.shape)
-    best = say_measured(heatmap.metric, float(heatmap.scores[row, column]))
+    best = describe_measured(heatmap.metric, float(heatmap.scores[row, column]))
     among = f"{heatmap.completed[row, column]} of {heatmap.trials[row, column]}"
     no_trial = int((heatmap.trials == 0).sum())
     none_completed = int(((heatmap.trials > 0) & (heatmap.completed == 0)).sum())

@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 
 from analysis.figures.style import MUTED, STYLE, Picture, colours, new_figure
 from analysis.frames import StudyFrames
-from analysis.optuna_db import load_searches
+from analysis.rundir.optuna_db import load_searches
 
 #: With fewer completed trials an arm is left out.
 FEWEST_COMPLETED = 5

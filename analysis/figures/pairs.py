@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 
 from analysis.figures.style import INK, MUTED, STYLE, Picture, colours, new_figure
 from analysis.frames import StudyFrames
-from analysis.pairs import compute_pairs
-from analysis.signflip import Effect, estimate_effect
-from analysis.words import interval, signed
+from analysis.stats.effect import Effect, estimate_effect, interval
+from analysis.stats.pairs import compute_pairs
+from analysis.words import signed
 
 MARKERS = "os^Dv"
 

@@ -11,9 +11,10 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from analysis.figures.lines import dashes_of, name_ends
-from analysis.figures.quantities import UNITS, quantity_of, say_measured, scale_of
+from analysis.figures.quantities import UNITS, describe_measured, quantity_of, scale_of
 from analysis.figures.style import STYLE, Picture, colours, new_figure
 from analysis.frames import StudyFrames
+from analysis.rundir.metric import mode
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def compute_progress(frames: StudyFrames) -> Progress:
 
 def _running_best(trials: pd.DataFrame, metric: str) -> NDArray[np.float64]:
     scores = trials["score"].astype(float).where(trials["state"] == "completed")
-    best = scores.cummin() if metric == "val_loss" else scores.cummax()
+    best = scores.cummin() if mode(metric) == "min" else scores.cummax()
     return np.asarray(best.ffill(), np.float64)
 
 
@@ -149,7 +150,7 @@ def _caption(progress: Progress) -> str:
         best = float(arm.best[-1])
         at = int(np.flatnonzero(arm.best == best)[0])
         said.append(
-            f"{arm.arm} reaches {say_measured(progress.metric, best)} with trial {at + 1} of"
+            f"{arm.arm} reaches {describe_measured(progress.metric, best)} with trial {at + 1} of"
             f" {len(arm.best)}, after {arm.minutes[at]:.1f} of {arm.minutes[-1]:.1f} minutes"
         )
     return f"In the order in which trials ended, {'; '.join(said)}."

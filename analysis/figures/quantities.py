@@ -22,6 +22,6 @@ def scale_of(measure: str) -> float:
     return UNITS[quantity_of(measure)][1]
 
 
-def say_measured(measure: str, value: float) -> str:
+def describe_measured(measure: str, value: float) -> str:
     """A figure with its unit: 88.58 %, 0.373 nats."""
     return f"{100 * value:.2f} %" if quantity_of(measure) == "accuracy" else f"{value:.3f} nats"

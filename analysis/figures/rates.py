@@ -15,9 +15,9 @@ from analysis.figures.lines import name_ends
 from analysis.figures.pairs import MARKERS
 from analysis.figures.style import INK, MUTED, STYLE, Picture, colours, new_figure
 from analysis.frames import StudyFrames
-from analysis.pairs import compute_changed, compute_pairs
-from analysis.signflip import Effect, estimate_effect
-from analysis.words import interval, signed
+from analysis.stats.effect import Effect, estimate_effect, interval
+from analysis.stats.pairs import compute_changed, compute_pairs
+from analysis.words import signed
 
 #: How far runs of one rate stand aside, lest one hide another; a share of the rates' extent.
 ASIDE = 0.006
@@ -67,7 +67,7 @@ def leave_out(frames: StudyFrames, settings: tuple[str, ...]) -> StudyFrames:
     )
 
 
-def say_left_out(settings: tuple[str, ...]) -> str:
+def describe_left_out(settings: tuple[str, ...]) -> str:
     """The end of a caption; empty where nothing is left out."""
     if not settings:
         return ""
@@ -154,7 +154,7 @@ def make_rates(frames: StudyFrames) -> Picture | None:
     return Picture(
         "rates",
         "Test accuracy by dropout rate, one point per confirmation run",
-        _caption_rates(rates) + say_left_out(rates.left_out),
+        _caption_rates(rates) + describe_left_out(rates.left_out),
         figure,
     )
 

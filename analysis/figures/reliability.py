@@ -1,9 +1,4 @@
-"""Whether a setting's confidence can be believed: the reliability diagram.
-
-The expected calibration error is that of Guo et al. 2017, "On Calibration of Modern Neural
-Networks": how far accuracy and mean confidence lie apart, mean over bins of equal width, weighted
-by their images.
-"""
+"""Whether a setting's confidence can be believed: the reliability diagram."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,48 +7,18 @@ from functools import reduce
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from numpy.typing import NDArray
 
 from analysis.figures.lines import dashes_of
 from analysis.figures.style import HEIGHT, MUTED, STYLE, Picture, colours, new_figure
 from analysis.frames import StudyFrames, settings_in_order
-from analysis.pairs import compute_pairs
-from analysis.predictions import Predictions, load_predictions
-from analysis.signflip import Effect, estimate_effect
-from analysis.words import count, interval, p_value, signed
-
-BINS = 15
+from analysis.rundir.predictions import load_predictions
+from analysis.stats.calibration import BINS, Bins, bin_predictions
+from analysis.stats.effect import Effect, estimate_effect, interval
+from analysis.stats.pairs import compute_pairs
+from analysis.words import count, p_value, signed
 
 #: A point of fewer images than this would be noise; it is counted but not drawn.
 FEWEST_IMAGES = 20
-
-
-@dataclass(frozen=True)
-class Bins:
-    """Test images by the confidence of the answer: the highest probability among the classes.
-
-    Attributes:
-        images: [BINS], how many.
-        confidence: [BINS], sum of their confidences.
-        right: [BINS], how many of the answers are right.
-    """
-
-    images: NDArray[np.float64]
-    confidence: NDArray[np.float64]
-    right: NDArray[np.float64]
-
-    def __add__(self, other: "Bins") -> "Bins":
-        """The images of both."""
-        return Bins(
-            self.images + other.images,
-            self.confidence + other.confidence,
-            self.right + other.right,
-        )
-
-    @property
-    def ece(self) -> float:
-        """The expected calibration error, in points."""
-        return float(100 * np.abs(self.right - self.confidence).sum() / self.images.sum())
 
 
 @dataclass(frozen=True)
@@ -103,7 +68,7 @@ def compute_reliability(frames: StudyFrames) -> Reliability | None:
     """Pool the predictions of each setting's confirmation runs; None where none are stored."""
     binned: dict[str, Bins] = {}
     for run_id in frames.confirm["run_id"]:
-        predictions = load_predictions(frames, run_id)
+        predictions = load_predictions(frames.path, run_id)
         if predictions is not None:
             binned[run_id] = bin_predictions(predictions)
     if not binned:
@@ -120,18 +85,6 @@ def compute_reliability(frames: StudyFrames) -> Reliability | None:
     measured = stored.assign(ece=[binned[run_id].ece for run_id in stored["run_id"]])
     effect = _effect(replace(frames, confirm=measured)) if len(settings) == 2 else None
     return Reliability(tuple(settings), effect)
-
-
-def bin_predictions(predictions: Predictions) -> Bins:
-    """Sort a run's test images into bins of confidence, each with its upper edge, as Guo et al."""
-    confidence = predictions.probabilities.max(axis=1).astype(np.float64)
-    number = np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
-    right = predictions.guesses == predictions.labels
-    return Bins(
-        images=np.bincount(number, minlength=BINS).astype(np.float64),
-        confidence=np.bincount(number, confidence, minlength=BINS).astype(np.float64),
-        right=np.bincount(number, right, minlength=BINS).astype(np.float64),
-    )
 
 
 def _effect(frames: StudyFrames) -> Effect | None:

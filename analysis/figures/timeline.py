@@ -21,9 +21,9 @@ MOST_WORKERS = 16
 MOST_INCHES = 8.0
 
 #: Minutes in which nothing trained, beyond which the time is left out: the study stood still.
-LONGEST_IDLE = 10.0
+LONGEST_BREAK = 10.0
 
-PHASES = {"search": "search", "confirm": "confirmation runs"}
+PHASE_LABELS = {"search": "search", "confirm": "confirmation runs"}
 
 #: What a confirmation run is called while confirm.csv does not stand yet.
 UNFINISHED = "setting not written yet"
@@ -137,7 +137,7 @@ def compute_timeline(frames: StudyFrames) -> Timeline | None:
 def _without_pauses(runs: pd.DataFrame) -> tuple[pd.DataFrame, tuple[tuple[float, float], ...]]:
     """Close the gaps in which no run trained for long: between a study and its resumption."""
     over = runs["end"].cummax().shift(fill_value=0)
-    gaps = (runs["start"] - over).where(lambda gap: gap > LONGEST_IDLE, 0)
+    gaps = (runs["start"] - over).where(lambda gap: gap > LONGEST_BREAK, 0)
     moved = runs.assign(
         start=runs["start"] - gaps.cumsum(),
         end=runs["end"] - gaps.cumsum(),
@@ -214,7 +214,7 @@ def _mark_phases(timeline: Timeline, ax: Axes) -> None:
         # A phase too short for its name is left to be recognised by its neighbours.
         if end - start > 0.12 * timeline.minutes:
             ax.annotate(
-                PHASES.get(phase, phase),
+                PHASE_LABELS.get(phase, phase),
                 (start, 1),
                 xycoords=ax.get_xaxis_transform(),
                 xytext=(3, 3),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import tyro
 
-from analysis.errors import RunDirError
+from analysis.rundir.errors import RunDirError
 from study.errors import UserError
 from study.system import signals
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from analysis.frames import load_frames
-from analysis.times import Times, compute_times
+from analysis.report.times import Times, compute_times
 from study.data import load_dataset
 from study.system.hardware import cpu_count
 from study.weights import load_weights

@@ -32,7 +32,7 @@ from ray.tune.schedulers import TrialScheduler
 from scipy import stats
 
 from analysis.frames import StudyFrames
-from analysis.verdict import compute_verdict
+from analysis.stats.verdict import compute_verdict
 from search_spaces import Value, find_space
 from study.champions import Champion
 from study.confirm import cells

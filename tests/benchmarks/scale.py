@@ -58,8 +58,8 @@ import ray
 from ray import tune
 from ray.cluster_utils import Cluster
 
-from analysis.optuna_db import open_storage
 from analysis.rundir import EpochRow
+from analysis.rundir.optuna_db import open_storage
 from search_spaces import Choice, Fixed, Float, Range, find_space
 from study.config import Study
 from study.resources import Resources

@@ -7,8 +7,8 @@ import ray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
-from analysis.optuna_db import open_storage
 from analysis.rundir import EpochRow
+from analysis.rundir.optuna_db import open_storage
 from search_spaces import Choice, Float
 from study import scheduler
 from study.config import Study

@@ -9,7 +9,7 @@ from dataclasses import MISSING, Field, asdict, fields
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 
-from analysis.errors import RunDirError
+from analysis.rundir.errors import RunDirError
 from search_spaces import PARAMETERS, Value
 
 if TYPE_CHECKING:

@@ -34,7 +34,7 @@ PHASES = (
 PHASE_WORDS = {"search": "the search", "confirm": "the confirmation"}
 
 #: Seconds without an epoch after which a study that has not written down its phases stood still.
-LONGEST_IDLE = 600.0
+LONGEST_GAP = 600.0
 
 
 @dataclass(frozen=True)
@@ -323,7 +323,7 @@ def _unrecorded(phase: str, stretches: Sequence[_Stretch]) -> Iterator[_Stay]:
     parts: list[list[_Stretch]] = []
     over = -math.inf
     for stretch in in_order:
-        if stretch.begin - over > LONGEST_IDLE:
+        if stretch.begin - over > LONGEST_GAP:
             parts.append([])
         parts[-1].append(stretch)
         over = max(over, stretch.end + stretch.measuring)
@@ -485,7 +485,7 @@ def _column(frames: StudyFrames, name: str) -> dict[str, str]:
     return dict(zip(frames.trials["run_id"], frames.trials[name], strict=True))
 
 
-def say_times(times: Times) -> tuple[str, ...]:
+def describe_times(times: Times) -> tuple[str, ...]:
     """How well the slots were used, and what ASHA saved; a sentence each."""
     recorded = [phase for phase in times.phases if not phase.unrecorded]
     until = "" if times.whole else " until this report was written"
@@ -499,10 +499,10 @@ def say_times(times: Times) -> tuple[str, ...]:
     if used:
         sentence = ", ".join(used)
         said.append(f"{sentence[0].upper()}{sentence[1:]}.")
-    return tuple([" ".join(said)] if said else []) + _say_savings(times)
+    return tuple([" ".join(said)] if said else []) + _describe_savings(times)
 
 
-def _say_savings(times: Times) -> tuple[str, ...]:
+def _describe_savings(times: Times) -> tuple[str, ...]:
     if not times.savings:
         return ()
     trained, full = (

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.frames import StudyFrames
-from analysis.pairs import Pairs
-from analysis.predictions import load_predictions
+from analysis.rundir.predictions import load_predictions
+from analysis.stats.pairs import Pairs
 
 RESAMPLES = 2_000
 
@@ -70,7 +70,7 @@ def _gains(frames: StudyFrames, pairs: Pairs) -> NDArray[np.float64] | None:
         for recipe in pairs.by_recipe.columns:
             right = []
             for setting in (pairs.setting, pairs.baseline):
-                stored = load_predictions(frames, runs[seed, recipe, setting])
+                stored = load_predictions(frames.path, runs[seed, recipe, setting])
                 if stored is None:
                     return None
                 weights = class_weights(stored.labels) if balanced else 1.0

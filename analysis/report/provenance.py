@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 #: Packages whose version may change a figure.
-PACKAGES = ("torch", "torchvision", "ray", "optuna")
+SHOWN_PACKAGES = ("torch", "torchvision", "ray", "optuna")
 
 MISSING = "not recorded"
 
@@ -17,7 +17,7 @@ def describe_inputs(record: Mapping[str, Any]) -> str:
         f"weights: {_recorded(record, 'weights', 'source')}",
         f"images of {_recorded(record, 'config', 'image_size')} px",
         f"transfer {_recorded(record, 'config', 'transfer')}",
-        *(f"{name} {versions[name]}" for name in PACKAGES if name in versions),
+        *(f"{name} {versions[name]}" for name in SHOWN_PACKAGES if name in versions),
     ]
     return ", ".join(parts)
 

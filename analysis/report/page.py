@@ -7,9 +7,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from analysis.figures import Picture, render_inline
-from analysis.grid import Grid
-from analysis.health import Finding
-from analysis.inputs import command_again, describe_provenance
+from analysis.report.health import Finding
+from analysis.report.provenance import command_again, describe_provenance
+from analysis.report.text_tables import TextTable
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Section:
         name: The anchor that a link may point to.
         title: The heading.
         texts: Paragraphs.
-        grids: Tables.
+        tables: Tables.
         pictures: Figures.
         findings: Health checks.
     """
@@ -28,14 +28,14 @@ class Section:
     name: str
     title: str
     texts: Sequence[str] = ()
-    grids: Sequence[Grid] = ()
+    tables: Sequence[TextTable] = ()
     pictures: Sequence[Picture] = ()
     findings: Sequence[Finding] = ()
 
     @property
     def empty(self) -> bool:
         """Whether there is nothing to show."""
-        return not (self.texts or self.grids or self.pictures or self.findings)
+        return not (self.texts or self.tables or self.pictures or self.findings)
 
 
 def render_page(
@@ -55,7 +55,7 @@ def render_page(
         record: study.json, for how to get the results again; None for a page of several studies.
     """
     environment = Environment(
-        loader=PackageLoader("analysis", "."),
+        loader=PackageLoader("analysis.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from analysis.errors import RunDirError
-from analysis.optuna_db import read_searches
-from analysis.predictions import read_predictions
 from analysis.rundir import RunDir
+from analysis.rundir.errors import RunDirError
+from analysis.rundir.optuna_db import read_searches
+from analysis.rundir.predictions import read_predictions
 
 
 def find_damage(run_dir: Path) -> tuple[str, ...]:

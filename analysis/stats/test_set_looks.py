@@ -6,10 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from analysis.article import ArticleGain, say_article_gain
-from analysis.codec import from_json, to_json
 from analysis.rundir import RunDir, write_whole
-from analysis.verdict import Verdict
+from analysis.rundir.codec import from_json, to_json
+from analysis.stats.article import ArticleGain, describe_article_gain
+from analysis.stats.verdict import Verdict
 
 
 def record_verdict(path: Path, verdict: Verdict, gain: ArticleGain | None = None) -> int:
@@ -58,7 +58,7 @@ def record_verdict(path: Path, verdict: Verdict, gain: ArticleGain | None = None
 
 
 def _record_gain(gain: ArticleGain | None) -> Mapping[str, Any] | None:
-    return {"sentence": say_article_gain(gain), **asdict(gain)} if gain else None
+    return {"sentence": describe_article_gain(gain), **asdict(gain)} if gain else None
 
 
 def _earlier_looks(file: Path) -> list[dict[str, Any]]:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import optuna
 
-from analysis.errors import RunDirError
 from analysis.rundir import RunDir
+from analysis.rundir.errors import RunDirError
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,16 @@ from rich import box
 from rich.table import Table
 from tabulate import tabulate
 
-from analysis.health import Finding
-from analysis.signflip import Effect
-from analysis.tables import ArticleRow, ArticleTable, Cell, SearchRow, SearchTable
-from analysis.times import Times
-from analysis.verdict import FEWEST_PAIRS, Comparison, Verdict
-from analysis.words import count, duration, interval, p_value, signed
+from analysis.report.health import Finding
+from analysis.report.tables import ArticleRow, ArticleTable, MeanOfRuns, SearchRow, SearchTable
+from analysis.report.times import Times
+from analysis.stats.effect import Effect, interval
+from analysis.stats.verdict import FEWEST_PAIRS, Comparison, Verdict
+from analysis.words import count, duration, p_value, signed
 
 
 @dataclass(frozen=True)
-class Grid:
+class TextTable:
     """A table of text.
 
     Attributes:
@@ -67,7 +67,7 @@ PARTS = ("train", "val", "test")
 MOST_COLUMNS = 2
 
 
-def show_article_table(table: ArticleTable) -> Grid:
+def show_article_table(table: ArticleTable) -> TextTable:
     """The article's table in words, with what it rests on."""
     title, note = article_title(table), _article_note(table)
     counts = [cell.n for cell in table.rows[0].cells]
@@ -83,9 +83,9 @@ def show_article_table(table: ArticleTable) -> Grid:
     names = [f"{row.name} ({row.measured_on})" for row in table.rows]
     if len(settings) > MOST_COLUMNS:
         by_setting = tuple(zip(columns, *figures, strict=True))
-        return Grid(title, ("", *names), by_setting, note)
+        return TextTable(title, ("", *names), by_setting, note)
     rows = tuple((name, *cells) for name, cells in zip(names, figures, strict=True))
-    return Grid(title, ("", *columns), rows, note)
+    return TextTable(title, ("", *columns), rows, note)
 
 
 def article_title(table: ArticleTable) -> str:
@@ -93,7 +93,7 @@ def article_title(table: ArticleTable) -> str:
     return "The article's table, measured anew" if table.beside else "Accuracy and loss"
 
 
-def show_classes(record: Mapping[str, Any]) -> Grid:
+def show_classes(record: Mapping[str, Any]) -> TextTable:
     """How many images of each class each part has, by study.json; no rows where that is unknown."""
     data = record.get("data", {})
     counts = data.get("images_per_class", {})
@@ -102,12 +102,12 @@ def show_classes(record: Mapping[str, Any]) -> Grid:
     rows = [tuple(map(str, row)) for row in zip(*columns, strict=True)] if whole else []
     hidden = len(rows) - MOST_CLASSES
     note = f"And {hidden} more." if hidden > 0 else ""
-    return Grid("The images", ("class", *PARTS), tuple(rows[:MOST_CLASSES]), note)
+    return TextTable("The images", ("class", *PARTS), tuple(rows[:MOST_CLASSES]), note)
 
 
-def show_search_table(table: SearchTable) -> Grid:
+def show_search_table(table: SearchTable) -> TextTable:
     """The trials by arm in words."""
-    return Grid(
+    return TextTable(
         title="The search",
         header=("arm", "completed", "pruned", "diverged", "failed", "best score", "champion"),
         rows=tuple(
@@ -129,7 +129,7 @@ def show_search_table(table: SearchTable) -> Grid:
     )
 
 
-def show_times(times: Times) -> Grid:
+def show_times(times: Times) -> TextTable:
     """What each phase took."""
     walls = [(phase.phase, phase.wall) for phase in times.phases]
     if times.phases:
@@ -139,10 +139,10 @@ def show_times(times: Times) -> Grid:
         (name, duration(wall), f"{100 * wall / times.total:.0f} %" if times.total else "")
         for name, wall in walls
     )
-    return Grid("Where the time went", ("phase", "time", "share"), rows, _times_note(times))
+    return TextTable("Where the time went", ("phase", "time", "share"), rows, _times_note(times))
 
 
-def show_slot_times(times: Times) -> Grid:
+def show_slot_times(times: Times) -> TextTable:
     """What the slots of search and confirmation did."""
     header = (
         "phase",
@@ -177,10 +177,10 @@ def show_slot_times(times: Times) -> Grid:
         " for the next one; start-up lasts until a slot's first epoch; idle is the rest: the end,"
         " lost attempts, workers that were replaced. Efficiency is compute as a part of it all."
     )
-    return Grid("What the slots did", header, rows, note)
+    return TextTable("What the slots did", header, rows, note)
 
 
-def show_effects(verdict: Verdict) -> Grid:
+def show_effects(verdict: Verdict) -> TextTable:
     """What the factor changes, measure by measure."""
     measure = verdict.comparisons[0].measure if verdict.comparisons else "test accuracy"
     measures = (
@@ -198,17 +198,19 @@ def show_effects(verdict: Verdict) -> Grid:
                 name = f"{measure}, selected epoch, recipe {recipe} alone"
                 rows.append(_effect(comparison, name, effect, "points", 2))
     header = ("setting", "measured", "change", "95 % CI", "p")
-    return Grid("What the factor changes", header, tuple(rows), _effects_note(verdict))
+    return TextTable("What the factor changes", header, tuple(rows), _effects_note(verdict))
 
 
-def show_health(findings: Sequence[Finding]) -> Grid:
+def show_health(findings: Sequence[Finding]) -> TextTable:
     """The health checks, those not passed first."""
     ordered = sorted(findings, key=lambda finding: finding.passed)
     rows = tuple(
         (f.check, "passed" if f.passed else "look", f.seen, f.meaning, f.remedy) for f in ordered
     )
     header = ("check", "", "seen", "why it matters", "what to do")
-    return Grid("Health checks", header, rows, "What could make a comparison less than it seems.")
+    return TextTable(
+        "Health checks", header, rows, "What could make a comparison less than it seems."
+    )
 
 
 def _times_note(times: Times) -> str:
@@ -296,7 +298,7 @@ def _article_figure(row: ArticleRow, figure: float) -> str:
     return "" if math.isnan(figure) else f"{figure:g}{' %' if row.percent else ''}"
 
 
-def _cell(cell: Cell, percent: bool) -> str:
+def _cell(cell: MeanOfRuns, percent: bool) -> str:
     digits, unit = (2, " %") if percent else (3, "")
     if not math.isfinite(cell.low):
         return f"{cell.mean:.{digits}f}{unit}"

@@ -2,13 +2,12 @@
 
 from dataclasses import dataclass
 
-from analysis.article import find_as_printed
 from analysis.frames import StudyFrames, settings_in_order
-from analysis.pairs import compute_pairs
-from analysis.signflip import Effect, estimate_effect
-from analysis.tables import ARTICLE_ROWS
-from analysis.verdict import ALPHA, FEWEST_PAIRS
-from analysis.words import interval, p_value, signed
+from analysis.stats.article import ARTICLE_ROWS, find_as_printed
+from analysis.stats.effect import Effect, estimate_effect, interval
+from analysis.stats.pairs import compute_pairs
+from analysis.stats.verdict import ALPHA, FEWEST_PAIRS
+from analysis.words import p_value, signed
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def compute_agreement(frames: StudyFrames) -> tuple[RowAgreement, ...]:
     return tuple(rows)
 
 
-def say_agreement(rows: tuple[RowAgreement, ...]) -> str:
+def describe_agreement(rows: tuple[RowAgreement, ...]) -> str:
     """The paragraph; empty where there is nothing to compare."""
     if not rows:
         return ""
@@ -80,7 +79,7 @@ def say_agreement(rows: tuple[RowAgreement, ...]) -> str:
     }
     found = {verb: rows for verb, rows in groups.items() if rows}
     said = [
-        f"{subject} {verb} {'; '.join(map(_say, rows))}."
+        f"{subject} {verb} {'; '.join(map(_describe, rows))}."
         for subject, (verb, rows) in zip(("This study", "It", "It"), found.items(), strict=False)
     ]
     said.append(
@@ -98,7 +97,7 @@ def _second_model(frames: StudyFrames) -> str | None:
     return find_as_printed(frames)
 
 
-def _say(row: RowAgreement) -> str:
+def _describe(row: RowAgreement) -> str:
     digits, unit = (2, " points") if row.percent else (3, "")
     return (
         f"{row.name.lower()} (article {signed(row.article, 2)}{unit}, here"

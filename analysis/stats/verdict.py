@@ -7,10 +7,10 @@ from typing import Literal
 import pandas as pd
 
 from analysis.frames import StudyFrames
-from analysis.pairs import Pairs, compute_pairs
-from analysis.signflip import Effect, adjust_holm, estimate_effect
-from analysis.uncertainty import StandardErrors, compute_standard_errors
-from analysis.words import count, interval, p_value, signed
+from analysis.stats.effect import Effect, adjust_holm, estimate_effect, interval
+from analysis.stats.pairs import Pairs, compute_pairs
+from analysis.stats.standard_errors import StandardErrors, compute_standard_errors
+from analysis.words import count, p_value, signed
 
 #: A difference is claimed below this p-value only.
 ALPHA = 0.05
@@ -121,13 +121,13 @@ def compute_verdict(frames: StudyFrames) -> Verdict:
         sentence = "No verdict: the confirmation runs form no matched pair."
         return Verdict("no pairs", sentence, (), _champions_differ(frames))
     if len(comparisons) == 1:
-        outcome, sentence = comparisons[0].outcome, say_comparison(comparisons[0])
+        outcome, sentence = comparisons[0].outcome, describe_comparison(comparisons[0])
     else:
-        outcome, sentence = _outcome_of_several(comparisons), say_several(comparisons)
+        outcome, sentence = _outcome_of_several(comparisons), describe_several(comparisons)
     return Verdict(outcome, sentence, comparisons, _champions_differ(frames))
 
 
-def say_comparison(comparison: Comparison) -> str:
+def describe_comparison(comparison: Comparison) -> str:
     """The verdict on one setting."""
     name, effect = _name(comparison), comparison.accuracy
     size = f"{signed(effect.mean)} points of {comparison.measure}"
@@ -147,7 +147,7 @@ def say_comparison(comparison: Comparison) -> str:
             return f"No difference shown: {name} {size} {basis}."
 
 
-def say_loss(comparison: Comparison) -> str:
+def describe_loss(comparison: Comparison) -> str:
     """What the setting changes in test loss, at the selected epoch and at the last."""
     shown = {
         where: f"{signed(effect.mean, 3)} (95 % CI {interval(effect, 3)}, p = {p_value(effect.p)})"
@@ -159,7 +159,7 @@ def say_loss(comparison: Comparison) -> str:
     )
 
 
-def say_several(comparisons: tuple[Comparison, ...]) -> str:
+def describe_several(comparisons: tuple[Comparison, ...]) -> str:
     """The verdict on several settings, after Holm's correction."""
     baseline, seeds = comparisons[0].baseline, comparisons[0].accuracy.n
     fewest = fewest_pairs(len(comparisons))
@@ -186,7 +186,7 @@ def say_several(comparisons: tuple[Comparison, ...]) -> str:
     )
 
 
-def say_champions(champions: ChampionsDiffer) -> str:
+def describe_champions(champions: ChampionsDiffer) -> str:
     """The champions' difference, in words that do not blame the factor for it."""
     effect = champions.accuracy
     return (

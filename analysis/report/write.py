@@ -9,13 +9,19 @@ import pandas as pd
 from rich.console import RenderableType
 from rich.text import Text
 
-from analysis.agreement import compute_agreement, say_agreement
-from analysis.article import compute_article_gain, say_article_gain
-from analysis.damage import find_damage
 from analysis.figures import Picture, make_pictures, render_file
-from analysis.frames import StudyFrames, load_what_is_there
-from analysis.grid import (
-    Grid,
+from analysis.frames import StudyFrames, load_readable_frames
+from analysis.report.health import Finding, check_health
+from analysis.report.page import Section, render_page
+from analysis.report.provenance import describe_inputs
+from analysis.report.tables import (
+    ArticleTable,
+    SearchTable,
+    compute_article_table,
+    compute_search_table,
+)
+from analysis.report.text_tables import (
+    TextTable,
     article_title,
     show_article_table,
     show_classes,
@@ -25,19 +31,13 @@ from analysis.grid import (
     show_slot_times,
     show_times,
 )
-from analysis.health import Finding, check_health
-from analysis.inputs import describe_inputs
-from analysis.looks import record_verdict
-from analysis.page import Section, render_page
+from analysis.report.times import RunTime, SlotTime, Times, compute_times, describe_times
 from analysis.rundir import RunDir, write_whole
-from analysis.tables import (
-    ArticleTable,
-    SearchTable,
-    compute_article_table,
-    compute_search_table,
-)
-from analysis.times import RunTime, SlotTime, Times, compute_times, say_times
-from analysis.verdict import Verdict, compute_verdict, say_champions, say_loss
+from analysis.rundir.damage import find_damage
+from analysis.stats.agreement import compute_agreement, describe_agreement
+from analysis.stats.article import compute_article_gain, describe_article_gain
+from analysis.stats.test_set_looks import record_verdict
+from analysis.stats.verdict import Verdict, compute_verdict, describe_champions, describe_loss
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,9 @@ class Report:
 
     def as_rich(self) -> tuple[RenderableType, ...]:
         """All of it for a rich console: tables with rows in them, and the verdict at the end."""
-        grids = (show_search_table(self.search), show_article_table(self.article))
-        tables = [grid.to_rich() for grid in grids if grid.rows]
-        return (*tables, *map(Text, self.problems), *map(Text, self.sentences))
+        tables = (show_search_table(self.search), show_article_table(self.article))
+        shown = [table.to_rich() for table in tables if table.rows]
+        return (*shown, *map(Text, self.problems), *map(Text, self.sentences))
 
 
 def write_report(run_dir: Path) -> Report:
@@ -83,7 +83,7 @@ def write_report(run_dir: Path) -> Report:
     Raises:
         RunDirError: It is no run directory, one of another format, or a file in the way is damaged.
     """
-    frames = load_what_is_there(run_dir)
+    frames = load_readable_frames(run_dir)
     problems = (*frames.problems, *find_damage(run_dir))
     inputs = describe_inputs(frames.record)
     verdict = compute_verdict(frames)
@@ -92,7 +92,7 @@ def write_report(run_dir: Path) -> Report:
     findings = check_health(frames, verdict)
     gain = compute_article_gain(frames, verdict)
     look = record_verdict(run_dir, verdict, gain)
-    sentences = _sentences(verdict, look, say_article_gain(gain), findings)
+    sentences = _sentences(verdict, look, describe_article_gain(gain), findings)
     pictures = make_pictures(frames)
     folder = RunDir(run_dir).report
     path = folder / "index.html"
@@ -120,7 +120,7 @@ def _sentences(
     again = f" Look {look} at the test set; the earlier verdicts stay in verdict.json."
     said = [verdict.sentence + (again if look > 1 else "")]
     if len(verdict.comparisons) == 1:
-        said.append(say_loss(verdict.comparisons[0]))
+        said.append(describe_loss(verdict.comparisons[0]))
     if gain:
         said.append(gain)
     warnings = [finding.check for finding in findings if not finding.passed]
@@ -139,8 +139,8 @@ def _sections(
     findings: Sequence[Finding],
     pictures: Mapping[str, Sequence[Picture]],
 ) -> tuple[Section, ...]:
-    agreement = say_agreement(compute_agreement(frames))
-    champions = [say_champions(verdict.champions)] if verdict.champions else []
+    agreement = describe_agreement(compute_agreement(frames))
+    champions = [describe_champions(verdict.champions)] if verdict.champions else []
     warnings = [finding for finding in findings if not finding.passed]
     passed = [finding for finding in findings if finding.passed]
     effects, found = show_effects(verdict), show_search_table(search)
@@ -151,7 +151,7 @@ def _sections(
             "article",
             article_title(article),
             texts=[agreement] if agreement else [],
-            grids=[show_article_table(article)],
+            tables=[show_article_table(article)],
         ),
         Section("comparison", "The comparison", pictures=pictures.get("comparison", ())),
         Section("warnings", "What to be careful about", findings=warnings),
@@ -160,14 +160,14 @@ def _sections(
         Section(
             "search",
             found.title,
-            grids=[found] if found.rows else [],
+            tables=[found] if found.rows else [],
             pictures=pictures.get("search", ()),
         ),
         Section(
             "time",
             spent.title,
-            say_times(times),
-            [grid for grid in (spent, slots) if grid.rows],
+            describe_times(times),
+            [table for table in (spent, slots) if table.rows],
             pictures.get("time", ()),
         ),
         *_classes(frames),
@@ -177,8 +177,10 @@ def _sections(
 
 def _classes(frames: StudyFrames) -> tuple[Section, ...]:
     """How many images each class has, where they are the user's own."""
-    grid = show_classes(frames.record)
-    return (Section("images", grid.title, grids=[grid]),) if frames.own_images and grid.rows else ()
+    table = show_classes(frames.record)
+    if not (frames.own_images and table.rows):
+        return ()
+    return (Section("images", table.title, tables=[table]),)
 
 
 def _write_tables(
@@ -204,14 +206,14 @@ def _write_tables(
 
 
 def _write_table(
-    folder: Path, name: str, grid: Grid, frame: pd.DataFrame, inputs: str
+    folder: Path, name: str, table: TextTable, frame: pd.DataFrame, inputs: str
 ) -> tuple[Path, Path]:
-    return _write_markdown(folder, name, (grid,), inputs), _write_csv(folder, name, frame)
+    return _write_markdown(folder, name, (table,), inputs), _write_csv(folder, name, frame)
 
 
-def _write_markdown(folder: Path, name: str, grids: Sequence[Grid], inputs: str) -> Path:
+def _write_markdown(folder: Path, name: str, tables: Sequence[TextTable], inputs: str) -> Path:
     path = folder / "tables" / f"{name}.md"
-    write_whole(path, "\n".join([*(g.to_markdown() for g in grids), f"Used: {inputs}\n"]))
+    write_whole(path, "\n".join([*(g.to_markdown() for g in tables), f"Used: {inputs}\n"]))
     return path
 
 

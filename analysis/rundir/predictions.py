@@ -8,9 +8,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.errors import RunDirError
-from analysis.frames import StudyFrames
 from analysis.rundir import RunDir
+from analysis.rundir.errors import RunDirError
 
 #: Bytes; a hundred thousand images of a thousand classes have a fifth of it.
 LARGEST = 1 << 30
@@ -40,9 +39,9 @@ class Predictions:
         return np.asarray(raised / raised.sum(axis=1, keepdims=True), np.float32)
 
 
-def load_predictions(frames: StudyFrames, run_id: str) -> Predictions | None:
+def load_predictions(run_dir: Path, run_id: str) -> Predictions | None:
     """A confirmation run's predictions; None where its file is not there or cannot be read."""
-    file = RunDir(frames.path).predictions(run_id)
+    file = RunDir(run_dir).predictions(run_id)
     try:
         return read_predictions(file) if file.is_file() else None
     except RunDirError:

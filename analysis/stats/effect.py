@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from analysis.words import signed
+
 #: Up to so many differences every sign pattern is looked at; beyond, RANDOM_SUBSETS of them.
 ENUMERATED = 20
 RANDOM_SUBSETS = 2**17 - 1
@@ -65,6 +67,11 @@ def estimate_effect(
     rank = int((1 - level) * patterns / 2)
     low, high = (means[rank - 1], means[-rank]) if rank else (-np.inf, np.inf)
     return Effect(float(values.mean()), float(low), float(high), p, len(values), level)
+
+
+def interval(effect: Effect, digits: int = 2) -> str:
+    """The ends of its confidence interval: +0.20 to +1.00."""
+    return f"{signed(effect.low, digits)} to {signed(effect.high, digits)}"
 
 
 def adjust_holm(p_values: Sequence[float]) -> tuple[float, ...]:

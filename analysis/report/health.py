@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import pandas as pd
 
 from analysis.frames import StudyFrames, compute_champions
-from analysis.optuna_db import searched_ranges
-from analysis.verdict import Verdict
+from analysis.rundir.metric import mode
+from analysis.rundir.optuna_db import searched_ranges
+from analysis.stats.verdict import Verdict
 from analysis.words import count, signed
 
 #: An arm with fewer completed trials has hardly been searched.
@@ -177,7 +178,7 @@ def _last_epoch(frames: StudyFrames, _: Verdict) -> Iterator[Finding]:
 def _winners_curse(frames: StudyFrames, _: Verdict) -> Iterator[Finding]:
     if frames.confirm.empty or frames.trials.empty:
         return
-    by_loss = frames.metric == "val_loss"
+    by_loss = mode(frames.metric) == "min"
     scale, unit, digits = (-1, "nats", 3) if by_loss else (100, "points", 2)
     gaps, outside = [], False
     for champion in compute_champions(frames).to_dict("records"):

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 
@@ -14,11 +14,12 @@ from analysis.frames import (
     compute_champions,
     compute_compared_runs,
 )
-from analysis.signflip import estimate_effect
+from analysis.stats.article import ARTICLE_ROWS, ArticleFigures
+from analysis.stats.effect import estimate_effect
 
 
 @dataclass(frozen=True)
-class Cell:
+class MeanOfRuns:
     """A figure over several runs.
 
     Attributes:
@@ -52,7 +53,7 @@ class ArticleRow:
     name: str
     measured_on: str
     percent: bool
-    cells: tuple[Cell, ...]
+    cells: tuple[MeanOfRuns, ...]
     article: tuple[float, float]
 
 
@@ -115,37 +116,8 @@ class SearchTable:
     rows: tuple[SearchRow, ...]
 
 
-class Figures(NamedTuple):
-    """What the article reports, and where this study has it.
-
-    Attributes:
-        name: Of the row.
-        percent: Whether it is an accuracy, in per cent.
-        article: Without and with dropout.
-        column: Of a confirmation run.
-        images: Measured on.
-        trial_column: Of a trial, where there are no confirmation runs.
-    """
-
-    name: str
-    percent: bool
-    article: tuple[float, float]
-    column: str
-    images: str
-    trial_column: str
-
-
-#: The article validated on its test images: its validation loss is the loss on test.
-ARTICLE_ROWS = (
-    Figures("Training accuracy", True, (94.5, 97.54), "train_accuracy", "train", "train_accuracy"),
-    Figures("Testing accuracy", True, (78.76, 79.87), "test_accuracy", "test", "val_accuracy"),
-    Figures("Training loss", False, (0.17, 0.08), "train_loss", "train", "train_loss"),
-    Figures("Validation loss", False, (0.86, 1.01), "test_loss", "test", "val_loss"),
-)
-
-
 #: Not in the article.
-BALANCED = Figures(
+BALANCED = ArticleFigures(
     "Balanced testing accuracy",
     True,
     (math.nan, math.nan),
@@ -201,7 +173,7 @@ def compute_search_table(frames: StudyFrames) -> SearchTable:
     return SearchTable(frames.metric, tuple(rows))
 
 
-def _cells(compared: ComparedRuns, column: str, scale: float) -> tuple[Cell, ...]:
+def _cells(compared: ComparedRuns, column: str, scale: float) -> tuple[MeanOfRuns, ...]:
     cells = []
     for setting in compared.settings:
         runs = compared.runs[compared.runs["setting"] == setting]
@@ -210,7 +182,7 @@ def _cells(compared: ComparedRuns, column: str, scale: float) -> tuple[Cell, ...
         by_seed = figures.groupby(runs["seed"]).mean().dropna()
         mean = estimate_effect(by_seed.to_numpy()) if len(by_seed) else None
         cells.append(
-            Cell(
+            MeanOfRuns(
                 mean=float(figures.mean()),
                 low=mean.low if mean else -math.inf,
                 high=mean.high if mean else math.inf,

@@ -4,14 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis.frames import StudyFrames, load_what_is_there
-from analysis.grid import Grid
-from analysis.health import check_health
-from analysis.inputs import describe_inputs
-from analysis.page import Section, render_page
+from analysis.frames import StudyFrames, load_readable_frames
+from analysis.report.health import check_health
+from analysis.report.page import Section, render_page
+from analysis.report.provenance import describe_inputs
+from analysis.report.text_tables import TextTable
 from analysis.rundir import write_whole
-from analysis.verdict import Verdict, compute_verdict
-from analysis.words import interval, p_value, signed
+from analysis.stats.effect import interval
+from analysis.stats.verdict import Verdict, compute_verdict
+from analysis.words import p_value, signed
 
 
 @dataclass(frozen=True)
@@ -31,16 +32,16 @@ class ComparedStudy:
     warnings: tuple[str, ...]
 
 
-def write_comparison(run_dirs: Sequence[Path], path: Path) -> Grid:
+def write_comparison(run_dirs: Sequence[Path], path: Path) -> TextTable:
     """Write one page about several studies; returns its table.
 
     Raises:
         RunDirError: One of them is no run directory, or one of another format.
     """
     studies = [_compare(run_dir) for run_dir in run_dirs]
-    grid = show_studies(studies)
+    table = show_studies(studies)
     sections = (
-        Section("studies", grid.title, grids=[grid]),
+        Section("studies", table.title, tables=[table]),
         *(
             Section(
                 f"study-{index}",
@@ -56,10 +57,10 @@ def write_comparison(run_dirs: Sequence[Path], path: Path) -> Grid:
     )
     page = render_page("Several studies", [lead], "", sections, None)
     write_whole(path, page)
-    return grid
+    return table
 
 
-def show_studies(studies: Sequence[ComparedStudy]) -> Grid:
+def show_studies(studies: Sequence[ComparedStudy]) -> TextTable:
     """A row per study and setting."""
     rows = []
     for study in studies:
@@ -96,7 +97,7 @@ def show_studies(studies: Sequence[ComparedStudy]) -> Grid:
         "Mean test accuracy over all confirmation runs (balanced where the study's metric is);"
         " changes by matched pairs, in points and nats."
     )
-    return Grid("The studies", header, tuple(rows), note)
+    return TextTable("The studies", header, tuple(rows), note)
 
 
 def _texts(study: ComparedStudy) -> list[str]:
@@ -107,7 +108,7 @@ def _texts(study: ComparedStudy) -> list[str]:
 
 
 def _compare(run_dir: Path) -> ComparedStudy:
-    frames = load_what_is_there(run_dir)
+    frames = load_readable_frames(run_dir)
     verdict = compute_verdict(frames)
     warnings = [finding.check for finding in check_health(frames, verdict) if not finding.passed]
     return ComparedStudy(run_dir.resolve().name, frames, verdict, tuple(warnings))

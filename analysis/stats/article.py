@@ -8,25 +8,57 @@ their own, each against the same baseline, tells them apart.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from analysis.frames import StudyFrames, settings_in_order
-from analysis.pairs import compute_changed
-from analysis.signflip import Effect, adjust_holm
-from analysis.tables import ARTICLE_ROWS
-from analysis.verdict import ALPHA, FEWEST_PAIRS, Comparison, Verdict, fewest_pairs
-from analysis.words import count, interval, p_value, signed
+from analysis.stats.effect import Effect, adjust_holm, interval
+from analysis.stats.pairs import compute_changed
+from analysis.stats.verdict import ALPHA, FEWEST_PAIRS, Comparison, Verdict, fewest_pairs
+from analysis.words import count, p_value, signed
 
-Place = Literal["last", "selected"]
+EpochChoice = Literal["last", "selected"]
 
 DROPOUT, WARM_UP = "dropout", "backbone_warmup_epochs"
 
 #: Where a run is measured.
-PLACES: tuple[Place, Place] = ("last", "selected")
+EPOCH_CHOICES: tuple[EpochChoice, EpochChoice] = ("last", "selected")
+
+
+class ArticleFigures(NamedTuple):
+    """What the article reports, and where this study has it.
+
+    Attributes:
+        name: Of the row.
+        percent: Whether it is an accuracy, in per cent.
+        article: Without and with dropout.
+        column: Of a confirmation run.
+        images: Measured on.
+        trial_column: Of a trial, where there are no confirmation runs.
+    """
+
+    name: str
+    percent: bool
+    article: tuple[float, float]
+    column: str
+    images: str
+    trial_column: str
+
+
+#: The article validated on its test images: its validation loss is the loss on test.
+ARTICLE_ROWS = (
+    ArticleFigures(
+        "Training accuracy", True, (94.5, 97.54), "train_accuracy", "train", "train_accuracy"
+    ),
+    ArticleFigures(
+        "Testing accuracy", True, (78.76, 79.87), "test_accuracy", "test", "val_accuracy"
+    ),
+    ArticleFigures("Training loss", False, (0.17, 0.08), "train_loss", "train", "train_loss"),
+    ArticleFigures("Validation loss", False, (0.86, 1.01), "test_loss", "test", "val_loss"),
+)
 
 
 @dataclass(frozen=True)
-class Part:
+class SingleChange:
     """What one of the two hyperparameters changes alone.
 
     Attributes:
@@ -64,7 +96,7 @@ class ArticleGain:
     baseline: str
     epochs: int
     comparisons: int
-    parts: tuple[Part, ...]
+    parts: tuple[SingleChange, ...]
 
 
 def find_single_changes(frames: StudyFrames) -> Mapping[str, str]:
@@ -117,7 +149,7 @@ def compute_article_gain(frames: StudyFrames, verdict: Verdict) -> ArticleGain |
     )
 
 
-def say_article_gain(gain: ArticleGain | None) -> str:
+def describe_article_gain(gain: ArticleGain | None) -> str:
     """The paragraph; empty where the study cannot tell the two apart."""
     if gain is None:
         return ""
@@ -126,14 +158,14 @@ def say_article_gain(gain: ArticleGain | None) -> str:
         f"The article reports {signed(gain.article)} points of test accuracy for dropout, from one"
         " run each; but its code adds no dropout: it trains the backbone for twice as long."
     ]
-    said.append(_say_effects(gain))
+    said.append(_describe_effects(gain))
     if seeds < fewest:
         said.append(
             f"Nothing of it is shown: {count(seeds, 'seed')}, and fewer than {fewest} cannot reach"
             f" p < {ALPHA} in {count(gain.comparisons, 'comparison')} after Holm's correction."
         )
     else:
-        last, selected = (_say_shown(gain, place) for place in PLACES)
+        last, selected = (_describe_shown(gain, choice) for choice in EPOCH_CHOICES)
         if last == selected:
             said.append(f"Shown at both epochs: {last}.")
         else:
@@ -142,9 +174,11 @@ def say_article_gain(gain: ArticleGain | None) -> str:
     return " ".join(said)
 
 
-def _part(frames: StudyFrames, comparison: Comparison, hyperparameter: str, last_p: float) -> Part:
+def _part(
+    frames: StudyFrames, comparison: Comparison, hyperparameter: str, last_p: float
+) -> SingleChange:
     runs = frames.confirm[frames.confirm["setting"] == comparison.setting]
-    return Part(
+    return SingleChange(
         setting=comparison.setting,
         hyperparameter=hyperparameter,
         value=float(runs[hyperparameter].iloc[0]),
@@ -161,13 +195,15 @@ def _epochs(frames: StudyFrames) -> int:
     return int(confirm.loc[confirm["setting"] == settings_in_order(confirm)[0], "epochs"].max())
 
 
-def _measured(part: Part, place: Place) -> tuple[Effect, float]:
-    return (part.last, part.last_p) if place == "last" else (part.selected, part.selected_p)
+def _measured(part: SingleChange, choice: EpochChoice) -> tuple[Effect, float]:
+    return (part.last, part.last_p) if choice == "last" else (part.selected, part.selected_p)
 
 
-def _say_effects(gain: ArticleGain) -> str:
+def _describe_effects(gain: ArticleGain) -> str:
     first, *others = (f"{_name(part, gain)} (setting {part.setting})" for part in gain.parts)
-    last, selected = ([_say_effect(part, place) for part in gain.parts] for place in PLACES)
+    last, selected = (
+        [_describe_effect(part, choice) for part in gain.parts] for choice in EPOCH_CHOICES
+    )
     by = [f"{name} by {size}" for name, size in zip(others, last[1:], strict=True)]
     changes = [f"{first} changes test accuracy by {last[0]}", *by]
     return (
@@ -176,18 +212,18 @@ def _say_effects(gain: ArticleGain) -> str:
     )
 
 
-def _say_effect(part: Part, place: Place) -> str:
-    effect, p = _measured(part, place)
+def _describe_effect(part: SingleChange, choice: EpochChoice) -> str:
+    effect, p = _measured(part, choice)
     size = f"{signed(effect.mean)} points"
     if effect.n < FEWEST_PAIRS:
         return size
     return f"{size} (95 % CI {interval(effect)}, p = {p_value(p)})"
 
 
-def _say_shown(gain: ArticleGain, place: Place) -> str:
+def _describe_shown(gain: ArticleGain, choice: EpochChoice) -> str:
     shown, others = list[str](), list[str]()
     for part in gain.parts:
-        effect, p = _measured(part, place)
+        effect, p = _measured(part, choice)
         if p < ALPHA:
             shown.append(f"{'a gain' if effect.mean > 0 else 'a loss'} by {_name(part, gain)}")
         else:
@@ -201,7 +237,7 @@ def _enumerate(phrases: Sequence[str]) -> str:
     return f"{', '.join(others)} and {last}" if others else last
 
 
-def _name(part: Part, gain: ArticleGain) -> str:
+def _name(part: SingleChange, gain: ArticleGain) -> str:
     if part.hyperparameter == DROPOUT:
         return f"dropout alone at rate {part.value:g}"
     if part.value == gain.epochs:
