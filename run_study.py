@@ -2,63 +2,78 @@
 
     python run_study.py --trials 40
 
-Arguments become a StudyConfig, are checked as a whole, and then the phases run in order. Exit
-status 0: the study is finished; 2: something that the user can mend, in one line; 130, 143 or 129:
-interrupted by Ctrl-C, SIGTERM or SIGHUP.
+Exit status 0: the study is finished; 2: an error that the user can fix, in one line; 130, 143 or
+129: interrupted by Ctrl-C, SIGTERM or SIGHUP.
 """
 
 import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
-from analysis.rundir.errors import RunDirError
+from analysis.rundir import RunDirError
 from study import STARTED
-from study.config import Study, check, parse, resume_command
+from study.config import StudyConfig, resume_command
 from study.errors import StudyStoppedError, UserError
+from study.study import Study, parse_config, resolve_study
 from study.system import signals
 
 
-def main(arguments: Sequence[str] | None = None, began: float | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, started: float | None = None) -> int:
     """Run a study.
 
     Args:
         arguments: As in `sys.argv[1:]`.
-        began: When the command began, in Unix seconds; None: now.
+        started: When the command started, in Unix seconds; None: now.
     """
-    began = time.time() if began is None else began
+    started = time.time() if started is None else started
     study = None
     signals.install_handlers()
     try:
-        study = check(parse(arguments))
-        # Only now: ray and torch take seconds to import, which a wrong option need not wait for.
-        from study.ray_session import ray_ahead
-
-        with ray_ahead(study):
+        study = resolve_study(parse_config(arguments))
+        with start_ray_early(study.config):
+            # Only now: torch takes seconds to import, during which Ray starts.
             from study.phases import run
 
-            run(study, began)
+            run(study, started)
     except (UserError, RunDirError) as error:
         stopped = isinstance(error, StudyStoppedError)
-        return leave(f"{error}{go_on(study) if stopped else ''}", 2)
+        return leave(f"{error}{how_to_resume(study) if stopped else ''}", 2)
     except KeyboardInterrupt:
-        return leave(f"interrupted.{go_on(study)}", signals.exit_status())
+        return leave(f"interrupted.{how_to_resume(study)}", signals.exit_status())
     return 0
 
 
-def go_on(study: Study | None) -> str:
+def start_ray_early(config: StudyConfig) -> AbstractContextManager[None]:
+    """Start Ray ahead of the imports that take seconds; not for a plan, nor on a cluster.
+
+    Raises:
+        UserError: Not even one run fits on this machine.
+    """
+    # Only now: Ray takes a second to import, which a wrong option need not wait for.
+    from study.cluster.machines import cluster_address
+    from study.cluster.resources import plan_cores
+    from study.cluster.session import find_machines, ray_ahead
+
+    if config.dry_run or cluster_address(config.address) is not None:
+        return nullcontext()
+    return ray_ahead(plan_cores(config, find_machines(None)), verbose=config.verbose)
+
+
+def how_to_resume(study: Study | None) -> str:
     """How to go on with a study, as a sentence."""
     return f" Go on with: {resume_command(study.config)}" if study else ""
 
 
 def leave(message: str, status: int) -> int:
-    """Say why the command ends; its exit status."""
+    """Print why the command ends; return its exit status."""
     sys.stderr.write(f"run_study.py: {message}\n")
     return status
 
 
 if __name__ == "__main__":
-    exit_status = main(began=STARTED)
+    exit_status = main(started=STARTED)
     if signals.received:
         # What Ray does at the end of an interrupted process may abort it, with a status of its own.
         sys.stdout.flush()

@@ -21,11 +21,11 @@ from study.bundle import Bundle
 from study.card import Measured, measure, write_card
 from study.champions import Champion
 from study.choose import Chosen, choose
-from study.config import Study
 from study.errors import UserError, storage_error
 from study.inputs import Inputs
 from study.prepare import no_standardisation
 from study.screen import describe_score
+from study.study import Study
 from study.system.cache import sha256_of
 from study.tensors import part_of
 from study.verify import Agreement

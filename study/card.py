@@ -16,8 +16,8 @@ from analysis.rundir.predictions import Predictions
 from analysis.stats.calibration import bin_predictions
 from search_spaces import PARAMETERS
 from study.choose import Chosen
-from study.config import Study
 from study.inputs import Inputs
+from study.study import Study
 from study.training import balanced_accuracy, loss_and_accuracy
 from study.verify import Agreement
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from analysis.frames import compute_champions, load_frames
 from analysis.rundir import TrialRow
 from search_spaces import Value
-from study.config import Study
 from study.errors import UserError
+from study.study import Study
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from analysis.rundir import ConfirmRow, RunDirError
+from analysis.rundir.metric import Metric, is_better
 from analysis.rundir.predictions import read_predictions
 from search_spaces import Value
 from study.champions import Champion
-from study.config import Metric, Study
 from study.confirm import best_of
 from study.errors import UserError
-from study.training import balanced_accuracy, is_better, loss_and_accuracy
+from study.study import Study
+from study.training import balanced_accuracy, loss_and_accuracy
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from typing import Annotated
 
 import tyro
 
-from study.config import Study, check, parse
 from study.errors import UserError
 from study.place import Place
 from study.screen import Screen
 from study.storage import is_uri
+from study.study import Study, parse_config, resolve_study
 from study.system.cli import parse_arguments, run_command
 
 PROG = "python -m study.export"
@@ -73,11 +73,11 @@ def find_study(arguments: ExportArguments) -> Study:
         raise UserError(f"{run}: holds no study; give a run directory, such as runs/NAME.")
     if arguments.to is not None:
         check_place(arguments.to)
-    config = parse(["--resume", "--storage", storage, "--name", name])
+    config = parse_config(["--resume", "--storage", storage, "--name", name])
     # MLflow has the model that the study itself has ended with.
     config = replace(config, export=arguments.arm, data=arguments.data or config.data, mlflow=None)
     try:
-        return check(config)
+        return resolve_study(config)
     except UserError as error:
         raise UserError(str(error).replace("--export ", "--arm ")) from None
 

@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from study.ask import ask, live_nodes
-from study.config import Study
+from study.cluster.remote import call_on_nodes, live_nodes
 from study.errors import storage_error
 from study.failures import Failure
 from study.storage import Remote
+from study.study import Study
 
 #: Seconds in which a machine has to tell what was left there.
 _ANSWER = 10.0
@@ -98,7 +98,7 @@ def find_hang(study: Study, run_id: str, attempt: int) -> Failure | None:
     where = str(file)
     if study.remote is not None:
         where = study.remote.child("failures").child(file.name).uri
-        answers = ask(live_nodes(), _take, study.remote, run_id, attempt, seconds=_ANSWER)
+        answers = call_on_nodes(live_nodes(), _take, study.remote, run_id, attempt, seconds=_ANSWER)
         # A machine that is lost has taken it along.
         if text := "".join(answer for answer in answers.values() if isinstance(answer, str)):
             study.rundir.write_failure(run_id, attempt, text)

@@ -5,11 +5,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from analysis.rundir import RunDir
-from study.config import Study
 from study.integrity import only_writer
 from study.lease import hold
 from study.mirror import DriverMirror
 from study.screen import Screen
+from study.study import Study
 
 
 @contextmanager

@@ -5,12 +5,12 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 from study.backbone import PREPROCESSES, Preprocess
-from study.config import Study
 from study.data import load_dataset
 from study.dataset import Dataset, Split, make_split
 from study.features import Compute, FeaturesName, load_features
 from study.network import Pretrained
 from study.prepare import Prepared, Standardisation, prepare_features, prepare_images
+from study.study import Study
 from study.weights import Weights, load_weights
 
 

@@ -18,9 +18,9 @@ from analysis.rundir import EpochRow, RunDir
 from analysis.rundir.codec import from_json
 from analysis.rundir.errors import RunDirError
 from analysis.rundir.optuna_db import read_searches
-from study.config import Study
 from study.errors import UserError, storage_error
 from study.searcher import run_id
+from study.study import Study
 
 #: The file by which a process holds a run directory.
 LOCK = ".lock"

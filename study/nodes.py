@@ -9,8 +9,8 @@ from pathlib import Path
 import ray
 from ray.exceptions import RayError
 
-from study.ask import ask
-from study.cluster import Node
+from study.cluster.machines import Node
+from study.cluster.remote import call_on_nodes
 from study.errors import UserError
 from study.probe import probe, probed
 from study.storage import Remote
@@ -46,7 +46,7 @@ def inspect_nodes(nodes: Sequence[Node], place: Path | Remote) -> dict[Node, Loo
         UserError: Names every node that is of no use, and why.
     """
     with probed(place) as token:
-        answers = ask(nodes, look_around, place, token, seconds=TIMEOUT)
+        answers = call_on_nodes(nodes, look_around, place, token, seconds=TIMEOUT)
     looks = {node: look for node, look in answers.items() if isinstance(look, Look)}
     problems = [
         f"{node.address}: {_why_silent(error)}"

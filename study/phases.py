@@ -12,11 +12,13 @@ from ray.exceptions import OutOfDiskError, RayError, RayTaskError
 
 from analysis.report.health import IMBALANCE
 from analysis.rundir import RunDir
+from analysis.rundir.metric import Metric
 from study.arrays import TrainingArrays
-from study.ask import on_node
 from study.champions import champions
-from study.cluster import Machines
-from study.config import Metric, Study
+from study.cluster.machines import Machines
+from study.cluster.remote import on_node
+from study.cluster.resources import Resources, is_measured, plan_cores, plan_resources
+from study.cluster.session import find_machines, ray_session
 from study.confirm import confirm
 from study.errors import StudyStoppedError, UserError, storage_error
 from study.failures import failure_of
@@ -38,11 +40,10 @@ from study.provenance import (
     pinned_sources,
     with_this_start,
 )
-from study.ray_session import find_machines, ray_session
-from study.resources import Resources, is_measured, plan_cores, plan_resources
 from study.screen import Screen
 from study.search import search
 from study.spread import on_cluster
+from study.study import Study
 from study.system import signals
 from study.system.malloc import give_back_freed
 from study.system.phase_timer import PhaseTimer
@@ -176,7 +177,7 @@ def inspect(study: Study, machines: Machines, screen: Screen) -> Compute | None:
     """
     if not machines.is_cluster:
         return None
-    resources = plan_resources(study, machines)
+    resources = plan_resources(study.config, machines)
     able = [node for node in machines.nodes if node.room(resources.cpus, resources.gpus)]
     looks = inspect_nodes(able, study.remote or study.rundir.path.absolute())
     if found := differences(looks):
@@ -273,7 +274,7 @@ def run_phases(
         # First of all, where `ray_ahead` has not started it: Ray's processes import what runs need
         # while this one loads the data.
         with clock.phase("ray"):
-            cores = None if machines.is_cluster else plan_cores(study, machines)
+            cores = None if machines.is_cluster else plan_cores(study.config, machines)
             session.enter_context(ray_session(config.address, cores, verbose=config.verbose))
         inputs, prepared = prepare(study, machines, record, compute, clock, screen)
         with clock.phase("hand over"):
@@ -331,8 +332,8 @@ def choose_resources(
     screen: Screen,
 ) -> Resources:
     """What each run gets; how many share a GPU is measured where the user leaves it open."""
-    if not is_measured(study, machines):
-        return plan_resources(study, machines)
+    if not is_measured(study.config, machines):
+        return plan_resources(study.config, machines)
     loads = measure_loads(study, machines, training)
     packed = {}
     for gpu_type, load in loads.items():
@@ -351,7 +352,7 @@ def choose_resources(
             "the largest run of the space fits on no GPU; give a space with smaller batches or"
             " heads, or a smaller --image-size."
         )
-    chosen = plan_resources(study, machines.with_gpus(packed), min(packed.values()))
+    chosen = plan_resources(study.config, machines.with_gpus(packed), min(packed.values()))
     return chosen if len(packed) == len(loads) else replace(chosen, gpu_types=tuple(packed))
 
 

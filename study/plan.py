@@ -9,11 +9,11 @@ from rich.table import Table
 
 from analysis.words import count
 from search_spaces import Range
-from study.cluster import Machines
-from study.config import Study
+from study.cluster.machines import Machines
+from study.cluster.resources import Resources, is_measured, plan_resources
 from study.errors import UserError
 from study.packing import head_parameters
-from study.resources import Resources, is_measured, plan_resources
+from study.study import Study
 from study.trials import KEPT_PER_ARM
 
 #: Parameters of a ResNet50 without its classifier, running statistics included.
@@ -88,7 +88,7 @@ def plan_table(study: Study, machines: Machines) -> Table:
         UserError: The machines cannot run a single trial.
     """
     config, space = study.config, study.space
-    resources = plan_resources(study, machines)
+    resources = plan_resources(study.config, machines)
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
@@ -120,7 +120,7 @@ def plan_table(study: Study, machines: Machines) -> Table:
         table.add_row("search", f"{count(config.epochs, 'epoch')}; {stopping}; by {config.metric}")
     table.add_row("confirmation", _confirmation(study))
     table.add_row("resources", _resources(study, machines, resources))
-    most = int(machines.cpus) if is_measured(study, machines) else resources.at_once
+    most = int(machines.cpus) if is_measured(study.config, machines) else resources.at_once
     use = plan_disk(study, most)
     table.add_row(
         "disk",
@@ -149,7 +149,7 @@ def _transfer(study: Study) -> str:
 
 def _resources(study: Study, machines: Machines, resources: Resources) -> str:
     cpus = f"{resources.cpus:g} CPU"
-    if is_measured(study, machines):
+    if is_measured(study.config, machines):
         return f"{cpus} per run; how many share a GPU is measured before the search ({machines})"
     gpus = f", {resources.gpus:g} GPU" if resources.gpus else ""
     at_once = f"{resources.at_once} at once"

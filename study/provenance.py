@@ -13,13 +13,14 @@ from typing import Any
 import torch
 
 from study.backbone import Preprocess
-from study.cluster import Machines
-from study.config import OPERATIONAL, Study, as_arguments
+from study.cluster.machines import Machines
+from study.config import OPERATIONAL, as_arguments
 from study.dataset import Dataset, Split, count_by_class
 from study.duplicates import find_duplicates
 from study.errors import UserError
 from study.features import FeaturesName
 from study.seeds import derive_seed
+from study.study import Study
 from study.system.hardware import cpu_count
 from study.weights import Weights
 

@@ -11,7 +11,6 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 
 from analysis.rundir import EpochRow, TrialRow
-from study.config import Study
 from study.errors import StorageError, StudyStoppedError, storage_error
 from study.failures import (
     EmergencyStop,
@@ -24,6 +23,7 @@ from study.hangs import find_hang
 from study.scheduler import EPOCH, SCORE, rung_decision
 from study.screen import EndedRun, Screen
 from study.searcher import StudySearch
+from study.study import Study
 from study.system import signals
 from study.trials import completed_by_arm, delete_worse
 from study.worker import AGAIN, worker_name

@@ -18,12 +18,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from analysis.rundir.metric import Metric, is_better
 from analysis.words import duration
 from search_spaces import PARAMETERS, Value
-from study.config import Metric
 from study.errors import UserError
 from study.system.progress import console
-from study.training import is_better
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,14 @@ from ray.tune.experiment import Trial
 from analysis.rundir import TrialRow
 from analysis.rundir.optuna_db import open_storage
 from study.arrays import TrainingArrays
-from study.config import Study
+from study.cluster.resources import Resources
 from study.errors import storage_error
 from study.failures import EmergencyStop, Failure, failure_of
 from study.recorder import SearchRecorder
-from study.resources import Resources
 from study.scheduler import SCORE, ArmScheduler
 from study.screen import EndedRun, Screen
 from study.searcher import ArmSearch, StudySearch
+from study.study import Study
 from study.trials import count_interrupted, tidy, trial_rows
 from study.worker import RunSettings, run_trial
 

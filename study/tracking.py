@@ -31,11 +31,11 @@ from ray.air.integrations.mlflow import MLflowLoggerCallback
 from ray.tune.experiment import Trial
 
 from analysis.rundir import EpochRow, TrialRow
-from study.config import Study
 from study.errors import UserError
 from study.scheduler import SCORE
 from study.screen import Screen
 from study.searcher import StudySearch
+from study.study import Study
 
 # What MLflow has to say would stand in the middle of the study's own lines.
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")

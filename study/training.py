@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from analysis.rundir.metric import Metric, is_better
 from search_spaces import Value, value_of, without_dropout
 from study.augment import Augment, draw_views
-from study.config import Metric
 from study.head import build_head
 from study.optimizer import build_optimizer, learning_rate_factor, set_learning_rates
 from study.seeds import derive_seed, generator
@@ -294,11 +294,6 @@ def batches(order: Tensor, batch_size: int) -> list[Tensor]:
     if len(parts) > 1 and len(parts[-1]) == 1:
         parts[-2:] = [torch.cat(parts[-2:])]
     return parts
-
-
-def is_better(value: float, than: float, metric: Metric) -> bool:
-    """Whether a value of the metric is strictly better than another."""
-    return value < than if metric == "val_loss" else value > than
 
 
 def epoch_order(rows: int, seed: int, epoch: int) -> Tensor:

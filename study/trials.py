@@ -9,8 +9,8 @@ from optuna.trial import FrozenTrial
 
 from analysis.rundir import EpochRow, RunDir, TrialRow
 from search_spaces import Value
-from study.config import Study
 from study.searcher import State, open_study, run_id, settle, state_of, trial_seed
+from study.study import Study
 
 #: Per arm, the weights of so many of the best trials are kept.
 KEPT_PER_ARM = 3

@@ -16,10 +16,10 @@ import torch
 from ray import tune
 
 from analysis.rundir import RunDir
+from analysis.rundir.metric import Metric
 from search_spaces import Value
 from study.arrays import PartArrays, TrainingArrays
 from study.checkpoint import load_state, save_state
-from study.config import Metric
 from study.hangs import Watch, hang_file, watched
 from study.mirror import worker_copy
 from study.packing import Load, measure, memory_share

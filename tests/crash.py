@@ -28,13 +28,13 @@ import torch
 
 from analysis.rundir import ConfirmRow, RunDir, TrialRow
 from study.bundle import load
-from study.config import check, parse
 from study.data import load_dataset
 from study.dataset import make_split
 from study.features import load_features
 from study.inputs import choose_preprocess
 from study.prepare import prepare_features
 from study.searcher import state_of
+from study.study import parse_config, resolve_study
 from study.training import EpochMetrics, TrainingData, train
 from study.weights import load_weights
 from tests.tiny import one_thread
@@ -211,7 +211,7 @@ def outcome(epoch: EpochMetrics) -> dict[str, float]:
 @lru_cache(maxsize=1)
 def training_data() -> TrainingData:
     """What the study's trials train on."""
-    study = check(parse(OPTIONS.split()))
+    study = resolve_study(parse_config(OPTIONS.split()))
     dataset = load_dataset("cifar10", study.config.images)
     weights = load_weights(study.weights)
     features = load_features(dataset, weights, choose_preprocess(study, weights))

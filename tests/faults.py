@@ -18,7 +18,7 @@ import torch
 from ray import tune
 
 from study.arrays import TrainingArrays
-from study.cluster import GPU_TYPE_LABEL
+from study.cluster.machines import GPU_TYPE_LABEL
 from study.packing import Load
 from study.spread import _compute_part
 from study.training import EpochMetrics, NonFiniteLossError, Run, train

@@ -15,14 +15,15 @@ from ray.cluster_utils import Cluster
 
 from analysis.rundir import ConfirmRow, RunDir, TrialRow
 from analysis.rundir.optuna_db import read_searches
-from study import phases, ray_session, spread
+from study import phases, spread
 from study.backbone import build_backbone
-from study.cluster import GPU_TYPE_LABEL, Machines
+from study.cluster import session
+from study.cluster.machines import GPU_TYPE_LABEL, Machines
+from study.cluster.resources import Resources
 from study.dataset import Dataset
 from study.errors import UserError
 from study.features import here
 from study.nodes import inspect_nodes
-from study.resources import Resources
 from study.screen import Screen
 from study.searcher import run_id
 from study.storage import Remote
@@ -54,7 +55,7 @@ def cluster(s3_endpoint: str) -> Iterator[Cluster]:  # noqa: ARG001 - nodes inhe
 def machines(cluster: Cluster) -> Iterator[Machines]:
     """The cluster, joined by this process."""
     ray.init(address=cluster.address, log_to_driver=False)
-    yield ray_session.find_machines(cluster.address)
+    yield session.find_machines(cluster.address)
     ray.shutdown()
 
 
@@ -87,7 +88,7 @@ def test_nodes_that_lack_a_package_are_refused_by_address(cluster: Cluster, tmp_
     lacking = {"env_vars": {"PYTHONPATH": str(tmp_path)}}
     ray.init(address=cluster.address, log_to_driver=False, runtime_env=lacking)
     try:
-        nodes = [node for node in ray_session.find_machines(cluster.address).nodes if node.cpus]
+        nodes = [node for node in session.find_machines(cluster.address).nodes if node.cpus]
         with pytest.raises(UserError) as refused:
             inspect_nodes(nodes, tmp_path)
     finally:
@@ -231,7 +232,7 @@ def test_runs_go_to_the_gpus_on_which_they_fit(
     monkeypatch.setattr("study.search.run_trial", run_trial_on_big_only)
     monkeypatch.setattr("study.confirm.run_confirmation", run_confirmation_on_big_only)
     study = make_study(tmp_path, seeds=1, stop_after_failures=1, address="auto")
-    machines = ray_session.find_machines(study.config.address)
+    machines = session.find_machines(study.config.address)
     screen = Screen()
     resources = phases.choose_resources(study, machines, ray.put(TRAINING), screen)
     assert (resources.gpu_types, resources.gpus, resources.at_once) == (("BIG",), 0.5, 2)

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from analysis.rundir import RunDir, RunDirError
-from study import ray_session
-from study.config import StudyConfig, check, parse, resume_command
+from study.cluster import session
+from study.config import StudyConfig, resume_command
 from study.errors import UserError
+from study.study import parse_config, resolve_study
 
 
 @pytest.mark.parametrize(
@@ -50,7 +51,7 @@ def test_bad_input_is_one_line_that_says_what_to_do(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as error:
-        check(parse(arguments.split()))
+        resolve_study(parse_config(arguments.split()))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
@@ -60,27 +61,27 @@ def test_a_run_name_that_exists_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     config = StudyConfig(storage=str(tmp_path), name="mine")
     with pytest.raises(UserError, match="exists; choose another name, or add --resume"):
-        check(config)
+        resolve_study(config)
 
 
 def test_resume_without_a_name_takes_the_latest(tmp_path: Path) -> None:
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
     words = ["--resume", "--storage", str(tmp_path)]
-    assert check(parse([])).rundir.path.name not in ("first", "second")
+    assert resolve_study(parse_config([])).rundir.path.name not in ("first", "second")
     for name in ("first", "second"):
         RunDir(tmp_path / name).write_study({"config": {}})
-    assert check(parse(words)).rundir.path.name == "second"
-    assert check(parse([*words, "--name", "first"])).rundir.path.name == "first"
+    assert resolve_study(parse_config(words)).rundir.path.name == "second"
+    assert resolve_study(parse_config([*words, "--name", "first"])).rundir.path.name == "first"
 
 
 def test_the_space_sets_options_that_the_user_left_open(tmp_path: Path) -> None:
-    article = check(StudyConfig(space="article", storage=str(tmp_path)))
+    article = resolve_study(StudyConfig(space="article", storage=str(tmp_path)))
     assert (article.config.image_size, article.config.preprocess) == (32, "raw")
     assert article.weights == "keras"
-    mixed = check(StudyConfig(space="article", image_size=64, storage=str(tmp_path)))
+    mixed = resolve_study(StudyConfig(space="article", image_size=64, storage=str(tmp_path)))
     assert (mixed.image_size, mixed.config.preprocess) == (64, "raw")
-    default = check(StudyConfig(storage=str(tmp_path), transfer="frozen"))
+    default = resolve_study(StudyConfig(storage=str(tmp_path), transfer="frozen"))
     assert (default.image_size, default.config.preprocess, default.weights) == (96, "own", "auto")
 
 
@@ -90,8 +91,8 @@ def test_auto_is_finetune_where_there_is_a_gpu(
     """It also picks the space: a head's learning rate would wreck a backbone."""
 
     def chosen(gpus: int, **options: Any) -> tuple[str | None, str, str]:
-        monkeypatch.setattr(ray_session, "gpu_count", lambda: gpus)
-        config = check(StudyConfig(storage=str(tmp_path), **options)).config
+        monkeypatch.setattr(session, "gpu_count", lambda: gpus)
+        config = resolve_study(StudyConfig(storage=str(tmp_path), **options)).config
         return config.space, config.transfer, str(config.augment)
 
     assert chosen(0) == ("dropout", "frozen", "none")
@@ -105,11 +106,11 @@ def test_auto_is_finetune_where_there_is_a_gpu(
 
 
 def test_what_concerns_a_frozen_backbone_falls_away(tmp_path: Path) -> None:
-    study = check(StudyConfig(space="article", transfer="frozen", storage=str(tmp_path)))
+    study = resolve_study(StudyConfig(space="article", transfer="frozen", storage=str(tmp_path)))
     assert [arm.name for arm in study.space.arms] == ["no-dropout", "dropout"]
     assert study.left_out == ("as-printed",)
     assert "backbone_lr_ratio" not in study.space.recipe
-    whole = check(StudyConfig(space="article", transfer="finetune", storage=str(tmp_path)))
+    whole = resolve_study(StudyConfig(space="article", transfer="finetune", storage=str(tmp_path)))
     assert [arm.name for arm in whole.space.arms] == ["no-dropout", "dropout", "as-printed"]
     assert whole.left_out == ()
 
@@ -118,7 +119,7 @@ def test_what_concerns_a_frozen_backbone_falls_away(tmp_path: Path) -> None:
 def begun(tmp_path: Path) -> RunDir:
     """The run directory of a study that has begun with options of its own."""
     options = "--transfer finetune --image-size 64 --epochs 7 --time-budget 5 --name a"
-    study = check(parse([*options.split(), "--storage", str(tmp_path)]))
+    study = resolve_study(parse_config([*options.split(), "--storage", str(tmp_path)]))
     study.rundir.path.mkdir()
     config = {**asdict(study.config), "storage": "elsewhere", "verbose": True}
     study.rundir.write_study({"config": config})
@@ -127,7 +128,7 @@ def begun(tmp_path: Path) -> RunDir:
 
 def go_on(rundir: RunDir, *options: str) -> StudyConfig:
     place = ["--storage", str(rundir.path.parent), "--name", rundir.path.name]
-    return check(parse(["--resume", *place, *options])).config
+    return resolve_study(parse_config(["--resume", *place, *options])).config
 
 
 def test_a_study_that_goes_on_keeps_its_options(begun: RunDir) -> None:
@@ -142,7 +143,7 @@ def test_a_study_that_goes_on_keeps_its_options(begun: RunDir) -> None:
 def test_the_command_of_an_interrupted_study_goes_on_with_it(begun: RunDir) -> None:
     command = resume_command(go_on(begun)).split()
     assert command[:2] == ["python", "run_study.py"]
-    assert check(parse(command[2:])).config == go_on(begun)
+    assert resolve_study(parse_config(command[2:])).config == go_on(begun)
     assert resume_command(StudyConfig(name="b")) == "python run_study.py --resume --name b"
 
 
@@ -156,14 +157,16 @@ def test_a_record_that_makes_no_sense_is_refused(begun: RunDir) -> None:
 
 def test_a_study_that_is_not_there_yet_begins(tmp_path: Path) -> None:
     """So that a machine that starts the same command again and again needs to know nothing."""
-    config = check(parse(["--resume", "--name", "new", "--storage", str(tmp_path)])).config
+    config = resolve_study(
+        parse_config(["--resume", "--name", "new", "--storage", str(tmp_path)])
+    ).config
     assert (config.name, config.trials) == ("new", 40)
 
 
 def test_trials_are_shared_equally_and_the_rest_goes_to_the_first(tmp_path: Path) -> None:
     def shares(space: str, trials: int) -> dict[str, int]:
         config = StudyConfig(space=space, trials=trials, storage=str(tmp_path), transfer="frozen")
-        return check(config).trials_per_arm
+        return resolve_study(config).trials_per_arm
 
     assert shares("dropout", 40) == {"no-dropout": 20, "dropout": 20}
     assert shares("dropout", 41) == {"no-dropout": 21, "dropout": 20}
@@ -175,11 +178,11 @@ def test_trials_are_shared_equally_and_the_rest_goes_to_the_first(tmp_path: Path
     ("epochs", "rungs"), [(15, (3, 9)), (9, (3,)), (10, (3, 9)), (3, ()), (1, ()), (28, (3, 9, 27))]
 )
 def test_rungs(epochs: int, rungs: tuple[int, ...], tmp_path: Path) -> None:
-    assert check(StudyConfig(epochs=epochs, storage=str(tmp_path))).rungs == rungs
+    assert resolve_study(StudyConfig(epochs=epochs, storage=str(tmp_path))).rungs == rungs
 
 
 def test_the_default_name_says_the_space_and_the_time(tmp_path: Path) -> None:
-    name = check(StudyConfig(space="dose", storage=str(tmp_path))).rundir.path.name
+    name = resolve_study(StudyConfig(space="dose", storage=str(tmp_path))).rundir.path.name
     assert name.startswith("dose-20")
 
 
@@ -195,4 +198,4 @@ def test_an_address_that_a_study_cannot_use_is_refused(
     tmp_path: Path, address: str, says: str
 ) -> None:
     with pytest.raises(UserError, match=f"^--address {re.escape(address)}: .*{says}"):
-        check(StudyConfig(storage=str(tmp_path), address=address))
+        resolve_study(StudyConfig(storage=str(tmp_path), address=address))

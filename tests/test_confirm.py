@@ -8,10 +8,11 @@ import pytest
 from analysis.rundir import RunDir, TrialRow
 from search_spaces import Value, find_space
 from study.champions import Champion, champions
-from study.config import StudyConfig, check
+from study.config import StudyConfig
 from study.confirm import cells, planned_runs
 from study.errors import UserError
 from study.searcher import trial_seed
+from study.study import resolve_study
 from study.trials import delete_worse
 
 RECIPE_A: dict[str, Value] = {"head": "512", "learning_rate": 1e-3, "batch_size": 128}
@@ -87,7 +88,7 @@ def trial(run_id: str, arm: str, state: str, score: float, error: str = "") -> T
 
 
 def test_a_champion_reached_the_last_epoch(tmp_path: Path) -> None:
-    study = check(StudyConfig(storage=str(tmp_path), name="run"))
+    study = resolve_study(StudyConfig(storage=str(tmp_path), name="run"))
     study.rundir.write_study({"config": {"metric": "val_accuracy"}})
     rows = [
         trial("no-dropout-000", "no-dropout", "pruned", 0.95),

@@ -142,21 +142,20 @@ def test_a_run_imports_no_more() -> None:
 
 def test_ray_starts_before_anything_slow_is_imported() -> None:
     slow = {*SLOW, "torch", "ray.tune", "pandas"}
-    assert not slow & imported_by("import study.ray_session")
+    assert not slow & imported_by("import study.cluster.session")
     started = printed_by(
         """
         import sys
         from unittest.mock import patch
 
-        from study import ray_session
-        from study.config import StudyConfig, check
+        from study.cluster import session
 
         def start(**_):
             print({"ray.tune", "study.training"} & sys.modules.keys())
 
         with (
-            patch.object(ray_session, "start_ray", start),
-            ray_session.ray_ahead(check(StudyConfig(transfer="frozen"))),
+            patch.object(session, "start_ray", start),
+            session.ray_ahead(cores=2),
         ):
             pass
         """
@@ -189,7 +188,7 @@ def test_a_step_asks_the_system_for_no_memory() -> None:
     """What a step frees serves the next one: the system clears each page before it gives it out."""
     code = """
         import ray
-        from study.ray_session import ray_session
+        from study.cluster.session import ray_session
         from tests.test_cost import count_page_faults
 
         with ray_session(None, cores=1):
@@ -205,7 +204,7 @@ def test_threads_of_a_process_that_trains_share_a_heap(tmp_path: Path) -> None:
     code = f"""
         import ray
         from pathlib import Path
-        from study.ray_session import ray_session
+        from study.cluster.session import ray_session
         from tests.test_cost import count_heaps
 
         with ray_session(None):
@@ -222,7 +221,7 @@ def test_trials_get_the_processes_that_have_imported_what_runs_need() -> None:
         from ray.util.placement_group import placement_group
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
         from study.system.hardware import cpu_count
-        from study.ray_session import ray_session
+        from study.cluster.session import ray_session
 
         class Trial:
             def started(self):
@@ -250,7 +249,7 @@ def test_trials_get_the_processes_that_have_imported_what_runs_need() -> None:
 def test_processes_are_as_many_as_a_study_can_use() -> None:
     code = """
         import psutil, time
-        from study.ray_session import ray_session
+        from study.cluster.session import ray_session
 
         def processes():
             children = psutil.Process().children(recursive=True)

@@ -13,8 +13,8 @@ import torch
 
 from analysis.rundir import RunDir
 from study import phases
-from study.config import check, parse
 from study.errors import StorageError, StudyStoppedError
+from study.study import parse_config, resolve_study
 from study.system import signals
 from study.training import train
 from tests.disks import small_disk
@@ -216,10 +216,10 @@ def test_a_storage_that_is_read_only_is_said_at_the_start(tmp_path: Path) -> Non
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
         place = ["--storage", str(disk), "--name", "study"]
         with pytest.raises(StorageError, match=r"cannot be written to \(Read-only file system\)"):
-            phases.run(check(parse(["--resume", *place])))
+            phases.run(resolve_study(parse_config(["--resume", *place])))
         place = ["--storage", str(disk), "--name", "another"]
         with pytest.raises(StorageError, match=r"cannot be written to \(Read-only file system\)"):
-            phases.run(check(parse(["--transfer", "frozen", *place])))
+            phases.run(resolve_study(parse_config(["--transfer", "frozen", *place])))
         assert study.rundir.read_epochs() == []
 
 

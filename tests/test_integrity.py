@@ -18,9 +18,9 @@ from analysis.report.write import write_report
 from analysis.rundir import RunDir, RunDirError
 from search_spaces import Fixed
 from study import phases
-from study.config import Study, check, parse
 from study.errors import StorageError, UserError
 from study.integrity import only_writer
+from study.study import Study, parse_config, resolve_study
 from tests import spaces
 from tests.tiny import make_study, run_confirm, run_search
 
@@ -53,7 +53,7 @@ def rundir(whole: Path, tmp_path: Path) -> RunDir:
 
 def go_on(rundir: RunDir, *options: str) -> Study:
     place = ["--storage", str(rundir.path.parent), "--name", rundir.path.name]
-    return check(parse(["--resume", *place, *options]))
+    return resolve_study(parse_config(["--resume", *place, *options]))
 
 
 def damage(file: Path, how: str) -> None:
@@ -244,7 +244,7 @@ def test_a_mistake_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "images").mkdir()
     options = ["--data", str(tmp_path / "images"), "--storage", str(tmp_path / "runs")]
     with pytest.raises(UserError, match="no class folders in"):
-        phases.run(check(parse([*options, "--transfer", "frozen"])))
+        phases.run(resolve_study(parse_config([*options, "--transfer", "frozen"])))
     assert not list(tmp_path.glob("runs/*"))
 
 

@@ -14,13 +14,13 @@ import pytest
 
 from analysis.rundir import ConfirmRow, EpochRow, RunDir
 from analysis.rundir.optuna_db import open_storage, read_searches
-from study.config import Study
 from study.errors import StorageError, StudyStoppedError, UserError
 from study.integrity import check_left
 from study.mirror import DriverMirror
 from study.place import working_copy
 from study.searcher import open_study, run_id
 from study.storage import Remote
+from study.study import Study
 from study.system.phase_timer import PhaseTimer
 from tests.tiny import make_study
 

@@ -9,8 +9,8 @@ import pytest
 import ray
 
 from study.arrays import PartArrays, TrainingArrays
+from study.cluster.resources import Resources
 from study.phases import run_settings, what_the_user_can_mend
-from study.resources import Resources
 from study.screen import Screen
 from study.search import search
 from tests.faults import (

@@ -8,14 +8,15 @@ import pytest
 
 from search_spaces import find_space
 from study import phases
-from study.cluster import Machines, Node
-from study.config import StudyConfig, check
+from study.cluster.machines import Machines, Node
+from study.cluster.resources import plan_cores, plan_resources
+from study.config import StudyConfig
 from study.errors import UserError
 from study.packing import Load, head_parameters, hungriest, runs_per_gpu
 from study.phases import describe_load
 from study.plan import DiskUse, check_disk, plan_disk, plan_table
-from study.resources import plan_cores, plan_resources
 from study.screen import Screen
+from study.study import resolve_study
 
 GIB = 2**30
 LOAD = Load(
@@ -73,11 +74,11 @@ def test_the_hungriest_run_has_the_largest_of_everything() -> None:
 def test_resources_on_two_gpus(asked: float, packed: int | None, gpus: float, at_once: int) -> None:
     """A stand-in for a machine with GPUs, which the tests do not need to have."""
     machines = Machines((Node("localhost", 16 if packed != 49 else 200, 2),), is_cluster=False)
-    study = check(StudyConfig(transfer="finetune", gpus_per_trial=asked))
-    resources = plan_resources(study, machines, packed)
+    study = resolve_study(StudyConfig(transfer="finetune", gpus_per_trial=asked))
+    resources = plan_resources(study.config, machines, packed)
     assert (resources.gpus, resources.at_once) == (gpus, at_once)
-    one = check(StudyConfig(transfer="frozen", max_concurrent=1))
-    assert plan_resources(one, machines).at_once == 1
+    one = resolve_study(StudyConfig(transfer="frozen", max_concurrent=1))
+    assert plan_resources(one.config, machines).at_once == 1
 
 
 @pytest.mark.parametrize(
@@ -95,7 +96,7 @@ def test_resources_on_two_gpus(asked: float, packed: int | None, gpus: float, at
 def test_cores_that_a_study_can_use(options: dict[str, Any], gpus: int, cores: int) -> None:
     """A stand-in for a machine with many cores."""
     machines = Machines((Node("localhost", 64, gpus),), is_cluster=False)
-    assert plan_cores(check(StudyConfig(transfer="frozen", **options)), machines) == cores
+    assert plan_cores(StudyConfig(**options), machines) == cores
 
 
 SPREAD = Machines(
@@ -108,8 +109,8 @@ SPREAD = Machines(
 )
 def test_runs_are_counted_by_machine(cpus: float, gpus: float, room: int) -> None:
     """A run needs its cores and its GPU on one and the same machine."""
-    study = check(StudyConfig(transfer="frozen", cpus_per_trial=cpus, gpus_per_trial=gpus))
-    assert plan_resources(study, SPREAD).at_once == room
+    study = resolve_study(StudyConfig(transfer="frozen", cpus_per_trial=cpus, gpus_per_trial=gpus))
+    assert plan_resources(study.config, SPREAD).at_once == room
 
 
 def test_cores_of_machines_without_a_gpu_do_not_pack_more_runs_on_a_gpu(
@@ -119,7 +120,7 @@ def test_cores_of_machines_without_a_gpu_do_not_pack_more_runs_on_a_gpu(
     load = replace(LOAD, busy=0.05, peak=GIB)
     monkeypatch.setattr(phases, "measure_loads", lambda *_: {"A": load})
     gpu = Node("gpu", 4, 2, "A")
-    study = check(StudyConfig(transfer="finetune"))
+    study = resolve_study(StudyConfig(transfer="finetune"))
     for machines in ((gpu,), (gpu, Node("cpu", 100, 0))):
         cluster = Machines(machines, is_cluster=True)
         resources = phases.choose_resources(study, cluster, object(), Screen())  # type: ignore[arg-type]
@@ -128,41 +129,43 @@ def test_cores_of_machines_without_a_gpu_do_not_pack_more_runs_on_a_gpu(
 
 def test_a_cluster_is_asked_for_as_many_runs_as_the_user_says() -> None:
     """Those that do not fit wait, so that a cluster that grows on demand grows."""
-    study = check(StudyConfig(transfer="frozen", gpus_per_trial=0, max_concurrent=50))
-    assert plan_resources(study, SPREAD).at_once == 50
-    assert plan_resources(study, Machines(SPREAD.nodes, is_cluster=False)).at_once == 16
+    study = resolve_study(StudyConfig(transfer="frozen", gpus_per_trial=0, max_concurrent=50))
+    assert plan_resources(study.config, SPREAD).at_once == 50
+    assert plan_resources(study.config, Machines(SPREAD.nodes, is_cluster=False)).at_once == 16
 
 
 def test_a_run_that_fits_nowhere_is_refused() -> None:
-    study = check(StudyConfig(transfer="frozen", gpus_per_trial=0, cpus_per_trial=9))
+    study = resolve_study(StudyConfig(transfer="frozen", gpus_per_trial=0, cpus_per_trial=9))
     with pytest.raises(UserError, match=r"no node of the cluster has 9 CPU for a run \(16 CPUs"):
-        plan_resources(study, SPREAD)
+        plan_resources(study.config, SPREAD)
     nothing_yet = Machines((Node("head", 0, 0),), is_cluster=True)
     with pytest.raises(UserError, match="where nodes join on demand, say with --max-concurrent"):
-        plan_resources(check(StudyConfig(transfer="frozen")), nothing_yet)
-    growing = check(StudyConfig(transfer="frozen", max_concurrent=4))
-    assert plan_resources(growing, nothing_yet).at_once == 4
+        plan_resources(StudyConfig(), nothing_yet)
+    growing = resolve_study(StudyConfig(transfer="frozen", max_concurrent=4))
+    assert plan_resources(growing.config, nothing_yet).at_once == 4
 
 
 def test_disk_is_bounded_by_what_runs_and_what_is_kept() -> None:
     weights = 4 * (23_561_152 + head_parameters("1024", 1000))
-    use = plan_disk(check(StudyConfig(transfer="finetune")), at_once=2)
+    use = plan_disk(resolve_study(StudyConfig(transfer="finetune")), at_once=2)
     assert use.running == 2 * 2 * 4 * weights
     assert use.kept == (2 * 3 + 2 * 2 + 3) * weights
-    frozen = plan_disk(check(StudyConfig(transfer="frozen")), at_once=2)
+    frozen = plan_disk(resolve_study(StudyConfig(transfer="frozen")), at_once=2)
     head = 4 * head_parameters("2048-512", 1000)
     assert frozen.running == 2 * 2 * 4 * head
     assert frozen.kept == (2 * 3 + 2 * 2 * 8) * head + 3 * (head + 4 * 23_561_152)
-    ensemble = plan_disk(check(StudyConfig(transfer="frozen", export="ensemble")), at_once=2)
+    ensemble = plan_disk(
+        resolve_study(StudyConfig(transfer="frozen", export="ensemble")), at_once=2
+    )
     assert ensemble.kept == frozen.kept + 3 * 7 * head
-    article = plan_disk(check(StudyConfig(space="article", transfer="finetune")), 1)
+    article = plan_disk(resolve_study(StudyConfig(space="article", transfer="finetune")), 1)
     weights = 4 * (23_561_152 + head_parameters("512-256-512-128", 1000))
     assert article.running == 2 * 4 * weights
     assert article.kept == (3 + 3) * weights
 
 
 def test_a_disk_that_is_too_small_is_said_before_anything_runs(tmp_path: Path) -> None:
-    study = check(StudyConfig(transfer="frozen", storage=str(tmp_path / "new")))
+    study = resolve_study(StudyConfig(transfer="frozen", storage=str(tmp_path / "new")))
     check_disk(study, DiskUse(running=10**6, kept=10**6))
     with pytest.raises(UserError, match=r"the weights may take .* GB are free there; free some"):
         check_disk(study, DiskUse(running=10**18, kept=0))
@@ -176,6 +179,6 @@ def test_a_disk_that_is_too_small_is_said_before_anything_runs(tmp_path: Path) -
     ],
 )
 def test_a_plan_says_when_trials_are_stopped(epochs: int, said: str) -> None:
-    study = check(StudyConfig(transfer="frozen", epochs=epochs))
+    study = resolve_study(StudyConfig(transfer="frozen", epochs=epochs))
     table = plan_table(study, Machines((Node("localhost", 2, 0),), is_cluster=False))
     assert said in table.columns[1].cells

@@ -28,10 +28,11 @@ from search_spaces import (
     Value,
     find_space,
 )
-from study import ray_session
-from study.cluster import Machines, Node
-from study.config import Study, StudyConfig, check, parse
+from study.cluster import session
+from study.cluster.machines import Machines, Node
+from study.config import StudyConfig
 from study.errors import UserError
+from study.study import Study, parse_config, resolve_study
 
 Row = TypeVar("Row", EpochRow, TrialRow, ConfirmRow)
 
@@ -345,7 +346,7 @@ def nowhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     machines = Machines((Node("localhost", 2, 0),), is_cluster=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(ray_session, "find_machines", lambda *_, **__: machines)
+        patch.setattr(session, "find_machines", lambda *_, **__: machines)
         yield folder
 
 
@@ -394,7 +395,7 @@ def test_any_command_line_is_a_study_or_refused_in_one_line(
 ) -> None:
     assume(not {"-h", "--help"} & {*arguments})
     try:
-        study = check(parse(arguments))
+        study = resolve_study(parse_config(arguments))
     except UserError as error:
         check_line(error)
     else:
@@ -421,7 +422,7 @@ LONG = 300 * "x"
 )
 def test_numbers_and_names_beyond_all_bounds(nowhere: Path, arguments: list[str]) -> None:
     with pytest.raises(UserError) as error:
-        check(parse(arguments))
+        resolve_study(parse_config(arguments))
     check_line(error.value)
     assert list(nowhere.iterdir()) == []
 
@@ -443,5 +444,5 @@ def test_study_that_goes_on_with_options_of_no_sense(tmp_path: Path, config: obj
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "study.json").write_text(json.dumps({"format": 1, "config": config}))
     with pytest.raises((UserError, RunDirError)) as error:
-        check(parse(["--resume", "--storage", str(tmp_path), "--name", "a"]))
+        resolve_study(parse_config(["--resume", "--storage", str(tmp_path), "--name", "a"]))
     check_line(error.value)

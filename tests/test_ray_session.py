@@ -7,20 +7,17 @@ from unittest.mock import patch
 import pytest
 import ray
 
-from study import ray_session
-from study.config import Study, StudyConfig, check
+from run_study import start_ray_early
+from study.cluster import session
+from study.cluster.session import ray_ahead
+from study.config import StudyConfig
 from study.errors import UserError
-from study.ray_session import ray_ahead
-
-
-def make_study(**options: object) -> Study:
-    return check(StudyConfig(transfer="frozen", **options))  # type: ignore[arg-type]
 
 
 @pytest.fixture(autouse=True)
 def own_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A start sets variables, and a constant of Ray's, which are not for other tests."""
-    monkeypatch.setattr(ray_session, "_keep_to_loopback", lambda: None)
+    monkeypatch.setattr(session, "_keep_to_loopback", lambda: None)
     with patch.dict(os.environ):
         os.environ.pop("RAY_ADDRESS", None)
         yield
@@ -30,12 +27,12 @@ def own_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
     """The calls of `start_ray`, which here starts none."""
     found: list[dict[str, object]] = []
-    monkeypatch.setattr(ray_session, "start_ray", lambda **options: found.append(options))
+    monkeypatch.setattr(session, "start_ray", lambda **options: found.append(options))
     return found
 
 
 def test_ray_gets_the_cores_that_the_study_can_use(calls: list[dict[str, object]]) -> None:
-    with ray_ahead(make_study(max_concurrent=1)):
+    with start_ray_early(StudyConfig(max_concurrent=1)):
         assert [call["num_cpus"] for call in calls] == [1]
 
 
@@ -46,7 +43,7 @@ def test_ray_reports_its_use_only_where_the_user_wants_it(
     os.environ.pop("RAY_USAGE_STATS_ENABLED", None)
     if wanted:
         os.environ["RAY_USAGE_STATS_ENABLED"] = wanted
-    with ray_ahead(make_study()):
+    with ray_ahead(cores=2):
         assert calls
         assert os.environ["RAY_USAGE_STATS_ENABLED"] == (wanted or "0")
 
@@ -55,14 +52,14 @@ def test_ray_reports_its_use_only_where_the_user_wants_it(
 def test_nothing_is_started_for_a_plan_or_a_cluster(
     options: dict[str, object], calls: list[dict[str, object]]
 ) -> None:
-    with ray_ahead(make_study(**options)):
+    with start_ray_early(StudyConfig(**options)):  # type: ignore[arg-type]
         assert not calls
 
 
 def test_a_study_that_does_not_fit_is_told_at_once(calls: list[dict[str, object]]) -> None:
     with (
         pytest.raises(UserError, match="cpus-per-trial"),
-        ray_ahead(make_study(cpus_per_trial=999)),
+        start_ray_early(StudyConfig(cpus_per_trial=999)),
     ):
         pass
     assert not calls
@@ -72,8 +69,8 @@ def test_who_needs_ray_says_why_it_cannot_be_started(monkeypatch: pytest.MonkeyP
     def fail(**_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(ray_session, "start_ray", fail)
-    with ray_ahead(make_study()):
+    monkeypatch.setattr(session, "start_ray", fail)
+    with ray_ahead(cores=2):
         assert not ray.is_initialized()
-        with pytest.raises(OSError, match="No space"), ray_session.ray_session(None):
+        with pytest.raises(OSError, match="No space"), session.ray_session(None):
             pass

@@ -26,7 +26,6 @@ from ray.tune.experiment import Trial
 
 from analysis.rundir.optuna_db import open_storage
 from search_spaces import find_space
-from study.config import Study
 from study.failures import EmergencyStop
 from study.memory import GOOD, SamplerMemory
 from study.recorder import SearchRecorder
@@ -34,6 +33,7 @@ from study.scheduler import ArmScheduler
 from study.screen import Screen
 from study.searcher import ArmSearch, StudySearch, open_study
 from study.seeds import derive_seed
+from study.study import Study
 from tests.test_search import CONTROLLER
 from tests.tiny import make_study
 

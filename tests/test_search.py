@@ -19,12 +19,13 @@ from ray.tune.search import Searcher
 from analysis.rundir import EpochRow, RunDir
 from analysis.rundir.optuna_db import open_storage
 from search_spaces import find_space
-from study.config import StudyConfig, check
+from study.config import StudyConfig
 from study.failures import EmergencyStop
 from study.recorder import SearchRecorder
 from study.scheduler import ArmScheduler, rung_decision
 from study.screen import Screen
 from study.searcher import ArmSearch, StudySearch, open_study, settle, state_of
+from study.study import resolve_study
 
 SPACE = find_space("dropout")
 CONTROLLER = cast(TuneController, None)
@@ -381,7 +382,7 @@ def test_a_rung_decision_is_named_where_there_is_one() -> None:
 def test_an_epoch_that_cannot_be_written_stops_everything_before_optuna_hears_of_an_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study = check(StudyConfig(transfer="frozen", storage=str(tmp_path), name="study"))
+    study = resolve_study(StudyConfig(transfer="frozen", storage=str(tmp_path), name="study"))
     searcher = make_search(open_storage(tmp_path / "optuna.db"))
     stop = EmergencyStop()
     recorder = SearchRecorder(study, searcher, Screen(), stop, [], alone=False)

@@ -22,10 +22,11 @@ from onnx import TensorProto, helper
 from ray.tune.experiment import Trial
 
 from analysis.rundir import TrialRow
-from study.config import Study, StudyConfig, as_arguments, check, parse
+from study.config import StudyConfig, as_arguments
 from study.errors import UserError
 from study.phases import check_tracking
 from study.screen import Screen
+from study.study import Study, parse_config, resolve_study
 from study.system import signals
 from study.tracking import TrialTracker, epoch_metrics, register_best_model
 from tests.faults import import_nothing_of_mlflow, kill_the_worker, raise_or_diverge, trial_with
@@ -243,7 +244,7 @@ def refused(folder: Path, uri: str, **options: Any) -> str:
     before = list(folder.rglob("*"))
     config = StudyConfig(transfer="frozen", storage=str(folder), mlflow=uri, **options)
     with pytest.raises(UserError) as error:
-        check_tracking(check(config))
+        check_tracking(resolve_study(config))
     assert list(folder.rglob("*")) == before
     assert "\n" not in str(error.value)
     return str(error.value)
@@ -283,13 +284,13 @@ def test_an_experiment_of_another_study_is_refused(tmp_path: Path, server: str) 
     client = MlflowClient(tracking_uri=server)
     experiment_id = client.create_experiment(name)
     place = StudyConfig(transfer="frozen", storage=str(tmp_path), mlflow=server, name=name)
-    check_tracking(check(place))
+    check_tracking(resolve_study(place))
     client.create_run(experiment_id)
     assert f"the experiment {name} holds runs of another" in refused(tmp_path, server, name=name)
     # It is the study's own where the study is there.
     study = make_study(tmp_path)
     study.rundir.path.rename(tmp_path / name)
-    check_tracking(check(replace(place, space="tests.spaces:TINY", resume=True)))
+    check_tracking(resolve_study(replace(place, space="tests.spaces:TINY", resume=True)))
     shutil.rmtree(tmp_path / name)
     client.delete_experiment(experiment_id)
     message = refused(tmp_path, server, name=name)
@@ -310,8 +311,8 @@ def test_the_address_is_remembered_and_can_be_let_go(tmp_path: Path) -> None:
     record["config"]["mlflow"] = "http://127.0.0.1:5000"
     study.rundir.write_study(record)
     words = ["--resume", "--storage", str(tmp_path), "--name", "study"]
-    assert parse(words).mlflow == "http://127.0.0.1:5000"
-    assert parse([*words, "--mlflow", "None"]).mlflow is None
+    assert parse_config(words).mlflow == "http://127.0.0.1:5000"
+    assert parse_config([*words, "--mlflow", "None"]).mlflow is None
     assert "--mlflow=http://127.0.0.1:5000" in as_arguments(record["config"])
 
 

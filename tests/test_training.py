@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from analysis.rundir.metric import Metric, is_better
 from study import step, training
 from study.checkpoint import load_state, save_state
-from study.config import Metric
 from study.errors import StorageError
 from study.head import Dropout, Linear, build_head, restore_head
 from study.optimizer import learning_rate_factor
@@ -28,7 +28,6 @@ from study.training import (
     batches,
     epoch_order,
     evaluate,
-    is_better,
     loss_and_accuracy,
     predict,
     train,

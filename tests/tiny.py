@@ -13,14 +13,15 @@ import torch
 from analysis.rundir import RunDir
 from study.arrays import PartArrays, TrainingArrays
 from study.champions import Champion
-from study.config import Study, StudyConfig, check
+from study.cluster.resources import Resources
+from study.config import StudyConfig
 from study.confirm import confirm
 from study.mirror import DriverMirror
 from study.phases import run_settings
 from study.provenance import begin
-from study.resources import Resources
 from study.screen import Screen
 from study.search import search
+from study.study import Study, resolve_study
 
 EPOCHS = 5
 AT_ONCE = Resources(1, 0.0, 2)
@@ -57,7 +58,7 @@ TRAINING = TrainingArrays(part(600), part(100), part(101), 10)
 def make_study(folder: Path, **options: Any) -> Study:
     """A study whose run directory is there, with study.json as its start leaves it."""
     defaults = {"trials": 6, "epochs": EPOCHS, "transfer": "frozen", "space": "tests.spaces:TINY"}
-    study = check(StudyConfig(**{**defaults, **options}, storage=str(folder), name="study"))
+    study = resolve_study(StudyConfig(**{**defaults, **options}, storage=str(folder), name="study"))
     study.rundir.path.mkdir(exist_ok=True)
     study.rundir.write_study(begin(study))
     return study

@@ -2,12 +2,13 @@
 
 import contextlib
 import difflib
+import inspect
 import io
 import re
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import fields
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import field, fields, make_dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
 
@@ -21,13 +22,19 @@ if TYPE_CHECKING:
 Arguments = TypeVar("Arguments", bound="DataclassInstance")
 
 
-def parse_arguments(kind: type[Arguments], prog: str, words: Sequence[str]) -> Arguments:
+def parse_arguments(
+    kind: type[Arguments],
+    prog: str,
+    words: Sequence[str],
+    groups: Mapping[str, type] | None = None,
+) -> Arguments:
     """Read a command line into a dataclass whose docstrings are its help.
 
     Args:
         kind: The dataclass.
         prog: The command, as it is typed.
         words: As in `sys.argv[1:]`.
+        groups: Base classes of `kind` by the heading under which `--help` lists their fields.
 
     Raises:
         UserError: An option is unknown, or a value has the wrong form.
@@ -36,7 +43,17 @@ def parse_arguments(kind: type[Arguments], prog: str, words: Sequence[str]) -> A
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(kind, prog=prog, args=words)
+            if groups is None:
+                return tyro.cli(kind, prog=prog, args=words)
+            grouped = tyro.cli(
+                _nested(groups),
+                prog=prog,
+                args=words,
+                description=inspect.getdoc(kind),
+                config=(tyro.conf.OmitArgPrefixes,),
+            )
+            parts = [getattr(grouped, name) for name in groups]
+            return kind(**{name: value for part in parts for name, value in vars(part).items()})
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
@@ -62,13 +79,19 @@ def run_command(prog: str, body: Callable[[], int]) -> int:
         return signals.exit_status()
 
 
+def _nested(groups: Mapping[str, type]) -> Any:
+    """A dataclass with a field per group, which tyro lists under headings of their own."""
+    parts = [(name, group, field(default_factory=group)) for name, group in groups.items()]
+    return make_dataclass("Options", parts)
+
+
 def _one_line(box: str, kind: type[Arguments], prog: str) -> str:
     """The first paragraph of a boxed message of tyro's as one line, and what to do."""
     lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip(" │╭╮╰╯") for line in box.splitlines()]
     body = [line for line in lines if line and not line.startswith("─ ")]
     rule = next((i for i, line in enumerate(body) if set(line) == {"─"}), len(body))
     message = " ".join(body[:rule]).rstrip(".")
-    options = [f"--{field.name.replace('_', '-')}" for field in fields(kind)]
+    options = [f"--{f.name.replace('_', '-')}" for f in fields(kind)]
     close = difflib.get_close_matches(next(iter(re.findall(r"--[\w-]+", message)), ""), options, 1)
     misspelt = message.startswith("Unrecognized") and close
     return f"{message}; {f'did you mean {close[0]}?' if misspelt else f'see {prog} --help.'}"

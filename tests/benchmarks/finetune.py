@@ -63,14 +63,7 @@ from study.packing import hungriest, measure, runs_per_gpu
 from study.prepare import Prepared, prepare_images
 from study.step import forward, own_stream
 from study.system.hardware import cpu_count
-from study.training import (
-    Part,
-    TrainingData,
-    build_model,
-    loss_and_accuracy,
-    predict,
-    train,
-)
+from study.training import Part, TrainingData, build_model, loss_and_accuracy, predict, train
 from study.weights import Weights, load_weights
 from tests.benchmarks.finetune_loops import (
     Capture,

@@ -61,11 +61,11 @@ from ray.cluster_utils import Cluster
 from analysis.rundir import EpochRow
 from analysis.rundir.optuna_db import open_storage
 from search_spaces import Choice, Fixed, Float, Range, find_space
-from study.config import Study
-from study.resources import Resources
+from study.cluster.resources import Resources
 from study.screen import Screen
 from study.search import search
 from study.searcher import _distributions, open_study, run_id
+from study.study import Study
 from study.system.hardware import cpu_count
 from study.worker import RunSettings
 from tests.benchmarks.sleeping import SleepSettings, sleep_and_report

@@ -25,17 +25,18 @@ import torch
 
 from analysis.rundir import TrialRow
 from study.arrays import TrainingArrays
-from study.config import StudyConfig, check
+from study.cluster.resources import plan_resources
+from study.cluster.session import find_machines, ray_session
+from study.config import StudyConfig
 from study.data import load_dataset
 from study.dataset import make_split
 from study.features import load_features
 from study.inputs import choose_preprocess
 from study.phases import run_settings
 from study.prepare import prepare_features
-from study.ray_session import find_machines, ray_session
-from study.resources import plan_resources
 from study.screen import Screen
 from study.search import search
+from study.study import resolve_study
 from study.system.hardware import cpu_count
 from study.training import TrainingData, train
 from study.weights import load_weights
@@ -70,7 +71,7 @@ def main() -> None:
             storage=folder,
             name="warm-up",
         )
-        study = check(config)
+        study = resolve_study(config)
         dataset = load_dataset("cifar10", options.images)
         weights = load_weights(study.weights)
         features = load_features(dataset, weights, choose_preprocess(study, weights))
@@ -87,11 +88,11 @@ def main() -> None:
 
 def measure(config: StudyConfig, arrays: TrainingArrays) -> Repeat:
     """Time a search, then its epochs in a bare loop."""
-    study = check(config)
+    study = resolve_study(config)
     with ray_session(config.address):
         start = time.monotonic()
         study.rundir.path.mkdir()
-        resources = plan_resources(study, find_machines(config.address))
+        resources = plan_resources(study.config, find_machines(config.address))
         search(study, ray.put(arrays), run_settings(study, resources), resources, Screen())
         whole = time.monotonic() - start
     rows = study.rundir.read_epochs()

@@ -26,8 +26,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
-from study.config import check
 from study.inputs import load_inputs
+from study.study import resolve_study
 from tests.benchmarks.paired import Spread, about, in_turn, ratio, show
 from tests.benchmarks.peers.ours import study_config
 from tests.benchmarks.peers.work import Answer, Work, choose_trials, read_answer
@@ -178,7 +178,7 @@ def prepare(options: argparse.Namespace, folder: Path) -> Work:
     """Write down the data; afterwards the features are in the cache."""
     trials = choose_trials(options.trials)
     work = Work(trials, options.epochs, options.images, options.image_size, str(folder))
-    inputs, prepared = load_inputs(check(study_config(work, folder)), {}, None)
+    inputs, prepared = load_inputs(resolve_study(study_config(work, folder)), {}, None)
     split, standardisation = inputs.split, inputs.standardisation
     assert standardisation is not None
     for name, part, rows in (

@@ -11,14 +11,14 @@ from analysis.rundir import EpochRow
 from analysis.rundir.optuna_db import open_storage
 from search_spaces import Choice, Float
 from study import scheduler
-from study.config import Study
+from study.cluster.resources import plan_resources
+from study.cluster.session import find_machines, ray_session
 from study.inputs import load_inputs
 from study.phases import run_settings
-from study.ray_session import find_machines, ray_session
-from study.resources import plan_resources
 from study.screen import Screen
 from study.search import search
 from study.searcher import open_study
+from study.study import Study
 from tests.benchmarks.peers.work import Trial, Work
 
 
@@ -33,7 +33,7 @@ def search_given(study: Study, work: Work) -> list[EpochRow]:
         _put_in(study, trial)
     with patch.object(scheduler, "GRACE_PERIOD", work.epochs), ray_session(study.config.address):
         _, prepared = load_inputs(study, {}, None)
-        resources = plan_resources(study, find_machines(study.config.address))
+        resources = plan_resources(study.config, find_machines(study.config.address))
         settings = run_settings(study, resources)
         search(study, ray.put(prepared.training), settings, resources, Screen())
     return study.rundir.read_epochs()

@@ -8,8 +8,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from search_spaces import Arm, Choice, Float, Space
-from study.config import StudyConfig, check
-from study.ray_session import ray_ahead
+from study.cluster.resources import plan_cores
+from study.cluster.session import find_machines, ray_ahead
+from study.config import StudyConfig
+from study.study import resolve_study
 from tests.benchmarks.peers.work import TRIALS, Work, answer, parser
 
 SPACE = Space(
@@ -29,9 +31,9 @@ def main() -> None:
     """Run the trials in a study's search."""
     work: Work = parser().parse_args().work
     with TemporaryDirectory(dir=work.folder) as folder:
-        study = check(study_config(work, folder))
+        study = resolve_study(study_config(work, folder))
         study.rundir.path.mkdir()
-        with ray_ahead(study):
+        with ray_ahead(plan_cores(study.config, find_machines(None))):
             from tests.benchmarks.peers.given_trials import search_given
 
             rows = search_given(study, work)

@@ -7,7 +7,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from study.cluster import GPU_TYPE_LABEL, Node
+from study.cluster.machines import GPU_TYPE_LABEL, Node
 
 Answer = TypeVar("Answer")
 
@@ -28,7 +28,7 @@ def live_nodes() -> list[Node]:
     return sorted(found, key=lambda node: (node.address, node.node_id))
 
 
-def ask(
+def call_on_nodes(
     nodes: Sequence[Node], question: Callable[..., Answer], *arguments: Any, seconds: float
 ) -> dict[Node, Answer | RayError]:
     """Call a function on every node, beside whatever runs there.

@@ -19,17 +19,9 @@ import optuna
 import ray
 from ray._private import ray_constants
 
-from study.ask import live_nodes
-from study.cluster import (
-    Machines,
-    Node,
-    check_address,
-    check_reachable,
-    cluster_address,
-)
-from study.config import Study
+from study.cluster.machines import Machines, Node, check_address, check_reachable, cluster_address
+from study.cluster.remote import live_nodes
 from study.errors import UserError
-from study.resources import plan_cores
 from study.system.hardware import cpu_count, gpu_count
 
 #: How many heaps a process that trains may have: one. Each trial has a thread of its own, glibc
@@ -81,27 +73,21 @@ def ray_session(
 
 
 @contextmanager
-def ray_ahead(study: Study) -> Iterator[None]:
+def ray_ahead(cores: int, *, verbose: bool = False) -> Iterator[None]:
     """Start Ray ahead of a block whose imports take seconds; the block's `ray_session` finds it.
 
     Ray mostly waits for its processes to come up. Meanwhile a thread imports PyTorch, and once they
-    are up, they import what runs need. A cluster's Ray, and one that cannot be started, is left to
-    `ray_session`.
+    are up, they import what runs need. A Ray that cannot be started is left to `ray_session`, which
+    raises.
 
     Args:
-        study: What the block is going to run.
-
-    Raises:
-        UserError: Not even one run fits on this machine.
+        cores: How many of this machine's cores Ray gets.
+        verbose: Whether to show what Ray says.
     """
-    if study.config.dry_run or cluster_address(study.config.address) is not None:
-        yield
-        return
-    cores = plan_cores(study, find_machines(None))
     threading.Thread(target=_import_slow_packages).start()
     try:
         try:
-            _start_here(cores, verbose=study.config.verbose)
+            _start_here(cores, verbose=verbose)
         except Exception:  # `ray_session` tries again, and tells of it
             ray.shutdown()
         yield
@@ -233,7 +219,7 @@ def _runtime_env() -> dict[str, Any]:
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
     if {"working_dir", "py_modules"} & (job.get("runtime_env") or {}).keys():
         return {}
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     return {
         "py_modules": [str(root / name) for name in ("study", "search_spaces", "analysis")],
         "env_vars": HEAPS,

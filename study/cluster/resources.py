@@ -6,8 +6,8 @@ Known before anything slow is imported: Ray starts on it, while PyTorch is still
 import math
 from dataclasses import dataclass, replace
 
-from study.cluster import GPU_TYPE_LABEL, Machines
-from study.config import Study
+from study.cluster.machines import GPU_TYPE_LABEL, Machines
+from study.config import ResourceOptions
 from study.errors import UserError
 
 
@@ -37,53 +37,52 @@ class Resources:
         return {GPU_TYPE_LABEL: f"in({','.join(self.gpu_types)})"} if self.gpu_types else {}
 
 
-def plan_resources(study: Study, machines: Machines, runs_per_gpu: int | None = None) -> Resources:
+def plan_resources(
+    options: ResourceOptions, machines: Machines, runs_per_gpu: int | None = None
+) -> Resources:
     """What each run gets of the machines, and how many run at once.
 
     Args:
-        study: Says what the user asks for.
+        options: What the user asks for.
         machines: Where runs may run.
         runs_per_gpu: As measured, where the user leaves it open; None: one.
 
     Raises:
         UserError: Not even one run fits, and nothing says that machines will join.
     """
-    config = study.config
-    gpus = config.gpus_per_trial
+    gpus = options.gpus_per_trial
     if gpus == "auto":
         gpus = 1 / (runs_per_gpu or 1) if machines.gpus else 0.0
-    fit = machines.room(config.cpus_per_trial, gpus)
-    if machines.is_cluster and config.max_concurrent is not None:
+    fit = machines.room(options.cpus_per_trial, gpus)
+    if machines.is_cluster and options.max_concurrent is not None:
         # Runs that wait are what makes a cluster grow.
-        return Resources(config.cpus_per_trial, gpus, config.max_concurrent)
+        return Resources(options.cpus_per_trial, gpus, options.max_concurrent)
     if not fit:
-        raise UserError(_no_room(machines, config.cpus_per_trial, gpus))
-    at_once = fit if config.max_concurrent is None else min(fit, config.max_concurrent)
-    return Resources(config.cpus_per_trial, gpus, at_once)
+        raise UserError(_no_room(machines, options.cpus_per_trial, gpus))
+    at_once = fit if options.max_concurrent is None else min(fit, options.max_concurrent)
+    return Resources(options.cpus_per_trial, gpus, at_once)
 
 
-def plan_cores(study: Study, machines: Machines) -> int:
+def plan_cores(options: ResourceOptions, machines: Machines) -> int:
     """Of how many cores of this machine a study can make use.
 
     Args:
-        study: Says how many runs may go on at once.
+        options: Say how many runs may go on at once.
         machines: This machine alone.
 
     Raises:
         UserError: Not even one run fits.
     """
-    at_once = study.config.max_concurrent
-    if not is_measured(study, machines):
-        at_once = plan_resources(study, machines).at_once
+    at_once = options.max_concurrent
+    if not is_measured(options, machines):
+        at_once = plan_resources(options, machines).at_once
     cores = int(machines.cpus)
-    return (
-        cores if at_once is None else min(cores, math.ceil(at_once * study.config.cpus_per_trial))
-    )
+    return cores if at_once is None else min(cores, math.ceil(at_once * options.cpus_per_trial))
 
 
-def is_measured(study: Study, machines: Machines) -> bool:
+def is_measured(options: ResourceOptions, machines: Machines) -> bool:
     """Whether it is measured before the search how many runs share a GPU."""
-    return study.config.gpus_per_trial == "auto" and machines.gpus > 0
+    return options.gpus_per_trial == "auto" and machines.gpus > 0
 
 
 def _no_room(machines: Machines, cpus: float, gpus: float) -> str:

@@ -1,0 +1,319 @@
+"""A study: its options, checked and resolved before anything is written."""
+
+import math
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import search_spaces
+from analysis.rundir import RunDir, RunDirError
+from study.cluster.machines import check_address
+from study.config import GRACE_PERIOD, GROUPS, REDUCTION_FACTOR, StudyConfig, Transfer, as_arguments
+from study.errors import UserError
+from study.layouts import is_image_folder
+from study.place import Place
+from study.storage import Remote
+from study.system.cli import parse_arguments
+
+
+@dataclass(frozen=True)
+class Study:
+    """A checked configuration with everything resolved that can be known before the data."""
+
+    config: StudyConfig
+    """With no option left open."""
+    space: search_spaces.Space
+    rundir: RunDir
+    left_out: tuple[str, ...] = ()
+    """Arms of the space that mean nothing with a frozen backbone."""
+
+    @property
+    def place(self) -> Place:
+        """Where the run directory is kept."""
+        return Place(self.config.storage)
+
+    @property
+    def remote(self) -> Remote | None:
+        """The run directory in its store; None for one on a disk."""
+        store = self.place.remote
+        return store and store.child(str(self.config.name))
+
+    def where(self, file: Path) -> str:
+        """Where a file of the run directory is, for people."""
+        if self.remote is None:
+            return str(file)
+        return (
+            f"{self.remote.child(file.relative_to(self.rundir.path).as_posix()).uri}, here {file}"
+        )
+
+    @property
+    def finetunes(self) -> bool:
+        """Whether all layers train, not the head alone."""
+        return self.config.transfer == "finetune"
+
+    @property
+    def augment(self) -> Literal["none", "flip", "crop-flip"]:
+        """What is done to training images at random."""
+        assert self.config.augment is not None
+        return self.config.augment
+
+    @property
+    def image_size(self) -> int:
+        """Side of the backbone's input in pixels."""
+        assert self.config.image_size is not None
+        return self.config.image_size
+
+    @property
+    def weights(self) -> str:
+        """What `--weights` asks for."""
+        assert self.config.weights is not None
+        return self.config.weights
+
+    @property
+    def mode(self) -> Literal["min", "max"]:
+        """Whether a better score is smaller or larger."""
+        return "min" if self.config.metric == "val_loss" else "max"
+
+    @property
+    def rungs(self) -> tuple[int, ...]:
+        """Epochs after which ASHA decides on a trial."""
+        rungs, epoch = [], GRACE_PERIOD
+        while epoch < self.config.epochs:
+            rungs.append(epoch)
+            epoch *= REDUCTION_FACTOR
+        return tuple(rungs)
+
+    @property
+    def searched(self) -> tuple[search_spaces.Arm, ...]:
+        """The arms that have something to search."""
+        return tuple(arm for arm in self.space.arms if self.space.searches(arm))
+
+    @property
+    def trials_per_arm(self) -> dict[str, int]:
+        """Trials that each arm gets; a remainder goes to the first arms."""
+        share, rest = divmod(self.config.trials, max(len(self.searched), 1))
+        quota = {arm.name: share + (i < rest) for i, arm in enumerate(self.searched)}
+        return {arm.name: quota.get(arm.name, 0) for arm in self.space.arms}
+
+
+def parse_config(arguments: Sequence[str] | None = None) -> StudyConfig:
+    """Read the command line; with `--resume`, after the options that the study has recorded.
+
+    Args:
+        arguments: As in `sys.argv[1:]`, which is the default.
+
+    Raises:
+        UserError: An option is unknown or its value has the wrong form, or there is no study to go
+            on with.
+        RunDirError: The study's record cannot be read.
+        SystemExit: `--help` was asked for and printed.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    config = _parse(words)
+    if not config.resume:
+        return config
+    name = _run_name(config)
+    place = Place(config.storage)
+    if (record := place.read_study(name)) is not None:
+        recorded = record.get("config", {})
+        try:
+            if not isinstance(recorded, dict):
+                raise UserError("it is no mapping of options")
+            _check_ranges(_parse(as_arguments(recorded)))
+        except UserError as error:
+            raise RunDirError(
+                f"{place.of(name)}/study.json: its config makes no sense: {error}"
+            ) from None
+        config = _parse([*as_arguments(recorded), *words])
+    return replace(config, name=name)
+
+
+def _parse(words: Sequence[str]) -> StudyConfig:
+    return parse_arguments(StudyConfig, "run_study.py", words, GROUPS)
+
+
+def resolve_study(config: StudyConfig) -> Study:
+    """Check a configuration as a whole and fill in what depends on the space and the clock.
+
+    Nothing is written.
+
+    Raises:
+        UserError: A value is out of range, a path is missing, or the run name is not to be had.
+    """
+    _check_ranges(config)
+    config, space = _choose_space(config)
+    config = _with_space_options(config, space)
+    left_out: tuple[str, ...] = ()
+    if config.transfer == "frozen":
+        whole, space = space, _frozen(space)
+        kept = {arm.name for arm in space.arms}
+        left_out = tuple(arm.name for arm in whole.arms if arm.name not in kept)
+        if config.augment != "none":
+            raise UserError(
+                f"--augment {config.augment}: with a frozen backbone each image's features are"
+                " computed once, so images cannot vary; add --transfer finetune, or leave --augment"
+                " out."
+            )
+    if config.test_fraction is not None and not is_image_folder(config.data):
+        raise UserError("--test-fraction: CIFAR-10 has test images; leave the option out.")
+    if config.data != "cifar10" and not _exists(config.data):
+        raise UserError(f"--data: there is no {config.data}; give 'cifar10' or an existing path.")
+    named_weights = ("auto", "imagenet-v1", "imagenet-v2", "keras")
+    if config.weights not in named_weights and not _exists(str(config.weights)):
+        raise UserError(
+            f"--weights: there is no {config.weights}; give one of {', '.join(named_weights)}, "
+            "or an existing file."
+        )
+    config = replace(config, name=_run_name(config))
+    study = Study(config, space, Place(config.storage).rundir(str(config.name)), left_out)
+    _check_export(study)
+    arms = len(study.searched)
+    if config.trials < arms:
+        raise UserError(
+            f"--trials {config.trials}: the space {space.name} searches {arms} arms; "
+            f"give at least {arms} trials."
+        )
+    if not arms and config.seeds == 0:
+        raise UserError(
+            f"--seeds 0: the space {space.name} has nothing to search, so nothing would run; "
+            "give at least 1 seed."
+        )
+    return study
+
+
+def _check_export(study: Study) -> None:
+    what, space = study.config.export, study.space
+    arms = (space.settings or space.arms) if study.config.seeds else study.searched
+    names = [arm.name for arm in arms]
+    if what not in ("best", "ensemble", *names):
+        raise UserError(
+            f"--export {what}: give best, ensemble, or one of this study's settings:"
+            f" {', '.join(names)}."
+        )
+    if what == "ensemble" and study.finetunes:
+        raise UserError(
+            "--export ensemble: where all layers train, each run has a backbone of its own, and an"
+            " ensemble would cost as much as all of them; give best or an arm, or add --transfer"
+            " frozen."
+        )
+    if what == "ensemble" and study.config.seeds == 0:
+        raise UserError(
+            "--export ensemble: is made of confirmation runs, of which --seeds 0 leaves none; give"
+            " --seeds 2 or more."
+        )
+
+
+def _choose_space(config: StudyConfig) -> tuple[StudyConfig, search_spaces.Space]:
+    """Settle transfer and space, each of which may decide the other."""
+    space = None if config.space is None else _find_space(config.space)
+    transfer = config.transfer
+    if transfer == "auto" and space is not None:
+        transfer = cast(Transfer, space.options.get("transfer", "auto"))
+    if transfer == "auto":
+        # Ray and torch take seconds to import, so they are asked only where nothing else decides.
+        from study.cluster.session import find_machines
+
+        transfer = (
+            "finetune" if find_machines(config.address, verbose=config.verbose).gpus else "frozen"
+        )
+    if space is None:
+        space = _find_space("finetune" if transfer == "finetune" else "dropout")
+    return replace(config, transfer=transfer, space=config.space or space.name), space
+
+
+def _find_space(spec: str) -> search_spaces.Space:
+    try:
+        return search_spaces.find_space(spec)
+    except ValueError as error:
+        raise UserError(f"--space: {error}") from None
+
+
+def _frozen(space: search_spaces.Space) -> search_spaces.Space:
+    try:
+        return space.with_frozen_backbone()
+    except ValueError as error:
+        raise UserError(f"--transfer frozen: {error}; give --transfer finetune.") from None
+
+
+def _with_space_options(config: StudyConfig, space: search_spaces.Space) -> StudyConfig:
+    """Options that the user left open take the space's values, else the study's defaults."""
+    frozen = config.transfer == "frozen"
+    defaults: dict[str, Any] = {"image_size": 96, "preprocess": "own", "weights": "auto"}
+    if is_image_folder(config.data):
+        defaults["image_size"] = 224
+    defaults |= {"augment": "flip", **space.options}
+    if frozen:
+        defaults["augment"] = "none"
+    left_open = {name: v for name, v in defaults.items() if getattr(config, name) is None}
+    return replace(config, **left_open)
+
+
+def _check_ranges(config: StudyConfig) -> None:
+    gpus = config.gpus_per_trial
+    at_least = (
+        ("trials", config.trials, 1),
+        ("image-size", config.image_size, 32),
+        ("epochs", config.epochs, 1),
+        ("seeds", config.seeds, 0),
+        ("seed", config.seed, 0),
+        ("gpus-per-trial", None if gpus == "auto" else gpus, 0),
+        ("max-concurrent", config.max_concurrent, 1),
+        ("images", config.images, 200),
+        ("max-failures", config.max_failures, 0),
+        ("stop-after-failures", config.stop_after_failures, 1),
+    )
+    for option, value, low in at_least:
+        if value is not None and not value >= low:
+            raise UserError(f"--{option} {value}: must be {low} or more.")
+    for option, number in (
+        ("cpus-per-trial", config.cpus_per_trial),
+        ("time-budget", config.time_budget),
+        ("trial-timeout", config.trial_timeout),
+    ):
+        if number is not None and not 0 < number < math.inf:
+            raise UserError(f"--{option} {number:g}: must be a number above 0.")
+    for option, fraction in (
+        ("val-fraction", config.val_fraction),
+        ("test-fraction", config.test_fraction),
+    ):
+        if fraction is not None and not 0 < fraction < 1:
+            raise UserError(f"--{option} {fraction:g}: must lie between 0 and 1, as in 0.2.")
+    if config.address is not None:
+        check_address("--address", config.address)
+    if gpus != "auto" and gpus > 1:
+        raise UserError(
+            f"--gpus-per-trial {gpus:g}: a trial uses one GPU or a part of one; "
+            "give a number between 0 and 1, or auto."
+        )
+
+
+def _run_name(config: StudyConfig) -> str:
+    """The name of the run directory, which must be new, or there already with `--resume`."""
+    place = Place(config.storage)
+    place.check()
+    if config.name is not None and not re.fullmatch(r"\w[\w.-]{,99}", config.name):
+        raise UserError(
+            f"--name {config.name!r}: use letters, digits, '-', '_' and '.', 100 at most, as in"
+            " dropout-1."
+        )
+    if config.resume:
+        return config.name or place.latest_study()
+    name = config.name or f"{str(config.space).split(':')[-1]}-{datetime.now():%Y-%m-%d-%H%M%S}"
+    if place.holds(name):
+        raise UserError(
+            f"--name {name}: {place.of(name)} exists; choose another name, or add --resume to go "
+            "on with that study."
+        )
+    return name
+
+
+def _exists(path: str) -> bool:
+    """Whether there is such a file or folder; what cannot be a path is none."""
+    try:
+        return bool(path) and Path(path).exists()
+    except (OSError, ValueError):
+        return False
