@@ -16,7 +16,7 @@ from study.augment import Augment
 from study.training import Part, TrainingData
 
 if TYPE_CHECKING:
-    from study.network import Pretrained
+    from study.models.network import Pretrained
 
 
 @dataclass(frozen=True)

@@ -23,14 +23,15 @@ from torch import Tensor, nn
 
 from analysis.rundir import write_whole
 from search_spaces import Value, dropout_rates, hidden_widths
-from study.backbone import Architecture, Preprocess, build_backbone
 from study.errors import UserError
 from study.features import folded, images_at_once
-from study.head import FEATURES, Dropout, restore_head
+from study.models.backbone import Architecture, build_backbone
+from study.models.head import FEATURES, Dropout, restore_head
+from study.models.preprocess import Preprocess
+from study.models.state_dict import part_of, save_whole
 from study.onednn_backbone import in_onednn
 from study.prepare import Standardisation
 from study.system.progress import progress
-from study.tensors import part_of, save_whole
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT = 1

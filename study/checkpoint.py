@@ -11,7 +11,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from study.tensors import part_of, save_whole
+from study.models.state_dict import part_of, save_whole
 from study.training import EpochMetrics, Snapshot, TrainingState
 
 

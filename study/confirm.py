@@ -24,11 +24,11 @@ from study.cluster.resources import Resources
 from study.errors import StorageError, UserError, storage_error
 from study.failures import FailureStreak, failure_of
 from study.hangs import find_hang
+from study.models.state_dict import is_readable, save_whole
 from study.screen import EndedRun, Screen
 from study.seeds import derive_seed
 from study.study import Study
 from study.system import signals
-from study.tensors import is_readable, save_whole
 from study.training import EpochMetrics
 from study.worker import Attempt, Confirmation, Process, RunSettings, run_confirmation
 

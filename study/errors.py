@@ -18,6 +18,12 @@ _STORAGE_WORDS = (
 )  # fmt: skip
 
 
+def first_line(error: BaseException | None) -> str:
+    """Return the first line of an error's message."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else "no reason given"
+
+
 class UserError(Exception):
     """A mistake that the user can mend, or a thing that only the user can provide.
 

@@ -14,9 +14,9 @@ from typing import Annotated
 import tyro
 
 from study.errors import UserError
-from study.place import Place
 from study.screen import Screen
-from study.storage import is_uri
+from study.storage.location import Location
+from study.storage.object_store import is_uri
 from study.study import Study, parse_config, resolve_study
 from study.system.cli import parse_arguments, run_command
 
@@ -69,7 +69,7 @@ def find_study(arguments: ExportArguments) -> Study:
     else:
         path = Path(run).resolve()
         storage, name = str(path.parent), path.name
-    if not name or Place(storage).read_study(name) is None:
+    if not name or Location(storage).read_study(name) is None:
         raise UserError(f"{run}: holds no study; give a run directory, such as runs/NAME.")
     if arguments.to is not None:
         check_place(arguments.to)

@@ -20,7 +20,7 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from study.errors import StorageError, StudyStoppedError, storage_error
+from study.errors import StorageError, StudyStoppedError, first_line, storage_error
 from study.training import NonFiniteLossError
 
 Kind = Literal["diverged", "failed", "memory", "lost", "storage"]
@@ -49,7 +49,7 @@ class Failure:
 def failure_of(error: BaseException) -> Failure:
     """What became of a run whose worker has raised this, or has died."""
     cause = error.cause if isinstance(error, RayTaskError) else error
-    text = _first_line(cause)
+    text = first_line(cause)
     if isinstance(cause, NonFiniteLossError):
         return Failure("diverged", text, str(error))
     if isinstance(cause, StorageError):
@@ -120,9 +120,4 @@ def _loss(error: RayError) -> str:
         return "its machine was lost"
     if isinstance(error, RayActorError | WorkerCrashedError):
         return "its process died"
-    return f"Ray has lost it ({type(error).__name__}: {_first_line(error)})"
-
-
-def _first_line(error: BaseException | None) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else "it gave no reason"
+    return f"Ray has lost it ({type(error).__name__}: {first_line(error)})"

@@ -22,14 +22,15 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from study.backbone import Preprocess, build_backbone
-from study.dataset import Dataset
-from study.head import FEATURES
+from study.data.dataset import Dataset
+from study.models.backbone import build_backbone
+from study.models.head import FEATURES
+from study.models.preprocess import Preprocess
+from study.models.weights import Weights
 from study.system.cache import cache_dir, cached, sha256_of, whole_file
 from study.system.hardware import has_native_bf16
 from study.system.malloc import give_back_freed, keep_freed
 from study.system.progress import console, progress
-from study.weights import Weights
 
 __all__ = [
     "FEATURES",

@@ -16,7 +16,7 @@ from typing import TextIO
 from study.cluster.remote import call_on_nodes, live_nodes
 from study.errors import storage_error
 from study.failures import Failure
-from study.storage import Remote
+from study.storage.object_store import Remote
 from study.study import Study
 
 #: Seconds in which a machine has to tell what was left there.

@@ -4,14 +4,15 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
-from study.backbone import PREPROCESSES, Preprocess
-from study.data import load_dataset
-from study.dataset import Dataset, Split, make_split
+from study.data.dataset import Dataset
+from study.data.load import load_dataset
+from study.data.split import Split, make_split
 from study.features import Compute, FeaturesName, load_features
-from study.network import Pretrained
+from study.models.network import Pretrained
+from study.models.preprocess import PREPROCESSES, Preprocess
+from study.models.weights import Weights, load_weights
 from study.prepare import Prepared, Standardisation, prepare_features, prepare_images
 from study.study import Study
-from study.weights import Weights, load_weights
 
 
 @dataclass(frozen=True)

@@ -7,52 +7,17 @@ report and the bundle at the end in any case. When phases ran (phases.jsonl) is 
 on; where that is damaged, the report leaves it out.
 """
 
-import shutil
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
-
-from filelock import FileLock, Timeout
 
 from analysis.rundir import EpochRow, RunDir
 from analysis.rundir.codec import from_json
 from analysis.rundir.errors import RunDirError
 from analysis.rundir.optuna_db import read_searches
-from study.errors import UserError, storage_error
+from study.errors import UserError
 from study.searcher import run_id
+from study.storage.lock import LOCK
 from study.study import Study
-
-#: The file by which a process holds a run directory.
-LOCK = ".lock"
-
-
-@contextmanager
-def only_writer(rundir: RunDir) -> Iterator[None]:
-    """Let no other process write to a run directory while a block runs; it is made if need be.
-
-    A process that dies lets go. A directory that is as empty as it was made is removed again.
-
-    Raises:
-        UserError: Another process has it, or it cannot be made.
-    """
-    is_new = not rundir.path.exists()
-    try:
-        rundir.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(rundir.path / LOCK)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(
-            f"{rundir.path}: another process works on this study; wait for its end, stop it, or"
-            " give another --name."
-        ) from None
-    except OSError as error:
-        raise storage_error(error, rundir.path) or error from error
-    try:
-        yield
-    finally:
-        lock.release()
-        if is_new and {file.name for file in rundir.path.glob("*")} <= {LOCK}:
-            shutil.rmtree(rundir.path, ignore_errors=True)
 
 
 def refuse_foreign(rundir: RunDir) -> None:

@@ -11,9 +11,9 @@ from ray.exceptions import RayError
 
 from study.cluster.machines import Node
 from study.cluster.remote import call_on_nodes
-from study.errors import UserError
-from study.probe import probe, probed
-from study.storage import Remote
+from study.errors import UserError, first_line
+from study.storage.object_store import Remote
+from study.storage.probe import probe, probed
 
 #: Seconds within which a node must answer; the first worker of a node imports torch.
 TIMEOUT = 120.0
@@ -115,4 +115,4 @@ def _fault(look: Look) -> str | None:
 def _why_silent(error: RayError) -> str:
     if isinstance(error, ray.exceptions.GetTimeoutError):
         return f"no answer within {TIMEOUT:.0f} s"
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+    return f"{type(error).__name__}: {first_line(error)}"

@@ -13,7 +13,7 @@ import torch
 
 from search_spaces import Space, Value, hidden_widths
 from study.augment import draw_views
-from study.head import FEATURES
+from study.models.head import FEATURES
 from study.optimizer import build_optimizer
 from study.step import TrainingStep, own_stream
 from study.training import TrainingData, batches, build_model, epoch_order, evaluate

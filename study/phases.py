@@ -20,10 +20,9 @@ from study.cluster.remote import on_node
 from study.cluster.resources import Resources, is_measured, plan_cores, plan_resources
 from study.cluster.session import find_machines, ray_session
 from study.confirm import confirm
-from study.errors import StudyStoppedError, UserError, storage_error
+from study.errors import StudyStoppedError, UserError, first_line, storage_error
 from study.failures import failure_of
 from study.features import Compute
-from study.hold import held
 from study.inputs import Inputs, load_inputs
 from study.integrity import check_left, refuse_foreign
 from study.nodes import differences, inspect_nodes
@@ -43,6 +42,7 @@ from study.provenance import (
 from study.screen import Screen
 from study.search import search
 from study.spread import on_cluster
+from study.storage.lock import exclusive_access
 from study.study import Study
 from study.system import signals
 from study.system.malloc import give_back_freed
@@ -73,7 +73,8 @@ def run(study: Study, began: float | None = None) -> None:
     screen.print()
     if study.config.dry_run:
         return
-    with held(study, screen) as study:
+    with exclusive_access(study.rundir, study.remote, screen.print) as rundir:
+        study = replace(study, rundir=rundir)
         try:
             clock = PhaseTimer(study.rundir, began)
             compute = inspect(study, machines, screen)
@@ -120,7 +121,8 @@ def export_again(study: Study, to: Path | None, screen: Screen) -> None:
         UserError: The model is not to be had, or data or weights are not those of the study.
         RunDirError: A file of the run directory cannot be read.
     """
-    with held(study, screen) as study:
+    with exclusive_access(study.rundir, study.remote, screen.print) as rundir:
+        study = replace(study, rundir=rundir)
         record = study.rundir.read_study()
         inputs, _ = load_inputs(study, pinned_sources(record), None)
         check_same_inputs(record, describe_inputs(inputs))
@@ -159,8 +161,7 @@ def what_the_user_can_mend(study: Study, error: BaseException) -> StudyStoppedEr
             " on (that of RAY_TMPDIR, else of /tmp) is too full for that: free some space there."
         )
     if isinstance(error, RayError):
-        reason = str(error).strip().splitlines()[0]
-        return StudyStoppedError(f"Ray has failed: {type(error).__name__}: {reason}.")
+        return StudyStoppedError(f"Ray has failed: {type(error).__name__}: {first_line(error)}.")
     if isinstance(error, OSError):
         return storage_error(error, study.rundir.path)
     return None

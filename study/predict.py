@@ -7,7 +7,8 @@ In Python:
     from study.predict import predict
     answers = predict("runs/NAME/best_model", ["photo.jpg", "holiday/"])
 
-Files are read as the study reads them (study/decode.py), on all cores, while the model computes.
+Files are read as the study reads them (study/data/decode.py), on all cores, while the model
+computes.
 Exit status 0: every file was read; 1: some could not be, which standard error names; 2: something
 that the user can mend, in one line.
 """
@@ -28,7 +29,7 @@ from study.system.cli import parse_arguments, run_command
 
 if TYPE_CHECKING:  # torch takes seconds to import, which a wrong argument need not wait for
     from study.bundle import Model
-    from study.decode import UnreadableImageError
+    from study.data.decode import UnreadableImageError
 
 PROG = "python -m study.predict"
 #: Of the dropout masks: the same images give the same answers.
@@ -112,7 +113,7 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
     Raises:
         UserError: There is no such file, or no image in a folder.
     """
-    from study.decode import is_image_name, walk
+    from study.data.decode import is_image_name, walk
 
     found: list[Path] = []
     for path in paths:
@@ -141,7 +142,7 @@ def predict_batches(
     import torch
 
     from study import bundle
-    from study.decode import read_images
+    from study.data.decode import read_images
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = bundle.load(model_path).to(device)
@@ -169,7 +170,7 @@ def _collect(
     read: "Iterable[tuple[Path, np.ndarray | UnreadableImageError]]", batch_size: int
 ) -> Iterator[_Batch]:
     """Gather images until a batch is full; at least one batch."""
-    from study.decode import as_text
+    from study.data.decode import as_text
 
     batch = _Batch()
     for path, image in read:

@@ -8,10 +8,11 @@ from torch import Tensor
 
 from study.arrays import PartArrays, TrainingArrays
 from study.augment import Augment
-from study.dataset import Dataset, Split
+from study.data.dataset import Dataset
+from study.data.split import Split
 from study.features import Features
-from study.head import FEATURES
-from study.network import Pretrained
+from study.models.head import FEATURES
+from study.models.network import Pretrained
 from study.seeds import derive_seed
 
 #: Rows of features that are in fp32 at a time: what a core's cache holds.

@@ -12,17 +12,18 @@ from typing import Any
 
 import torch
 
-from study.backbone import Preprocess
 from study.cluster.machines import Machines
 from study.config import OPERATIONAL, as_arguments
-from study.dataset import Dataset, Split, count_by_class
-from study.duplicates import find_duplicates
+from study.data.dataset import Dataset, count_by_class
+from study.data.duplicates import find_duplicates
+from study.data.split import Split
 from study.errors import UserError
 from study.features import FeaturesName
+from study.models.preprocess import Preprocess
+from study.models.weights import Weights
 from study.seeds import derive_seed
 from study.study import Study
 from study.system.hardware import cpu_count
-from study.weights import Weights
 
 PACKAGES = ("ray", "torch", "torchvision", "optuna", "numpy", "pandas", "dropout-study")
 

@@ -12,9 +12,9 @@ import ray
 import torch
 from torch import Tensor, nn
 
-from study.backbone import Preprocess
 from study.cluster.machines import Machines
 from study.features import FEATURES, Compute, Precision, compute_features, images_at_once
+from study.models.preprocess import Preprocess
 from study.system.progress import progress
 
 #: Parts per worker: enough that fast machines take more of them, and that little is lost with one.

@@ -13,10 +13,10 @@ import search_spaces
 from analysis.rundir import RunDir, RunDirError
 from study.cluster.machines import check_address
 from study.config import GRACE_PERIOD, GROUPS, REDUCTION_FACTOR, StudyConfig, Transfer, as_arguments
+from study.data.layouts import is_image_folder
 from study.errors import UserError
-from study.layouts import is_image_folder
-from study.place import Place
-from study.storage import Remote
+from study.storage.location import Location
+from study.storage.object_store import Remote
 from study.system.cli import parse_arguments
 
 
@@ -32,9 +32,9 @@ class Study:
     """Arms of the space that mean nothing with a frozen backbone."""
 
     @property
-    def place(self) -> Place:
+    def place(self) -> Location:
         """Where the run directory is kept."""
-        return Place(self.config.storage)
+        return Location(self.config.storage)
 
     @property
     def remote(self) -> Remote | None:
@@ -117,7 +117,7 @@ def parse_config(arguments: Sequence[str] | None = None) -> StudyConfig:
     if not config.resume:
         return config
     name = _run_name(config)
-    place = Place(config.storage)
+    place = Location(config.storage)
     if (record := place.read_study(name)) is not None:
         recorded = record.get("config", {})
         try:
@@ -169,7 +169,7 @@ def resolve_study(config: StudyConfig) -> Study:
             "or an existing file."
         )
     config = replace(config, name=_run_name(config))
-    study = Study(config, space, Place(config.storage).rundir(str(config.name)), left_out)
+    study = Study(config, space, Location(config.storage).rundir(str(config.name)), left_out)
     _check_export(study)
     arms = len(study.searched)
     if config.trials < arms:
@@ -293,7 +293,7 @@ def _check_ranges(config: StudyConfig) -> None:
 
 def _run_name(config: StudyConfig) -> str:
     """The name of the run directory, which must be new, or there already with `--resume`."""
-    place = Place(config.storage)
+    place = Location(config.storage)
     place.check()
     if config.name is not None and not re.fullmatch(r"\w[\w.-]{,99}", config.name):
         raise UserError(

@@ -19,14 +19,14 @@ from torch.nn import functional as F
 from analysis.rundir.metric import Metric, is_better
 from search_spaces import Value, value_of, without_dropout
 from study.augment import Augment, draw_views
-from study.head import build_head
+from study.models.head import build_head
+from study.models.state_dict import on_cpu
 from study.optimizer import build_optimizer, learning_rate_factor, set_learning_rates
 from study.seeds import derive_seed, generator
 from study.step import TrainingStep, forward, kernels_by_rule, own_stream
-from study.tensors import on_cpu
 
 if TYPE_CHECKING:  # it imports torchvision, which takes seconds and a frozen study does without
-    from study.network import Pretrained
+    from study.models.network import Pretrained
 
 #: Rows of features that are evaluated at once; bounds the memory of the widest hidden layer.
 EVALUATION_BATCH = 2_500

@@ -21,11 +21,11 @@ from search_spaces import Value
 from study.arrays import PartArrays, TrainingArrays
 from study.checkpoint import load_state, save_state
 from study.hangs import Watch, hang_file, watched
-from study.mirror import worker_copy
+from study.models.state_dict import save_whole
 from study.packing import Load, measure, memory_share
-from study.storage import Remote
+from study.storage.mirror import worker_copy
+from study.storage.object_store import Remote
 from study.system.malloc import give_back_freed, keep_freed
-from study.tensors import save_whole
 from study.training import (
     EpochMetrics,
     Part,

@@ -11,11 +11,12 @@ from PIL import Image
 from torchvision.models import resnet50
 
 from analysis.rundir import RunDir
-from study.backbone import PREPROCESSES, TORCHVISION
-from study.cifar10 import CLASSES
-from study.data import load_dataset
-from study.dataset import Dataset
-from study.weights import Weights, check_state, digest, load_weights
+from study.data.cifar10 import CLASSES
+from study.data.dataset import Dataset
+from study.data.load import load_dataset
+from study.models.backbone import TORCHVISION
+from study.models.preprocess import PREPROCESSES
+from study.models.weights import Weights, check_state, digest, load_weights
 from tests import s3
 from tests.command import SMALL, STUDY, Finished, run
 

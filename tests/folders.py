@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from study.dataset import Dataset
+from study.data.dataset import Dataset
 
 #: Where Debian's package dataset-fashion-mnist puts it.
 FASHION = Path("/usr/share/datasets/fashion-mnist")

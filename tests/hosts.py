@@ -27,7 +27,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from study.storage import Remote
+from study.storage.object_store import Remote
 from tests.s3 import ENVIRONMENT, new_bucket, start_s3
 
 ROOT = Path(__file__).parent.parent

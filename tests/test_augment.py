@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from study.augment import LARGEST_SHIFT, Augment, draw_views, take_views
-from study.dataset import Dataset
+from study.data.dataset import Dataset
 
 
 def reference(image: Tensor, down: int, right: int, mirrored: int) -> Tensor:

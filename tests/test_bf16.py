@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
-from study.backbone import build_backbone
-from study.data import load_dataset
-from study.dataset import make_split
+from study.data.load import load_dataset
+from study.data.split import make_split
 from study.features import Features, FeaturesName, Precision, compute_features
-from study.head import restore_head
+from study.models.backbone import build_backbone
+from study.models.head import restore_head
+from study.models.weights import Weights
 from study.prepare import prepare_features
 from study.training import evaluate, train
-from study.weights import Weights
 
 CPU = torch.device("cpu")
 RECIPE: dict[str, Any] = {

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from torchvision.models import resnet50
 
 from study import bundle
-from study.backbone import KERAS, PREPROCESSES, build_backbone
 from study.bundle import Bundle
-from study.dataset import Dataset
+from study.data.dataset import Dataset
 from study.errors import UserError
-from study.head import build_head
+from study.models.backbone import KERAS, build_backbone
+from study.models.head import build_head
+from study.models.preprocess import PREPROCESSES
+from study.models.weights import Weights
 from study.prepare import Standardisation
-from study.weights import Weights
 
 VALUES: dict[str, Any] = {"head": "16-8", "dropout": 0.5}
 

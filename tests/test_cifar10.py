@@ -15,12 +15,13 @@ import pytest
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
-from study import cifar10 as data
-from study.cifar10 import BATCHES, LABELS, PIXELS, SHA256, to_records
-from study.data import load_dataset
-from study.dataset import Dataset, make_split
+from study.data import cifar10 as data
+from study.data.cifar10 import BATCHES, LABELS, PIXELS, SHA256, to_records
+from study.data.dataset import Dataset
+from study.data.layouts import BINARY_FILES, LABEL_FILES, PNG_FILES
+from study.data.load import load_dataset
+from study.data.split import make_split
 from study.errors import UserError
-from study.layouts import BINARY_FILES, LABEL_FILES, PNG_FILES
 from study.system.download import SourceError
 
 SPLIT_SHA256 = "3a38f4ba0a652e4e0b17c041f6d67a588d65553ef08c65586485a06163c8cd15"

@@ -16,19 +16,19 @@ from ray.cluster_utils import Cluster
 from analysis.rundir import ConfirmRow, RunDir, TrialRow
 from analysis.rundir.optuna_db import read_searches
 from study import phases, spread
-from study.backbone import build_backbone
 from study.cluster import session
 from study.cluster.machines import GPU_TYPE_LABEL, Machines
 from study.cluster.resources import Resources
-from study.dataset import Dataset
+from study.data.dataset import Dataset
 from study.errors import UserError
 from study.features import here
+from study.models.backbone import build_backbone
+from study.models.weights import Weights
 from study.nodes import inspect_nodes
 from study.screen import Screen
 from study.searcher import run_id
-from study.storage import Remote
+from study.storage.object_store import Remote
 from study.system.cache import cache_dir
-from study.weights import Weights
 from tests.clusters import ray_cluster
 from tests.command import SMALL, command, run
 from tests.faults import (

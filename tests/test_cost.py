@@ -26,13 +26,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from analysis.rundir import RunDir
 from search_spaces import Value
 from study import worker
-from study.backbone import build_backbone
 from study.features import folded
-from study.head import build_head
+from study.models.backbone import build_backbone
+from study.models.head import build_head
+from study.models.weights import Weights
 from study.onnx_backbone import write
 from study.optimizer import build_optimizer
 from study.step import TrainingStep
-from study.weights import Weights
 from study.worker import RunSettings
 from tests.benchmarks.head_step import steps_of
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from study.dataset import Dataset
-from study.decode import UnreadableImageError, is_image_name, read_image, read_images
+from study.data.dataset import Dataset
+from study.data.decode import UnreadableImageError, is_image_name, read_image, read_images
 
 
 @pytest.fixture

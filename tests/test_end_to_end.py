@@ -25,10 +25,10 @@ from safetensors.torch import load_file
 
 from analysis.report.times import PHASES
 from analysis.rundir import RunDir
-from study.data import load_dataset
-from study.dataset import make_split
+from study.data.load import load_dataset
+from study.data.split import make_split
+from study.models.weights import load_weights
 from study.searcher import state_of
-from study.weights import load_weights
 from tests.command import ARMS, ROOT, SMALL, STUDY, Finished, command, run, start
 
 

@@ -18,8 +18,9 @@ from huggingface_hub import ModelCard, ModelCardData
 from analysis.rundir import ConfirmRow, RunDir
 from analysis.rundir.predictions import read_predictions
 from study import standalone, verify
-from study.data import load_dataset
-from study.dataset import Dataset, make_split
+from study.data.dataset import Dataset
+from study.data.load import load_dataset
+from study.data.split import make_split
 from study.errors import StudyStoppedError, UserError
 from study.export import ExportArguments, find_study
 from tests.command import SMALL, STUDY, Finished, run, run_module

@@ -12,8 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from study.backbone import KERAS, PREPROCESSES, Preprocess, build_backbone
-from study.dataset import Dataset
+from study.data.dataset import Dataset
 from study.errors import UserError
 from study.features import (
     CPU_BATCH,
@@ -26,7 +25,9 @@ from study.features import (
     images_at_once,
     load_features,
 )
-from study.weights import Weights
+from study.models.backbone import KERAS, build_backbone
+from study.models.preprocess import PREPROCESSES, Preprocess
+from study.models.weights import Weights
 from tests.disks import small_disk
 
 CPU = torch.device("cpu")

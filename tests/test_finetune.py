@@ -17,10 +17,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from search_spaces import find_space
 from study.arrays import TrainingArrays
 from study.augment import Augment
-from study.backbone import KERAS, build_backbone
 from study.checkpoint import load_state, save_state
-from study.dataset import Dataset, Split, make_split
-from study.network import Network, Pretrained
+from study.data.dataset import Dataset
+from study.data.split import Split, make_split
+from study.models.backbone import KERAS, build_backbone
+from study.models.network import Network, Pretrained
+from study.models.weights import Weights
 from study.packing import hungriest, measure
 from study.prepare import prepare_images
 from study.step import TrainingStep
@@ -34,7 +36,6 @@ from study.training import (
     evaluate,
     train,
 )
-from study.weights import Weights
 
 RECIPE: dict[str, Any] = {
     "head": "32",

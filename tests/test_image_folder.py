@@ -10,11 +10,12 @@ import pytest
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from study.data import load_dataset
-from study.dataset import Dataset, in_proportion, make_split
-from study.duplicates import find_duplicates
+from study.data.dataset import Dataset
+from study.data.duplicates import find_duplicates
+from study.data.image_folder import load_image_folder
+from study.data.load import load_dataset
+from study.data.split import in_proportion, make_split
 from study.errors import UserError
-from study.image_folder import load_image_folder
 from tests.folders import write_cifar10
 
 pytestmark = pytest.mark.usefixtures("empty_cache")

@@ -19,7 +19,7 @@ from analysis.rundir import RunDir, RunDirError
 from search_spaces import Fixed
 from study import phases
 from study.errors import StorageError, UserError
-from study.integrity import only_writer
+from study.storage.lock import lock_directory
 from study.study import Study, parse_config, resolve_study
 from tests import spaces
 from tests.tiny import make_study, run_confirm, run_search
@@ -215,7 +215,7 @@ def test_a_disk_that_is_full_at_the_end_is_said_in_one_line(
 
 
 def hold(path: Path, held: Event, seconds: float) -> None:
-    with only_writer(RunDir(path)):
+    with lock_directory(RunDir(path)):
         held.set()
         time.sleep(seconds)
 
@@ -234,7 +234,7 @@ def test_a_second_start_on_a_run_directory_is_refused(rundir: RunDir) -> None:
     finally:
         first.kill()
         first.join()
-    with only_writer(rundir):  # a process that was killed has let go
+    with lock_directory(rundir):  # a process that was killed has let go
         pass
 
 

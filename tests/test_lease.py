@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from study.errors import StorageError, StudyStoppedError, UserError
-from study.lease import LEASE, Times, hold
-from study.storage import Remote
+from study.storage.lease import LEASE, LeaseTiming, hold_lease
+from study.storage.object_store import Remote
 
 SPAWN = multiprocessing.get_context("spawn")
 
 #: S3 tells whole seconds.
-QUICK = Times(expires=4.0, renew=0.5, settle=1.0, look=0.2)
+QUICK = LeaseTiming(expires=4.0, renew=0.5, settle=1.0, look=0.2)
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def contend(
 ) -> None:
     start.wait(60)
     try:
-        with hold(remote, times=QUICK) as lease:
+        with hold_lease(remote, times=QUICK) as lease:
             outcomes.put((os.getpid(), "holds it"))
             ended.wait(60)
             lease.check()
@@ -73,7 +73,7 @@ def test_the_lease_of_one_that_is_alive_is_respected_and_of_one_that_died_taken_
         said: list[str] = []
         with (
             pytest.raises(UserError, match=rf"works on this study on .* \(pid {process.pid}\)"),
-            hold(remote, said.append, QUICK),
+            hold_lease(remote, said.append, QUICK),
         ):
             pass
         assert len(said) == 1
@@ -82,7 +82,7 @@ def test_the_lease_of_one_that_is_alive_is_respected_and_of_one_that_died_taken_
         process.kill()
         process.join()
         before = time.monotonic()
-        with hold(remote, said.append, QUICK) as lease:
+        with hold_lease(remote, said.append, QUICK) as lease:
             assert time.monotonic() - before > 1, "it was not waited for"
             lease.check()
         assert len(said) == 2
@@ -97,12 +97,12 @@ def test_the_clock_of_another_machine_may_be_wrong(
 ) -> None:
     """How old a lease is, is told by the store's clock."""
     clock = time.time
-    with hold(remote, times=QUICK):
+    with hold_lease(remote, times=QUICK):
         monkeypatch.setattr("time.time", lambda: clock() + 3600 * hours)
         said: list[str] = []
         with (
             pytest.raises(UserError, match="another process works on this study"),
-            hold(remote, said.append, QUICK),
+            hold_lease(remote, said.append, QUICK),
         ):
             pass
         assert re.search(r"waiting for up to [1-5] s", said[0])
@@ -117,7 +117,7 @@ def test_one_that_was_held_up_finds_that_it_has_lost_the_lease(remote: Remote) -
         assert outcomes.get(timeout=60)[1] == "holds it"
         assert process.pid
         os.kill(process.pid, signal.SIGSTOP)
-        with hold(remote, lambda _: None, QUICK) as lease:
+        with hold_lease(remote, lambda _: None, QUICK) as lease:
             # In this order: setting an event waits for whoever waits for it.
             os.kill(process.pid, signal.SIGCONT)
             ended.set()
@@ -135,12 +135,12 @@ def test_a_lease_that_cannot_be_renewed_stops_the_study(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     remote = Remote((tmp_path / "store").as_uri())
-    times = Times(expires=0.6, renew=0.1, settle=0.0, look=0.1)
+    times = LeaseTiming(expires=0.6, renew=0.1, settle=0.0, look=0.1)
 
     def failing(*_: object) -> None:
         raise StorageError("it cannot be reached.")
 
-    with hold(remote, times=times) as lease:
+    with hold_lease(remote, times=times) as lease:
         with monkeypatch.context() as patch:
             patch.setattr(Remote, "write", failing)
             lease.check()
@@ -157,8 +157,8 @@ def test_a_lease_that_cannot_be_renewed_stops_the_study(
 
 def test_a_lease_is_released_whatever_ends_the_study(tmp_path: Path) -> None:
     remote = Remote((tmp_path / "store").as_uri())
-    times = Times(settle=0.0)
+    times = LeaseTiming(settle=0.0)
     for error in (KeyboardInterrupt, ValueError):
-        with pytest.raises(error), hold(remote, times=times):
+        with pytest.raises(error), hold_lease(remote, times=times):
             raise error
         assert not remote.exists(LEASE)

@@ -16,10 +16,10 @@ from analysis.rundir import ConfirmRow, EpochRow, RunDir
 from analysis.rundir.optuna_db import open_storage, read_searches
 from study.errors import StorageError, StudyStoppedError, UserError
 from study.integrity import check_left
-from study.mirror import DriverMirror
-from study.place import working_copy
 from study.searcher import open_study, run_id
-from study.storage import Remote
+from study.storage.location import working_copy
+from study.storage.mirror import DriverMirror
+from study.storage.object_store import Remote
 from study.study import Study
 from study.system.phase_timer import PhaseTimer
 from tests.tiny import make_study

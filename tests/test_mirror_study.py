@@ -16,9 +16,9 @@ from analysis.rundir.optuna_db import read_searches
 from study.choose import _weights
 from study.errors import StorageError
 from study.integrity import check_left
-from study.mirror import DriverMirror
 from study.searcher import run_id
-from study.storage import Remote
+from study.storage.mirror import DriverMirror
+from study.storage.object_store import Remote
 from study.study import Study
 from tests import s3
 from tests.faults import confirmation_with, hanging_trial, kill_the_worker, trial_with

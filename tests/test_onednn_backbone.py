@@ -6,8 +6,9 @@ from torch import nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
 from study import onednn_backbone
-from study.backbone import build_backbone
 from study.features import folded
+from study.models.backbone import build_backbone
+from study.models.weights import Weights
 from study.onednn_backbone import (
     ChannelsProduct,
     Convolution,
@@ -16,7 +17,6 @@ from study.onednn_backbone import (
     has_operators,
     in_onednn,
 )
-from study.weights import Weights
 
 
 @pytest.mark.parametrize("products", [True, False])

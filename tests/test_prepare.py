@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from study.arrays import PartArrays
-from study.dataset import Dataset, make_split
+from study.data.dataset import Dataset
+from study.data.split import make_split
 from study.features import Features, FeaturesName
-from study.network import Pretrained
+from study.models.network import Pretrained
+from study.models.weights import Weights
 from study.prepare import (
     Prepared,
     Standardisation,
@@ -21,7 +23,6 @@ from study.prepare import (
     prepare_images,
     stratified_rows,
 )
-from study.weights import Weights
 
 
 @pytest.fixture
@@ -139,7 +140,7 @@ def test_features_are_not_in_memory_in_fp32() -> None:
         import resource
         import numpy as np
         import torch
-        from study.dataset import Dataset, Split
+        from study.data.dataset import Dataset, Split
         from study.features import Features, FeaturesName
         from study.prepare import prepare_features
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from study import storage
 from study.errors import StorageError, UserError
-from study.probe import DRIVER_FILE, probe, probed
-from study.storage import Remote, check_uri, is_uri
+from study.storage import object_store
+from study.storage.object_store import Remote, check_uri, is_uri
+from study.storage.probe import DRIVER_FILE, probe, probed
 from tests import s3
 
 
@@ -111,7 +111,7 @@ def test_what_is_wrong_is_said_in_a_line(s3_endpoint: str, tmp_path: Path) -> No
 def test_a_server_that_does_not_answer_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "_ANSWER", 1.0)
+    monkeypatch.setattr(object_store, "_ANSWER", 1.0)
     process, endpoint = s3.start_s3(tmp_path / "log")
     try:
         remote = Remote(s3.new_bucket(endpoint))

@@ -13,10 +13,10 @@ from analysis.rundir.metric import Metric, is_better
 from study import step, training
 from study.checkpoint import load_state, save_state
 from study.errors import StorageError
-from study.head import Dropout, Linear, build_head, restore_head
+from study.models.head import Dropout, Linear, build_head, restore_head
+from study.models.state_dict import save_whole
 from study.optimizer import learning_rate_factor
 from study.seeds import derive_seed
-from study.tensors import save_whole
 from study.training import (
     EpochMetrics,
     NonFiniteLossError,

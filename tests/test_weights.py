@@ -18,19 +18,19 @@ import torch
 from torch import Tensor
 from torchvision.models import ResNet50_Weights
 
-from study import weights
-from study.backbone import (
+from study.data.dataset import Dataset
+from study.errors import UserError
+from study.models import keras_weights, weights
+from study.models.backbone import (
     KERAS,
-    PREPROCESSES,
     TORCHVISION,
     backbone_shapes,
     build_backbone,
     empty_resnet50,
 )
-from study.dataset import Dataset
-from study.errors import UserError
+from study.models.preprocess import PREPROCESSES
+from study.models.weights import Weights, load_weights
 from study.system.download import SourceError
-from study.weights import Weights, load_weights
 
 KERAS_SHA256 = "0266e56f3825e85c1a62cb670af79221a50d607c68801a6e4cae8d2d14203bc1"
 
@@ -231,8 +231,8 @@ MANIFESTS: dict[str, Any] = {
 
 @pytest.mark.parametrize("manifest", MANIFESTS.values(), ids=MANIFESTS)
 def test_package_of_something_else(tmp_path: Path, manifest: Any) -> None:
-    files = {weights.KERAS_MANIFEST: json.dumps(manifest).encode()}
-    files |= dict.fromkeys(weights.KERAS_SHARDS, bytes(4))
+    files = {keras_weights.KERAS_MANIFEST: json.dumps(manifest).encode()}
+    files |= dict.fromkeys(keras_weights.KERAS_SHARDS, bytes(4))
     with tarfile.open(tmp_path / "weights.tgz", "w:gz") as tar:
         for name, content in files.items():
             member = tarfile.TarInfo(f"package/{name}")

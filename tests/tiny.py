@@ -16,11 +16,11 @@ from study.champions import Champion
 from study.cluster.resources import Resources
 from study.config import StudyConfig
 from study.confirm import confirm
-from study.mirror import DriverMirror
 from study.phases import run_settings
 from study.provenance import begin
 from study.screen import Screen
 from study.search import search
+from study.storage.mirror import DriverMirror
 from study.study import Study, resolve_study
 
 EPOCHS = 5

@@ -22,7 +22,7 @@ FORMAT = 1
 
 
 class Mirror(Protocol):
-    """A copy of a run directory elsewhere, kept up by what it is told; see study/mirror.py."""
+    """A copy of a run directory elsewhere, kept in sync; see study/storage/mirror.py."""
 
     def wrote(self, file: Path) -> None:
         """A file has been written, or written anew."""

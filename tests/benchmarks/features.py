@@ -67,11 +67,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from study.backbone import Preprocess, build_backbone
-from study.data import load_dataset
+from study.data.load import load_dataset
 from study.features import Precision, compute_features, folded
+from study.models.backbone import build_backbone
+from study.models.preprocess import Preprocess
+from study.models.weights import load_weights
 from study.system.hardware import cpu_count, has_native_bf16
-from study.weights import load_weights
 from tests.benchmarks.paired import Spread, about, in_turn, ratio, show
 
 CPU = torch.device("cpu")

@@ -54,17 +54,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from search_spaces import Value, find_space
 from study.arrays import TrainingArrays
 from study.augment import Augment
-from study.backbone import PREPROCESSES, Preprocess
-from study.data import load_dataset
-from study.dataset import make_split
+from study.data.load import load_dataset
+from study.data.split import make_split
 from study.errors import UserError
-from study.network import Network, Pretrained
+from study.models.network import Network, Pretrained
+from study.models.preprocess import PREPROCESSES, Preprocess
+from study.models.weights import Weights, load_weights
 from study.packing import hungriest, measure, runs_per_gpu
 from study.prepare import Prepared, prepare_images
 from study.step import forward, own_stream
 from study.system.hardware import cpu_count
 from study.training import Part, TrainingData, build_model, loss_and_accuracy, predict, train
-from study.weights import Weights, load_weights
 from tests.benchmarks.finetune_loops import (
     Capture,
     Difference,

@@ -17,7 +17,7 @@ from torchvision.models import resnet50
 from search_spaces import Value
 from study.arrays import PartArrays
 from study.augment import draw_views
-from study.backbone import PREPROCESSES
+from study.models.preprocess import PREPROCESSES
 from study.optimizer import build_optimizer, learning_rate_factor, set_learning_rates
 from study.seeds import derive_seed, generator
 from study.step import TrainingStep, own_stream

@@ -21,9 +21,9 @@ from tempfile import TemporaryDirectory
 
 from analysis.frames import load_frames
 from analysis.report.times import Times, compute_times
-from study.data import load_dataset
+from study.data.load import load_dataset
+from study.models.weights import load_weights
 from study.system.hardware import cpu_count
-from study.weights import load_weights
 from tests.benchmarks.paired import Spread, about, ratio, show
 from tests.benchmarks.processes import cache_without_features, watch_memory
 

@@ -42,7 +42,7 @@ from collections.abc import Callable
 import torch
 
 from search_spaces import Value, hidden_widths
-from study.head import FEATURES, build_head
+from study.models.head import FEATURES, build_head
 from study.optimizer import build_optimizer
 from study.step import TrainingStep
 from study.system.hardware import has_native_bf16

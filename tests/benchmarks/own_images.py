@@ -32,13 +32,13 @@ from PIL import Image
 
 from study import bundle
 from study.bundle import Bundle, Model
-from study.data import load_dataset
-from study.decode import read_images
-from study.head import FEATURES, build_head
+from study.data.decode import read_images
+from study.data.load import load_dataset
+from study.models.head import FEATURES, build_head
+from study.models.weights import load_weights
 from study.predict import predict_batches
 from study.prepare import no_standardisation
 from study.system.hardware import cpu_count
-from study.weights import load_weights
 
 SIDE = 96
 HEAD: dict[str, Any] = {"head": "512", "dropout": 0.3}

@@ -33,15 +33,15 @@ import torch
 
 from search_spaces import Space, Value, find_space
 from study.config import StudyConfig
-from study.data import load_dataset
-from study.dataset import make_split
+from study.data.load import load_dataset
+from study.data.split import make_split
 from study.features import load_features
+from study.models.weights import load_weights
 from study.prepare import prepare_features
 from study.searcher import _distributions
 from study.seeds import derive_seed
 from study.system.hardware import cpu_count
 from study.training import NonFiniteLossError, TrainingData, train
-from study.weights import load_weights
 
 SPACE = "dropout"
 EPOCHS = StudyConfig.epochs

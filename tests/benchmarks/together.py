@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from search_spaces import Value, dropout_rates, hidden_widths
-from study.head import FEATURES, build_head
+from study.models.head import FEATURES, build_head
 from study.optimizer import build_optimizer
 from study.step import TrainingStep, capture_graph, own_stream
 from study.system.hardware import cpu_count, has_native_bf16

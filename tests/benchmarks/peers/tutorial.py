@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from study.backbone import build_backbone
+from study.models.backbone import build_backbone
+from study.models.weights import load_weights
 from study.system.hardware import cpu_count
-from study.weights import load_weights
 from tests.benchmarks.peers.torch_head import build_head
 from tests.benchmarks.peers.work import Trial, Work, answer, parser
 

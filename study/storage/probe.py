@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from study.errors import StorageError
-from study.storage import Remote
+from study.storage.object_store import Remote
 
 #: The driver's file.
 DRIVER_FILE = ".probe-driver"

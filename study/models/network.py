@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from search_spaces import Value, value_of
-from study.backbone import Architecture, Preprocess, build_backbone
-from study.head import FEATURES, build_head
+from study.models.backbone import Architecture, build_backbone
+from study.models.head import FEATURES, build_head
+from study.models.preprocess import Preprocess
 
 #: What `frozen_layers` stands for: the beginnings of the names of the backbone's modules.
 STEM = ("conv1", "bn1")

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from study.cifar10 import load_cifar10
-from study.dataset import Dataset
-from study.image_folder import load_image_folder
-from study.layouts import is_image_folder
+from study.data.cifar10 import load_cifar10
+from study.data.dataset import Dataset
+from study.data.image_folder import load_image_folder
+from study.data.layouts import is_image_folder
 
 
 def load_dataset(

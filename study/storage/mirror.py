@@ -27,7 +27,7 @@ from typing import Literal
 
 from analysis.rundir import RunDir
 from study.errors import StorageError, storage_error
-from study.storage import Remote
+from study.storage.object_store import Remote
 
 #: Seconds between the attempts at an upload that fails; pyarrow itself has tried a few times.
 PAUSES = (1.0, 3.0, 10.0)

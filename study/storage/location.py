@@ -8,12 +8,12 @@ from typing import Any
 from analysis.rundir import RunDir, check_format
 from analysis.rundir.codec import from_json
 from study.errors import UserError
-from study.storage import Remote, check_uri, is_uri
+from study.storage.object_store import Remote, check_uri, is_uri
 from study.system.cache import cache_dir
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     """Where run directories are kept.
 
     Those in a folder are worked on where they lie; those at a URI in a working copy of this

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 from study.errors import StorageError, StudyStoppedError, UserError
-from study.storage import Remote
+from study.storage.object_store import Remote
 
 #: The file by which a driver holds a study.
 LEASE = "lease.json"
@@ -36,7 +36,7 @@ class Holder:
 
 
 @dataclass(frozen=True)
-class Times:
+class LeaseTiming:
     """How long things take, in seconds."""
 
     expires: float = 60.0
@@ -52,7 +52,7 @@ class Times:
 class Lease:
     """A lease that this process holds."""
 
-    def __init__(self, remote: Remote, me: Holder, times: Times) -> None:
+    def __init__(self, remote: Remote, me: Holder, times: LeaseTiming) -> None:
         """Begin with one that is still to be written."""
         self._remote, self._me, self._times = remote, me, times
         self._lost: StudyStoppedError | None = None
@@ -111,8 +111,8 @@ class Lease:
 
 
 @contextmanager
-def hold(
-    remote: Remote, notify: Callable[[str], None] = print, times: Times | None = None
+def hold_lease(
+    remote: Remote, notify: Callable[[str], None] = print, times: LeaseTiming | None = None
 ) -> Iterator[Lease]:
     """Hold the lease on a study while a block runs.
 
@@ -125,7 +125,7 @@ def hold(
         UserError: Another process works on the study.
         StorageError: The store does not do its part.
     """
-    times = times or Times()
+    times = times or LeaseTiming()
     me = Holder(uuid.uuid4().hex, socket.gethostname(), os.getpid())
     takes_over = _wait_for_others(remote, notify, times)
     lease = Lease(remote, me, times)
@@ -143,7 +143,7 @@ def hold(
         lease.release()
 
 
-def _wait_for_others(remote: Remote, notify: Callable[[str], None], times: Times) -> bool:
+def _wait_for_others(remote: Remote, notify: Callable[[str], None], times: LeaseTiming) -> bool:
     """Return where there is no lease, or an expired one; whether there was one."""
     first: bytes | None = None
     while True:

@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from study.dataset import SMALLEST_PART, Dataset, shuffled_by_class
+from study.data.dataset import Dataset
+from study.data.layouts import BINARY_FILES, LABEL_FILES, PICKLE_FILES, PNG_FILES
+from study.data.split import SMALLEST_PART, shuffled_by_class
 from study.errors import UserError
-from study.layouts import BINARY_FILES, LABEL_FILES, PICKLE_FILES, PNG_FILES
 from study.system.cache import cache_dir, cached, sha256_of, whole_file, workspace
 from study.system.download import (
     LARGEST_FILE,

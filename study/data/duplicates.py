@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from study.dataset import Dataset, Split
+from study.data.dataset import Dataset
+from study.data.split import Split
 
 #: Perceptual hashes that differ in so many of their 64 bits at most make candidates.
 DISTANCE = 10

@@ -20,9 +20,10 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from study import decode
-from study.dataset import SMALLEST_PART, Dataset, in_proportion, shuffled_by_class
-from study.decode import UnreadableImageError, as_text, is_image_name, read_images, walk
+from study.data import decode
+from study.data.dataset import Dataset
+from study.data.decode import UnreadableImageError, as_text, is_image_name, read_images, walk
+from study.data.split import SMALLEST_PART, in_proportion, shuffled_by_class
 from study.errors import UserError
 from study.system.cache import cache_dir, cached, sha256_of, whole_file
 from study.system.progress import console, progress

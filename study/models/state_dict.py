@@ -10,6 +10,8 @@ from torch import Tensor
 
 from study.errors import storage_error
 
+StateDict = dict[str, Tensor]
+
 
 def part_of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors whose names begin with a prefix, without it; "head." gives the head's."""
