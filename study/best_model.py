@@ -22,9 +22,9 @@ from study.card import Measured, measure, write_card
 from study.champions import Champion
 from study.choose import Chosen, choose
 from study.errors import UserError, storage_error
+from study.features.standardise import no_standardisation
 from study.inputs import Inputs
 from study.models.state_dict import part_of
-from study.prepare import no_standardisation
 from study.screen import describe_score
 from study.study import Study
 from study.system.cache import sha256_of

@@ -24,13 +24,13 @@ from torch import Tensor, nn
 from analysis.rundir import write_whole
 from search_spaces import Value, dropout_rates, hidden_widths
 from study.errors import UserError
-from study.features import folded, images_at_once
+from study.features.extract import folded, images_at_once
+from study.features.onednn_engine import in_onednn
+from study.features.standardise import Standardisation
 from study.models.backbone import Architecture, build_backbone
 from study.models.head import FEATURES, Dropout, restore_head
 from study.models.preprocess import Preprocess
 from study.models.state_dict import part_of, save_whole
-from study.onednn_backbone import in_onednn
-from study.prepare import Standardisation
 from study.system.progress import progress
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"

@@ -18,7 +18,7 @@ from search_spaces import PARAMETERS
 from study.choose import Chosen
 from study.inputs import Inputs
 from study.study import Study
-from study.training import balanced_accuracy, loss_and_accuracy
+from study.training.evaluate import balanced_accuracy, loss_and_accuracy
 from study.verify import Agreement
 
 CARD = "README.md"

@@ -16,7 +16,7 @@ from study.champions import Champion
 from study.confirm import best_of
 from study.errors import UserError
 from study.study import Study
-from study.training import balanced_accuracy, loss_and_accuracy
+from study.training.evaluate import balanced_accuracy, loss_and_accuracy
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,7 @@ from analysis.rundir import ConfirmRow, EpochRow, RunDir, RunDirError
 from analysis.rundir.metric import Metric, is_better
 from analysis.rundir.predictions import read_predictions
 from search_spaces import Fixed, Space, Value
-from study.arrays import PartArrays, TrainingArrays
 from study.champions import Champion
-from study.checkpoint import epochs_in_state
 from study.cluster.resources import Resources
 from study.errors import StorageError, UserError, storage_error
 from study.failures import FailureStreak, failure_of
@@ -29,7 +27,9 @@ from study.screen import EndedRun, Screen
 from study.seeds import derive_seed
 from study.study import Study
 from study.system import signals
-from study.training import EpochMetrics
+from study.training.checkpoint import epochs_in_state
+from study.training.data import PartArrays, TrainingArrays
+from study.training.loop import EpochMetrics
 from study.worker import Attempt, Confirmation, Process, RunSettings, run_confirmation
 
 

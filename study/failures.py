@@ -21,7 +21,7 @@ from ray.exceptions import (
 )
 
 from study.errors import StorageError, StudyStoppedError, first_line, storage_error
-from study.training import NonFiniteLossError
+from study.training.loop import NonFiniteLossError
 
 Kind = Literal["diverged", "failed", "memory", "lost", "storage"]
 

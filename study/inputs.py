@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from study.data.dataset import Dataset
 from study.data.load import load_dataset
 from study.data.split import Split, make_split
-from study.features import Compute, FeaturesName, load_features
+from study.features.extract import Compute, FeaturesName, load_features
+from study.features.standardise import Standardisation
 from study.models.network import Pretrained
 from study.models.preprocess import PREPROCESSES, Preprocess
 from study.models.weights import Weights, load_weights
-from study.prepare import Prepared, Standardisation, prepare_features, prepare_images
 from study.study import Study
+from study.training.prepare import Prepared, prepare_features, prepare_images
 
 
 @dataclass(frozen=True)

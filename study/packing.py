@@ -12,11 +12,13 @@ from dataclasses import dataclass
 import torch
 
 from search_spaces import Space, Value, hidden_widths
-from study.augment import draw_views
 from study.models.head import FEATURES
-from study.optimizer import build_optimizer
-from study.step import TrainingStep, own_stream
-from study.training import TrainingData, batches, build_model, epoch_order, evaluate
+from study.training.augment import draw_views
+from study.training.data import TrainingData
+from study.training.evaluate import evaluate
+from study.training.loop import batches, build_model, epoch_order
+from study.training.optimizer import build_optimizer
+from study.training.step import TrainingStep, own_stream
 
 #: Steps that are timed, after as many that are not.
 STEPS = 20

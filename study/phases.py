@@ -13,7 +13,6 @@ from ray.exceptions import OutOfDiskError, RayError, RayTaskError
 from analysis.report.health import IMBALANCE
 from analysis.rundir import RunDir
 from analysis.rundir.metric import Metric
-from study.arrays import TrainingArrays
 from study.champions import champions
 from study.cluster.machines import Machines
 from study.cluster.remote import on_node
@@ -22,13 +21,13 @@ from study.cluster.session import find_machines, ray_session
 from study.confirm import confirm
 from study.errors import StudyStoppedError, UserError, first_line, storage_error
 from study.failures import failure_of
-from study.features import Compute
+from study.features.distributed import on_cluster
+from study.features.extract import Compute
 from study.inputs import Inputs, load_inputs
 from study.integrity import check_left, refuse_foreign
 from study.nodes import differences, inspect_nodes
 from study.packing import Load, fits, hungriest, runs_per_gpu
 from study.plan import check_disk, plan_disk, plan_table
-from study.prepare import Prepared
 from study.provenance import (
     begin,
     check_same_inputs,
@@ -41,12 +40,13 @@ from study.provenance import (
 )
 from study.screen import Screen
 from study.search import search
-from study.spread import on_cluster
 from study.storage.lock import exclusive_access
 from study.study import Study
 from study.system import signals
 from study.system.malloc import give_back_freed
 from study.system.phase_timer import PhaseTimer
+from study.training.data import TrainingArrays
+from study.training.prepare import Prepared
 from study.worker import RunSettings, measure_load
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from study.data.dataset import Dataset, count_by_class
 from study.data.duplicates import find_duplicates
 from study.data.split import Split
 from study.errors import UserError
-from study.features import FeaturesName
+from study.features.extract import FeaturesName
 from study.models.preprocess import Preprocess
 from study.models.weights import Weights
 from study.seeds import derive_seed

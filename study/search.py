@@ -19,7 +19,6 @@ from ray.tune.experiment import Trial
 
 from analysis.rundir import TrialRow
 from analysis.rundir.optuna_db import open_storage
-from study.arrays import TrainingArrays
 from study.cluster.resources import Resources
 from study.errors import storage_error
 from study.failures import EmergencyStop, Failure, failure_of
@@ -28,6 +27,7 @@ from study.scheduler import SCORE, ArmScheduler
 from study.screen import EndedRun, Screen
 from study.searcher import ArmSearch, StudySearch
 from study.study import Study
+from study.training.data import TrainingArrays
 from study.trials import count_interrupted, tidy, trial_rows
 from study.worker import RunSettings, run_trial
 

@@ -12,7 +12,15 @@ from typing import Any, Literal, cast
 import search_spaces
 from analysis.rundir import RunDir, RunDirError
 from study.cluster.machines import check_address
-from study.config import GRACE_PERIOD, GROUPS, REDUCTION_FACTOR, StudyConfig, Transfer, as_arguments
+from study.config import (
+    GRACE_PERIOD,
+    GROUPS,
+    REDUCTION_FACTOR,
+    Augment,
+    StudyConfig,
+    Transfer,
+    as_arguments,
+)
 from study.data.layouts import is_image_folder
 from study.errors import UserError
 from study.storage.location import Location
@@ -56,7 +64,7 @@ class Study:
         return self.config.transfer == "finetune"
 
     @property
-    def augment(self) -> Literal["none", "flip", "crop-flip"]:
+    def augment(self) -> Augment:
         """What is done to training images at random."""
         assert self.config.augment is not None
         return self.config.augment

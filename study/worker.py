@@ -18,26 +18,22 @@ from ray import tune
 from analysis.rundir import RunDir
 from analysis.rundir.metric import Metric
 from search_spaces import Value
-from study.arrays import PartArrays, TrainingArrays
-from study.checkpoint import load_state, save_state
 from study.hangs import Watch, hang_file, watched
 from study.models.state_dict import save_whole
 from study.packing import Load, measure, memory_share
 from study.storage.mirror import worker_copy
 from study.storage.object_store import Remote
 from study.system.malloc import give_back_freed, keep_freed
-from study.training import (
+from study.training.checkpoint import load_state, save_state
+from study.training.data import Part, PartArrays, TrainingArrays, TrainingData
+from study.training.evaluate import balanced_accuracy, compute_logits, loss_and_accuracy
+from study.training.loop import (
     EpochMetrics,
-    Part,
+    EpochWeights,
     Save,
-    Snapshot,
     TakeState,
-    TrainingData,
     TrainingState,
-    balanced_accuracy,
     build_model,
-    loss_and_accuracy,
-    predict,
     train,
 )
 
@@ -89,7 +85,7 @@ class Confirmation:
     """What a confirmation run brings home."""
 
     epochs: tuple[EpochMetrics, ...]
-    best: Snapshot
+    best: EpochWeights
     selected: Measured
     """At the best epoch, on the whole of train, val and test."""
     last: Measured
@@ -140,7 +136,7 @@ def run_trial(
     rundir = worker_rundir(settings)
     weights = rundir.weights(attempt.run_id)
 
-    def keep(best: Snapshot) -> None:
+    def keep(best: EpochWeights) -> None:
         save_whole(weights, best.weights)
         rundir.wrote(weights)
 
@@ -303,14 +299,14 @@ def _watched(attempt: Attempt, settings: RunSettings) -> Iterator[Watch]:
 
 
 def _measure(
-    snapshot: Snapshot, hyperparameters: Mapping[str, Value], data: TrainingData, test: Part
+    snapshot: EpochWeights, hyperparameters: Mapping[str, Value], data: TrainingData, test: Part
 ) -> tuple[Measured, np.ndarray, np.ndarray]:
     model = build_model(hyperparameters, data, seed=0)
     model.load_state_dict(snapshot.weights)
     figures: dict[str, float] = {}
     logits = []
     for name, part in (("train", data.train), ("val", data.val), ("test", test)):
-        values = predict(model, part.inputs)
+        values = compute_logits(model, part.inputs)
         loss, accuracy = loss_and_accuracy(values, part.labels)
         figures[f"{name}_loss"], figures[f"{name}_accuracy"] = loss, accuracy
         figures[f"{name}_balanced_accuracy"] = balanced_accuracy(values, part.labels)

@@ -30,13 +30,14 @@ from analysis.rundir import ConfirmRow, RunDir, TrialRow
 from study.bundle import load
 from study.data.load import load_dataset
 from study.data.split import make_split
-from study.features import load_features
+from study.features.extract import load_features
 from study.inputs import choose_preprocess
 from study.models.weights import load_weights
-from study.prepare import prepare_features
 from study.searcher import state_of
 from study.study import parse_config, resolve_study
-from study.training import EpochMetrics, TrainingData, train
+from study.training.data import TrainingData
+from study.training.loop import EpochMetrics, train
+from study.training.prepare import prepare_features
 from tests.tiny import one_thread
 
 ROOT = Path(__file__).parent.parent

@@ -17,11 +17,11 @@ import ray
 import torch
 from ray import tune
 
-from study.arrays import TrainingArrays
 from study.cluster.machines import GPU_TYPE_LABEL
+from study.features.distributed import _compute_part
 from study.packing import Load
-from study.spread import _compute_part
-from study.training import EpochMetrics, NonFiniteLossError, Run, train
+from study.training.data import TrainingArrays
+from study.training.loop import EpochMetrics, NonFiniteLossError, Run, train
 from study.worker import AGAIN, Attempt, Confirmation, RunSettings, run_confirmation, run_trial
 
 #: The run that something happens to, and the epoch after which it happens.

@@ -5,8 +5,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from study.augment import LARGEST_SHIFT, Augment, draw_views, take_views
+from study.config import Augment
 from study.data.dataset import Dataset
+from study.training.augment import LARGEST_SHIFT, draw_views, take_views
 
 
 def reference(image: Tensor, down: int, right: int, mirrored: int) -> Tensor:

@@ -8,12 +8,13 @@ import torch
 
 from study.data.load import load_dataset
 from study.data.split import make_split
-from study.features import Features, FeaturesName, Precision, compute_features
+from study.features.extract import Features, FeaturesName, Precision, compute_features
 from study.models.backbone import build_backbone
 from study.models.head import restore_head
 from study.models.weights import Weights
-from study.prepare import prepare_features
-from study.training import evaluate, train
+from study.training.evaluate import evaluate
+from study.training.loop import train
+from study.training.prepare import prepare_features
 
 CPU = torch.device("cpu")
 RECIPE: dict[str, Any] = {

@@ -19,11 +19,11 @@ from study import bundle
 from study.bundle import Bundle
 from study.data.dataset import Dataset
 from study.errors import UserError
+from study.features.standardise import Standardisation
 from study.models.backbone import KERAS, build_backbone
 from study.models.head import build_head
 from study.models.preprocess import PREPROCESSES
 from study.models.weights import Weights
-from study.prepare import Standardisation
 
 VALUES: dict[str, Any] = {"head": "16-8", "dropout": 0.5}
 

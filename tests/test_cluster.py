@@ -15,13 +15,14 @@ from ray.cluster_utils import Cluster
 
 from analysis.rundir import ConfirmRow, RunDir, TrialRow
 from analysis.rundir.optuna_db import read_searches
-from study import phases, spread
+from study import phases
 from study.cluster import session
 from study.cluster.machines import GPU_TYPE_LABEL, Machines
 from study.cluster.resources import Resources
 from study.data.dataset import Dataset
 from study.errors import UserError
-from study.features import here
+from study.features import distributed
+from study.features.extract import here
 from study.models.backbone import build_backbone
 from study.models.weights import Weights
 from study.nodes import inspect_nodes
@@ -72,10 +73,10 @@ def test_four_nodes_find_what_one_machine_finds(cluster: Cluster, tmp_path: Path
     options = f"{TINY} --trials 6 --epochs 3 --seeds 2"
     alone = run(options, tmp_path / "alone")
     assert alone.returncode == 0, alone.stderr
-    spread = run(f"{options} --address {cluster.address}", tmp_path / "spread")
-    assert spread.returncode == 0, spread.stderr
-    assert spread.stderr == ""
-    assert "4 at once (4 CPUs, 0 GPUs on 5 nodes)" in spread.stdout
+    distributed = run(f"{options} --address {cluster.address}", tmp_path / "spread")
+    assert distributed.returncode == 0, distributed.stderr
+    assert distributed.stderr == ""
+    assert "4 at once (4 CPUs, 0 GPUs on 5 nodes)" in distributed.stdout
     assert trials_without_times(tmp_path / "spread") == trials_without_times(tmp_path / "alone")
     assert confirm_without_times(tmp_path / "spread") == confirm_without_times(tmp_path / "alone")
     (start_record,) = RunDir(tmp_path / "spread").read_study()["starts"]
@@ -110,7 +111,7 @@ def features_here_and_there(
         expected = here(torch.device("cpu"), "fp32").run(backbone, dataset.pixels, preprocess)
     finally:
         torch.set_num_threads(threads)
-    found = spread.on_cluster(machines, "fp32").run(backbone, dataset.pixels, preprocess)
+    found = distributed.on_cluster(machines, "fp32").run(backbone, dataset.pixels, preprocess)
     return expected.bfloat16(), found
 
 
@@ -147,7 +148,7 @@ def test_features_survive_a_node_that_dies(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     marker = tmp_path / "died"
-    monkeypatch.setattr(spread, "_compute_part", part_whose_node_dies_once(marker))
+    monkeypatch.setattr(distributed, "_compute_part", part_whose_node_dies_once(marker))
     expected, found = features_here_and_there(machines, small_dataset, random_weights)
     assert marker.exists()
     assert torch.equal(found, expected)

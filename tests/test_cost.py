@@ -26,13 +26,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from analysis.rundir import RunDir
 from search_spaces import Value
 from study import worker
-from study.features import folded
+from study.features.extract import folded
+from study.features.onnx_engine import write
 from study.models.backbone import build_backbone
 from study.models.head import build_head
 from study.models.weights import Weights
-from study.onnx_backbone import write
-from study.optimizer import build_optimizer
-from study.step import TrainingStep
+from study.training.optimizer import build_optimizer
+from study.training.step import TrainingStep
 from study.worker import RunSettings
 from tests.benchmarks.head_step import steps_of
 
@@ -95,7 +95,7 @@ def test_a_step_takes_few_operators(
     step: TrainingStep, bf16: bool, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At small sizes a step is bound by how many operators there are to launch."""
-    monkeypatch.setattr("study.step.has_native_bf16", lambda _: bf16)
+    monkeypatch.setattr("study.training.step.has_native_bf16", lambda _: bf16)
     step(torch.arange(BATCH), None)
     with CountedOperators() as counted:
         step(torch.arange(BATCH), None)
@@ -131,7 +131,8 @@ def test_what_is_imported_before_the_first_step(module: str) -> None:
 def test_a_run_imports_no_more() -> None:
     run = f"""
         import torch
-        from study.training import Part, TrainingData, train
+        from study.training.data import Part, TrainingData
+        from study.training.loop import train
 
         part = Part(torch.zeros(8, 4).bfloat16(), torch.zeros(8, dtype=torch.int64))
         data = TrainingData(part, part, part, classes=2)
@@ -151,7 +152,7 @@ def test_ray_starts_before_anything_slow_is_imported() -> None:
         from study.cluster import session
 
         def start(**_):
-            print({"ray.tune", "study.training"} & sys.modules.keys())
+            print({"ray.tune", "study.training.loop"} & sys.modules.keys())
 
         with (
             patch.object(session, "start_ray", start),
@@ -308,7 +309,7 @@ def count_heaps(file: Path) -> int:
 HELD = """
 import gc, psutil, torch
 from study.features import here, load_features
-from study.onnx_backbone import write  # what is imported stays, and is not counted
+from study.features.onnx_engine import write  # what is imported stays, and is not counted
 from tests import conftest
 from tests.test_features import SMALL, part
 dataset = part(conftest.small_dataset.__wrapped__(), 256)

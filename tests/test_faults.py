@@ -16,7 +16,7 @@ from study import phases
 from study.errors import StorageError, StudyStoppedError
 from study.study import parse_config, resolve_study
 from study.system import signals
-from study.training import train
+from study.training.loop import train
 from tests.disks import small_disk
 from tests.faults import (
     VICTIM,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from study.data.dataset import Dataset
 from study.errors import UserError
-from study.features import (
+from study.features.extract import (
     CPU_BATCH,
     CPU_PIXELS,
     FEATURES,

@@ -15,27 +15,19 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from search_spaces import find_space
-from study.arrays import TrainingArrays
-from study.augment import Augment
-from study.checkpoint import load_state, save_state
+from study.config import Augment
 from study.data.dataset import Dataset
 from study.data.split import Split, make_split
 from study.models.backbone import KERAS, build_backbone
 from study.models.network import Network, Pretrained
 from study.models.weights import Weights
 from study.packing import hungriest, measure
-from study.prepare import prepare_images
-from study.step import TrainingStep
-from study.training import (
-    Run,
-    Snapshot,
-    TakeState,
-    TrainingData,
-    TrainingState,
-    build_model,
-    evaluate,
-    train,
-)
+from study.training.checkpoint import load_state, save_state
+from study.training.data import TrainingArrays, TrainingData
+from study.training.evaluate import evaluate
+from study.training.loop import EpochWeights, Run, TakeState, TrainingState, build_model, train
+from study.training.prepare import prepare_images
+from study.training.step import TrainingStep
 
 RECIPE: dict[str, Any] = {
     "head": "32",
@@ -69,13 +61,13 @@ def short(data: TrainingData, *, seed: int = 1, epochs: int = 1, **values: Any) 
     return train({**RECIPE, **values}, data, seed=seed, epochs=epochs, metric="val_loss")
 
 
-def same(a: Snapshot, b: Snapshot) -> bool:
+def same(a: EpochWeights, b: EpochWeights) -> bool:
     return a.weights.keys() == b.weights.keys() and all(
         torch.equal(a.weights[name], b.weights[name]) for name in a.weights
     )
 
 
-def changed(before: Pretrained, after: Snapshot) -> set[str]:
+def changed(before: Pretrained, after: EpochWeights) -> set[str]:
     """Names of the backbone's tensors that training has changed."""
     return {
         name
@@ -106,7 +98,7 @@ def test_it_learns(small_dataset: Dataset, keras_weights: Weights) -> None:
     assert (loss, accuracy) == (run.epochs[-1].train_loss, run.epochs[-1].train_accuracy)
 
 
-def build_model_from(snapshot: Snapshot, data: TrainingData) -> nn.Module:
+def build_model_from(snapshot: EpochWeights, data: TrainingData) -> nn.Module:
     model = build_model(RECIPE, data, seed=99)
     model.load_state_dict(snapshot.weights)
     return model

@@ -5,11 +5,9 @@ import torch
 from torch import nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
-from study import onednn_backbone
-from study.features import folded
-from study.models.backbone import build_backbone
-from study.models.weights import Weights
-from study.onednn_backbone import (
+from study.features import onednn_engine
+from study.features.extract import folded
+from study.features.onednn_engine import (
     ChannelsProduct,
     Convolution,
     MapProduct,
@@ -17,6 +15,8 @@ from study.onednn_backbone import (
     has_operators,
     in_onednn,
 )
+from study.models.backbone import build_backbone
+from study.models.weights import Weights
 
 
 @pytest.mark.parametrize("products", [True, False])
@@ -33,8 +33,8 @@ def test_it_computes_what_the_network_does(
 ) -> None:
     assert has_operators()
     if products:
-        monkeypatch.setattr(onednn_backbone, "PRODUCTS_IN", torch.float32)
-    monkeypatch.setattr(onednn_backbone, "has_operators", lambda: operators)
+        monkeypatch.setattr(onednn_engine, "PRODUCTS_IN", torch.float32)
+    monkeypatch.setattr(onednn_engine, "has_operators", lambda: operators)
     net = folded_resnet(random_weights, stride_on_1x1=stride_on_1x1)
     images = torch.randn(3, 3, size, size).to(memory_format=torch.channels_last)
     with torch.inference_mode():
@@ -58,7 +58,7 @@ def test_small_maps_alone_are_products_in_bf16(
     """What products of whole maps multiply grows with the square of their pixels."""
     made: list[str] = []
     for kind in (ChannelsProduct, MapProduct, Convolution):
-        monkeypatch.setattr(onednn_backbone, kind.__name__, counted(kind, made))
+        monkeypatch.setattr(onednn_engine, kind.__name__, counted(kind, made))
     in_onednn(folded_resnet(random_weights).bfloat16(), size, batch_size=2)
     kinds = [made.count(kind.__name__) for kind in (MapProduct, ChannelsProduct, Convolution)]
     # One of them is made to see whether it can be.

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from study.optimizer import build_optimizer, learning_rate_factor, set_learning_rates
+from study.training.optimizer import build_optimizer, learning_rate_factor, set_learning_rates
 
 RECIPE: dict[str, Any] = {
     "learning_rate": 1e-2,

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import ray
 
-from study.arrays import PartArrays, TrainingArrays
 from study.cluster.resources import Resources
 from study.phases import run_settings, what_the_user_can_mend
 from study.screen import Screen
 from study.search import search
+from study.training.data import PartArrays, TrainingArrays
 from tests.faults import (
     confirmation_with,
     eat_memory,

@@ -18,10 +18,10 @@ from study import bundle
 from study.bundle import Bundle
 from study.data.dataset import Dataset
 from study.errors import UserError
+from study.features.standardise import no_standardisation
 from study.models.head import build_head
 from study.models.weights import Weights
 from study.predict import find_images, predict
-from study.prepare import no_standardisation
 from tests.command import run_module
 
 VALUES: dict[str, Any] = {"head": "16", "dropout": 0.5}

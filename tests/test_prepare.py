@@ -9,20 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from study.arrays import PartArrays
 from study.data.dataset import Dataset
 from study.data.split import make_split
-from study.features import Features, FeaturesName
+from study.features.extract import Features, FeaturesName
+from study.features.standardise import Standardisation, fit_standardisation
 from study.models.network import Pretrained
 from study.models.weights import Weights
-from study.prepare import (
-    Prepared,
-    Standardisation,
-    fit_standardisation,
-    prepare_features,
-    prepare_images,
-    stratified_rows,
-)
+from study.training.data import PartArrays
+from study.training.prepare import Prepared, prepare_features, prepare_images, stratified_rows
 
 
 @pytest.fixture
@@ -140,9 +134,10 @@ def test_features_are_not_in_memory_in_fp32() -> None:
         import resource
         import numpy as np
         import torch
-        from study.data.dataset import Dataset, Split
-        from study.features import Features, FeaturesName
-        from study.prepare import prepare_features
+        from study.data.dataset import Dataset
+        from study.data.split import Split
+        from study.features.extract import Features, FeaturesName
+        from study.training.prepare import prepare_features
 
         n = 40_000
         labels = np.arange(n) % 10

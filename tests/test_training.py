@@ -10,28 +10,24 @@ import torch
 from torch import Tensor, nn
 
 from analysis.rundir.metric import Metric, is_better
-from study import step, training
-from study.checkpoint import load_state, save_state
 from study.errors import StorageError
 from study.models.head import Dropout, Linear, build_head, restore_head
 from study.models.state_dict import save_whole
-from study.optimizer import learning_rate_factor
 from study.seeds import derive_seed
-from study.training import (
+from study.training import loop, step
+from study.training.checkpoint import load_state, save_state
+from study.training.data import Part, TrainingData
+from study.training.evaluate import balanced_accuracy, compute_logits, evaluate, loss_and_accuracy
+from study.training.loop import (
     EpochMetrics,
     NonFiniteLossError,
-    Part,
     TakeState,
-    TrainingData,
     TrainingState,
-    balanced_accuracy,
     batches,
     epoch_order,
-    evaluate,
-    loss_and_accuracy,
-    predict,
     train,
 )
+from study.training.optimizer import learning_rate_factor
 
 RECIPE: dict[str, Any] = {
     "head": "32-16",
@@ -114,7 +110,7 @@ def test_a_matched_pair_starts_from_the_same_weights_and_sees_the_same_batches(
             batches[-1].append(inputs.clone())
         return real_forward(head, inputs)
 
-    monkeypatch.setattr(training, "build_head", recorded_head)
+    monkeypatch.setattr(loop, "build_head", recorded_head)
     monkeypatch.setattr(step, "forward", recorded_forward)
     without, with_ = (
         train({**RECIPE, "dropout": rate}, data, seed=7, epochs=2, metric="val_accuracy")
@@ -167,7 +163,7 @@ def test_the_best_epoch_goes_by_the_metric(data: TrainingData) -> None:
 def test_metrics_are_measured_with_dropout_off(data: TrainingData) -> None:
     head = build_head({**RECIPE, "dropout": 0.6}, 24, 4, seed=1)
     head.train()
-    assert torch.equal(predict(head, data.val.inputs), predict(head, data.val.inputs))
+    assert torch.equal(compute_logits(head, data.val.inputs), compute_logits(head, data.val.inputs))
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(data: TrainingData) -> None:
@@ -207,7 +203,7 @@ def test_a_run_taken_up_again_ends_like_one_that_was_not_stopped(
 
 def test_the_schedule_spans_the_run(data: TrainingData, monkeypatch: pytest.MonkeyPatch) -> None:
     factors: list[float] = []
-    monkeypatch.setattr(training, "set_learning_rates", lambda _, factor: factors.append(factor))
+    monkeypatch.setattr(loop, "set_learning_rates", lambda _, factor: factors.append(factor))
     values = {**RECIPE, "lr_schedule": "cosine", "lr_warmup_epochs": 1}
     train(values, data, seed=1, epochs=3, metric="val_loss")
     steps = math.ceil(600 / 64)

@@ -11,7 +11,6 @@ import ray
 import torch
 
 from analysis.rundir import RunDir
-from study.arrays import PartArrays, TrainingArrays
 from study.champions import Champion
 from study.cluster.resources import Resources
 from study.config import StudyConfig
@@ -22,6 +21,7 @@ from study.screen import Screen
 from study.search import search
 from study.storage.mirror import DriverMirror
 from study.study import Study, resolve_study
+from study.training.data import PartArrays, TrainingArrays
 
 EPOCHS = 5
 AT_ONCE = Resources(1, 0.0, 2)

@@ -5,7 +5,7 @@
       optuna.db      Optuna's storage, one Optuna study per arm; opens in optuna-dashboard
       search/        Ray Tune's experiment directories, `part-N` for the N-th start of the search
       states/        per run that is under way its latest state, `<run_id>.safetensors` (see
-                     study/checkpoint.py); deleted at its end
+                     study/training/checkpoint.py); deleted at its end
       weights/       `<run_id>.safetensors`, the weights of a run's best epoch, the head's or the
                      whole network's: of the best trials of each arm; of all confirmation runs where
                      it is a head, else of the best one of each recipe with each setting

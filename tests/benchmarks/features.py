@@ -68,7 +68,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from study.data.load import load_dataset
-from study.features import Precision, compute_features, folded
+from study.features.extract import Precision, compute_features, folded
 from study.models.backbone import build_backbone
 from study.models.preprocess import Preprocess
 from study.models.weights import load_weights

@@ -52,8 +52,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from search_spaces import Value, find_space
-from study.arrays import TrainingArrays
-from study.augment import Augment
+from study.config import Augment
 from study.data.load import load_dataset
 from study.data.split import make_split
 from study.errors import UserError
@@ -61,10 +60,12 @@ from study.models.network import Network, Pretrained
 from study.models.preprocess import PREPROCESSES, Preprocess
 from study.models.weights import Weights, load_weights
 from study.packing import hungriest, measure, runs_per_gpu
-from study.prepare import Prepared, prepare_images
-from study.step import forward, own_stream
 from study.system.hardware import cpu_count
-from study.training import Part, TrainingData, build_model, loss_and_accuracy, predict, train
+from study.training.data import Part, TrainingArrays, TrainingData
+from study.training.evaluate import compute_logits, loss_and_accuracy
+from study.training.loop import build_model, train
+from study.training.prepare import Prepared, prepare_images
+from study.training.step import forward, own_stream
 from tests.benchmarks.finetune_loops import (
     Capture,
     Difference,
@@ -556,7 +557,7 @@ def trial_160(bench: Bench, most: int = 6) -> list[Row]:
     model = build_model(MODERN, data, seed=1)
     model.load_state_dict(run.best.weights)
     test = bench.prepared.test.to(bench.device)
-    _, accuracy = loss_and_accuracy(predict(model, test.inputs), test.labels)
+    _, accuracy = loss_and_accuracy(compute_logits(model, test.inputs), test.labels)
     return [
         Row(f"{epochs} epochs at 160 px, weights {bench.weights.name}", seconds, "s"),
         Row("val accuracy", 100 * run.epochs[-1].score, "%"),

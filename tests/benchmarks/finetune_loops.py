@@ -15,13 +15,13 @@ from torchvision import transforms
 from torchvision.models import resnet50
 
 from search_spaces import Value
-from study.arrays import PartArrays
-from study.augment import draw_views
 from study.models.preprocess import PREPROCESSES
-from study.optimizer import build_optimizer, learning_rate_factor, set_learning_rates
 from study.seeds import derive_seed, generator
-from study.step import TrainingStep, own_stream
-from study.training import TrainingData, build_model, epoch_order
+from study.training.augment import draw_views
+from study.training.data import PartArrays, TrainingData
+from study.training.loop import build_model, epoch_order
+from study.training.optimizer import build_optimizer, learning_rate_factor, set_learning_rates
+from study.training.step import TrainingStep, own_stream
 
 #: Records work and returns what does it again; see `study.step.TrainingStep`.
 Capture = Callable[[Callable[[], None]], Callable[[], None]]

@@ -17,8 +17,8 @@ import torch
 
 from search_spaces import Value
 from study.packing import memory_share
-from study.step import own_stream
-from study.training import TrainingData
+from study.training.data import TrainingData
+from study.training.step import own_stream
 from tests.benchmarks.finetune_loops import OwnLoop, short_run, synchronize
 
 #: Seconds after which a process that has not answered counts as lost.

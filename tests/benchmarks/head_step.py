@@ -43,10 +43,10 @@ import torch
 
 from search_spaces import Value, hidden_widths
 from study.models.head import FEATURES, build_head
-from study.optimizer import build_optimizer
-from study.step import TrainingStep
 from study.system.hardware import has_native_bf16
 from study.system.malloc import keep_freed
+from study.training.optimizer import build_optimizer
+from study.training.step import TrainingStep
 from tests.benchmarks.features import matrix_rate
 from tests.benchmarks.paired import Spread, about, show
 

@@ -34,10 +34,10 @@ from study import bundle
 from study.bundle import Bundle, Model
 from study.data.decode import read_images
 from study.data.load import load_dataset
+from study.features.standardise import no_standardisation
 from study.models.head import FEATURES, build_head
 from study.models.weights import load_weights
 from study.predict import predict_batches
-from study.prepare import no_standardisation
 from study.system.hardware import cpu_count
 
 SIDE = 96

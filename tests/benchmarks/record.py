@@ -35,13 +35,14 @@ from search_spaces import Space, Value, find_space
 from study.config import StudyConfig
 from study.data.load import load_dataset
 from study.data.split import make_split
-from study.features import load_features
+from study.features.extract import load_features
 from study.models.weights import load_weights
-from study.prepare import prepare_features
 from study.searcher import _distributions
 from study.seeds import derive_seed
 from study.system.hardware import cpu_count
-from study.training import NonFiniteLossError, TrainingData, train
+from study.training.data import TrainingData
+from study.training.loop import NonFiniteLossError, train
+from study.training.prepare import prepare_features
 
 SPACE = "dropout"
 EPOCHS = StudyConfig.epochs

@@ -24,22 +24,22 @@ import ray
 import torch
 
 from analysis.rundir import TrialRow
-from study.arrays import TrainingArrays
 from study.cluster.resources import plan_resources
 from study.cluster.session import find_machines, ray_session
 from study.config import StudyConfig
 from study.data.load import load_dataset
 from study.data.split import make_split
-from study.features import load_features
+from study.features.extract import load_features
 from study.inputs import choose_preprocess
 from study.models.weights import load_weights
 from study.phases import run_settings
-from study.prepare import prepare_features
 from study.screen import Screen
 from study.search import search
 from study.study import resolve_study
 from study.system.hardware import cpu_count
-from study.training import TrainingData, train
+from study.training.data import TrainingArrays, TrainingData
+from study.training.loop import train
+from study.training.prepare import prepare_features
 
 CPU = torch.device("cpu")
 

@@ -38,9 +38,9 @@ from torch.nn import functional as F
 
 from search_spaces import Value, dropout_rates, hidden_widths
 from study.models.head import FEATURES, build_head
-from study.optimizer import build_optimizer
-from study.step import TrainingStep, capture_graph, own_stream
 from study.system.hardware import cpu_count, has_native_bf16
+from study.training.optimizer import build_optimizer
+from study.training.step import TrainingStep, capture_graph, own_stream
 
 ROWS, CLASSES = 45_000, 10
 

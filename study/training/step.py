@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from search_spaces import Value, value_of
-from study.augment import take_views
 from study.system.hardware import has_native_bf16
+from study.training.augment import take_views
 
 #: Steps that run plainly before the capture: cuDNN chooses its kernels and the optimizer makes its
 #: state in the first ones, which no graph may hold.

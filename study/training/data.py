@@ -1,4 +1,4 @@
-"""The data of a study as Ray hands it to its workers: numpy arrays, shared without a copy.
+"""What a run trains on: as tensors, and as the numpy arrays that Ray shares without a copy.
 
 Workers of a study with a frozen backbone import this module and no torchvision, which takes
 seconds.
@@ -12,11 +12,40 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from study.augment import Augment
-from study.training import Part, TrainingData
+from study.config import Augment
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # it imports torchvision, which takes seconds and a frozen study does without
     from study.models.network import Pretrained
+
+
+@dataclass(frozen=True)
+class Part:
+    """Inputs and labels of one part of the data, on the device that trains."""
+
+    inputs: Tensor
+    """Standardised features, bfloat16 [n, features]; or images, uint8 [n, height, width, 3]."""
+    labels: Tensor
+    """[n], int64, 0 to classes - 1."""
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a run may see while it trains; `test` is not among it."""
+
+    train: Part
+    monitor: Part
+    """A fixed stratified part of train, as large as val: its metrics show the fit by epoch."""
+    val: Part
+    classes: int
+    pretrained: "Pretrained | None" = None
+    """The backbone that trains with the head; None where the inputs are features."""
+    augment: Augment = "none"
+    """What is done to training images at random."""
+
+    @property
+    def device(self) -> torch.device:
+        """The device that trains."""
+        return self.train.inputs.device
 
 
 @dataclass(frozen=True)

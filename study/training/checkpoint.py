@@ -12,7 +12,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from study.models.state_dict import part_of, save_whole
-from study.training import EpochMetrics, Snapshot, TrainingState
+from study.training.loop import EpochMetrics, EpochWeights, TrainingState
 
 
 def save_state(path: Path, state: TrainingState, fingerprint: str) -> None:
@@ -62,7 +62,7 @@ def load_state(path: Path, fingerprint: str) -> TrainingState:
         best_epoch, warmup = int(metadata["best_epoch"]), bool(json.loads(metadata["warmup"]))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is no state of a training run ({error})") from error
-    optimizer, best_so_far = part_of(tensors, "optimizer."), Snapshot(best_epoch, best)
+    optimizer, best_so_far = part_of(tensors, "optimizer."), EpochWeights(best_epoch, best)
     return TrainingState(model, optimizer, history, best_so_far, warmup)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from study.cluster.machines import Machines
-from study.features import FEATURES, Compute, Precision, compute_features, images_at_once
+from study.features.extract import FEATURES, Compute, Precision, compute_features, images_at_once
 from study.models.preprocess import Preprocess
 from study.system.progress import progress
 

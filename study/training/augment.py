@@ -4,12 +4,10 @@ What happens to each image in an epoch is drawn before the epoch, on the CPU, fr
 own: it is the same on every device, and the same for both runs of a matched pair.
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-Augment = Literal["none", "flip", "crop-flip"]
+from study.config import Augment
 
 #: An image is shifted by at most this part of its side, as is usual for CIFAR-10: 4 of 32 pixels.
 LARGEST_SHIFT = 1 / 8

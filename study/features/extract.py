@@ -198,14 +198,14 @@ def _fastest(
     """A folded backbone as the function that computes it fastest, from images in fp32."""
     if device.type == "cpu" and dtype == torch.float32:
         # Only here: it takes a moment to import.
-        from study.onnx_backbone import in_onnx_runtime
+        from study.features.onnx_engine import in_onnx_runtime
 
         return in_onnx_runtime(net, torch.get_num_threads())
     layout = torch.channels_last
     net = net.to(device=device, dtype=dtype, memory_format=layout)  # type: ignore[call-overload]
     run: Callable[[Tensor], Tensor] = net
     if device.type == "cpu":
-        from study.onednn_backbone import in_onednn  # not always needed
+        from study.features.onednn_engine import in_onednn  # not always needed
 
         run = in_onednn(net, image_size, images_at_once("cpu", image_size))
     return lambda images: run(images.to(dtype=dtype, memory_format=layout))

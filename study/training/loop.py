@@ -7,62 +7,27 @@ hyperparameters and a seed, and calls `report` after each epoch.
 import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from analysis.rundir.metric import Metric, is_better
 from search_spaces import Value, value_of, without_dropout
-from study.augment import Augment, draw_views
 from study.models.head import build_head
 from study.models.state_dict import on_cpu
-from study.optimizer import build_optimizer, learning_rate_factor, set_learning_rates
 from study.seeds import derive_seed, generator
-from study.step import TrainingStep, forward, kernels_by_rule, own_stream
-
-if TYPE_CHECKING:  # it imports torchvision, which takes seconds and a frozen study does without
-    from study.models.network import Pretrained
-
-#: Rows of features that are evaluated at once; bounds the memory of the widest hidden layer.
-EVALUATION_BATCH = 2_500
-
-#: Images that are evaluated at once, by type of device.
-IMAGE_BATCH = {"cpu": 128, "cuda": 512}
-
-
-@dataclass(frozen=True)
-class Part:
-    """Inputs and labels of one part of the data, on the device that trains."""
-
-    inputs: Tensor
-    """Standardised features, bfloat16 [n, features]; or images, uint8 [n, height, width, 3]."""
-    labels: Tensor
-    """[n], int64, 0 to classes - 1."""
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """What a run may see while it trains; `test` is not among it."""
-
-    train: Part
-    monitor: Part
-    """A fixed stratified part of train, as large as val: its metrics show the fit by epoch."""
-    val: Part
-    classes: int
-    pretrained: "Pretrained | None" = None
-    """The backbone that trains with the head; None where the inputs are features."""
-    augment: Augment = "none"
-    """What is done to training images at random."""
-
-    @property
-    def device(self) -> torch.device:
-        """The device that trains."""
-        return self.train.inputs.device
+from study.training.augment import draw_views
+from study.training.data import TrainingData
+from study.training.evaluate import (
+    balanced_accuracy,
+    compute_logits,
+    evaluate,
+    loss_and_accuracy,
+)
+from study.training.optimizer import build_optimizer, learning_rate_factor, set_learning_rates
+from study.training.step import TrainingStep, own_stream
 
 
 @dataclass(frozen=True)
@@ -89,7 +54,7 @@ class EpochMetrics:
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class EpochWeights:
     """The model's weights after an epoch, on the CPU, fp32: the head's, or the whole network's."""
 
     epoch: int
@@ -101,9 +66,9 @@ class Run:
     """A finished training run."""
 
     epochs: tuple[EpochMetrics, ...]
-    best: Snapshot
+    best: EpochWeights
     """At the best epoch by the metric on val; the earlier one of equals."""
-    last: Snapshot
+    last: EpochWeights
 
 
 @dataclass(frozen=True)
@@ -118,7 +83,7 @@ class TrainingState:
     """The optimizer's tensors, named "<number of the parameter>.<name>"."""
     history: tuple[EpochMetrics, ...]
     """The epochs that are done, at least one; while the backbone warms up, those of the warm-up."""
-    best: Snapshot
+    best: EpochWeights
     warmup: bool = False
     """Whether the backbone still warms up."""
 
@@ -192,7 +157,7 @@ def train(
                 step(batch, None if views is None else views[batch])
 
             train_loss, train_accuracy = evaluate(model, data.monitor)
-            val_logits = predict(model, data.val.inputs)
+            val_logits = compute_logits(model, data.val.inputs)
             val_loss, val_accuracy = loss_and_accuracy(val_logits, data.val.labels)
             val_balanced_accuracy = balanced_accuracy(val_logits, data.val.labels)
             if not (math.isfinite(train_loss) and math.isfinite(val_loss)):
@@ -301,47 +266,15 @@ def epoch_order(rows: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(rows, generator=generator(seed, "order", epoch))
 
 
-def predict(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Logits in evaluation mode: [n, features] or images -> [n, classes], fp32."""
-    size = EVALUATION_BATCH if inputs.ndim == 2 else IMAGE_BATCH[inputs.device.type]
-    model.eval()
-    logits = []
-    with torch.inference_mode():
-        for part in inputs.split(size):
-            with nullcontext() if len(part) == size else kernels_by_rule():
-                logits.append(forward(model, part))
-    return torch.cat(logits)
-
-
-def evaluate(model: nn.Module, part: Part) -> tuple[float, float]:
-    """Loss (mean cross-entropy, nats) and accuracy (fraction) in evaluation mode."""
-    return loss_and_accuracy(predict(model, part.inputs), part.labels)
-
-
-def loss_and_accuracy(logits: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Loss (mean cross-entropy, nats) and accuracy (fraction) of logits [n, classes]."""
-    loss = F.cross_entropy(logits, labels).item()
-    correct = (logits.argmax(dim=1) == labels).sum().item()
-    return loss, correct / len(labels)
-
-
-def balanced_accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Mean over the classes that have labels of the fraction that is right: logits [n, classes]."""
-    images = labels.bincount(minlength=logits.shape[1])
-    right = labels[logits.argmax(dim=1) == labels].bincount(minlength=logits.shape[1])
-    there = images > 0
-    return (right[there] / images[there]).double().mean().item()
-
-
-def _snapshot(model: nn.Module, epoch: int) -> Snapshot:
-    return Snapshot(epoch, on_cpu(model.state_dict()))
+def _snapshot(model: nn.Module, epoch: int) -> EpochWeights:
+    return EpochWeights(epoch, on_cpu(model.state_dict()))
 
 
 def take_state(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     history: tuple[EpochMetrics, ...],
-    best: Snapshot,
+    best: EpochWeights,
 ) -> TrainingState:
     """Copy the state of a run."""
     tensors = {

@@ -1,0 +1,1 @@
+"""What the backbone sees in each image: computed once, cached, standardised."""

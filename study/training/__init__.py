@@ -1,0 +1,1 @@
+"""One training run: data, step, optimizer, loop, evaluation and checkpoints; no Ray."""

@@ -1,0 +1,48 @@
+"""A model in evaluation mode: logits, loss and accuracies."""
+
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from study.training.data import Part
+from study.training.step import forward, kernels_by_rule
+
+#: Rows of features that are evaluated at once; bounds the memory of the widest hidden layer.
+EVALUATION_BATCH = 2_500
+
+#: Images that are evaluated at once, by type of device.
+IMAGE_BATCH = {"cpu": 128, "cuda": 512}
+
+
+def compute_logits(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Logits in evaluation mode: [n, features] or images -> [n, classes], fp32."""
+    size = EVALUATION_BATCH if inputs.ndim == 2 else IMAGE_BATCH[inputs.device.type]
+    model.eval()
+    logits = []
+    with torch.inference_mode():
+        for part in inputs.split(size):
+            with nullcontext() if len(part) == size else kernels_by_rule():
+                logits.append(forward(model, part))
+    return torch.cat(logits)
+
+
+def evaluate(model: nn.Module, part: Part) -> tuple[float, float]:
+    """Loss (mean cross-entropy, nats) and accuracy (fraction) in evaluation mode."""
+    return loss_and_accuracy(compute_logits(model, part.inputs), part.labels)
+
+
+def loss_and_accuracy(logits: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Loss (mean cross-entropy, nats) and accuracy (fraction) of logits [n, classes]."""
+    loss = F.cross_entropy(logits, labels).item()
+    correct = (logits.argmax(dim=1) == labels).sum().item()
+    return loss, correct / len(labels)
+
+
+def balanced_accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Mean over the classes that have labels of the fraction that is right: logits [n, classes]."""
+    images = labels.bincount(minlength=logits.shape[1])
+    right = labels[logits.argmax(dim=1) == labels].bincount(minlength=logits.shape[1])
+    there = images > 0
+    return (right[there] / images[there]).double().mean().item()
