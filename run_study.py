@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None, started: float | None = None) -
         study = resolve_study(parse_config(arguments))
         with start_ray_early(study.config):
             # Only now: torch takes seconds to import, during which Ray starts.
-            from study.phases import run
+            from study.pipeline import run
 
             run(study, started)
     except (UserError, RunDirError) as error:

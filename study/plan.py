@@ -12,9 +12,10 @@ from search_spaces import Range
 from study.cluster.machines import Machines
 from study.cluster.resources import Resources, is_measured, plan_resources
 from study.errors import UserError
-from study.packing import head_parameters
+from study.models.head import head_parameters
+from study.search.trials import KEPT_PER_ARM
+from study.storage.location import Location
 from study.study import Study
-from study.trials import KEPT_PER_ARM
 
 #: Parameters of a ResNet50 without its classifier, running statistics included.
 BACKBONE_PARAMETERS = 23_561_152
@@ -61,21 +62,21 @@ def plan_disk(study: Study, at_once: int) -> DiskUse:
     return DiskUse(running=2 * 4 * weights * at_once, kept=kept)
 
 
-def check_disk(study: Study, use: DiskUse) -> None:
+def check_disk(location: Location, use: DiskUse) -> None:
     """Make sure that the weights will fit, before anything is trained.
 
     Raises:
         UserError: They will not.
     """
-    if study.remote is not None:
+    if location.remote is not None:
         return
-    place = Path(study.config.storage)
+    place = Path(location.storage)
     while not place.exists():
         place = place.absolute().parent
     free, most = shutil.disk_usage(place).free, use.running + use.kept
     if free < most:
         raise UserError(
-            f"--storage {study.config.storage}: the weights may take {most / 1e9:.1f} GB, and"
+            f"--storage {location.storage}: the weights may take {most / 1e9:.1f} GB, and"
             f" {free / 1e9:.1f} GB are free there; free some space, give another folder, or let"
             " fewer trials run at once with --max-concurrent."
         )
@@ -131,7 +132,7 @@ def plan_table(study: Study, machines: Machines) -> Table:
         table.add_row(
             "time budget", f"the search starts no trial after {config.time_budget:g} minutes"
         )
-    table.add_row("run directory", study.place.of(str(config.name)))
+    table.add_row("run directory", study.location.of(str(config.name)))
     return table
 
 

@@ -28,8 +28,8 @@ from study.errors import UserError
 from study.system.cli import parse_arguments, run_command
 
 if TYPE_CHECKING:  # torch takes seconds to import, which a wrong argument need not wait for
-    from study.bundle import Model
     from study.data.decode import UnreadableImageError
+    from study.export.model import Model
 
 PROG = "python -m study.predict"
 #: Of the dropout masks: the same images give the same answers.
@@ -141,8 +141,8 @@ def predict_batches(
     """
     import torch
 
-    from study import bundle
     from study.data.decode import read_images
+    from study.export import bundle
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = bundle.load(model_path).to(device)

@@ -13,42 +13,32 @@ from typing import Any
 import torch
 
 from study.cluster.machines import Machines
-from study.config import OPERATIONAL, as_arguments
+from study.config import StudyConfig, as_arguments
 from study.data.dataset import Dataset, count_by_class
 from study.data.duplicates import find_duplicates
 from study.data.split import Split
-from study.errors import UserError
-from study.features.extract import FeaturesName
-from study.models.preprocess import Preprocess
-from study.models.weights import Weights
+from study.inputs import Inputs
 from study.seeds import derive_seed
 from study.study import Study
 from study.system.hardware import cpu_count
 
-PACKAGES = ("ray", "torch", "torchvision", "optuna", "numpy", "pandas", "dropout-study")
-
-#: Options that a study may have more of when it goes on.
-GROWING = ("trials", "seeds")
+RECORDED_PACKAGES = ("ray", "torch", "torchvision", "optuna", "numpy", "pandas", "dropout-study")
 
 
-def begin(study: Study) -> dict[str, Any]:
+def new_record(study: Study) -> dict[str, Any]:
     """What stands in study.json from the first moment on: what was asked for, and where."""
     return {
-        **_asked(study),
+        **requested(study),
         "command": " ".join(["run_study.py", *sys.argv[1:]]),
-        **_made_with(),
+        **describe_environment(),
         "starts": [],
     }
 
 
-def describe_used(
-    dataset: Dataset,
-    split: Split,
-    weights: Weights,
-    preprocess: Preprocess,
-    features: FeaturesName | None,
-) -> dict[str, Any]:
-    """What was used; `features` is None where all layers train."""
+def describe_inputs(inputs: Inputs) -> dict[str, Any]:
+    """What study.json says of data, split, weights and features."""
+    dataset, split, weights = inputs.dataset, inputs.split, inputs.weights
+    features = inputs.features
     return {
         "data": {
             "name": dataset.name,
@@ -65,7 +55,7 @@ def describe_used(
             "sha256": split.sha256,
         },
         "weights": {"name": weights.name, "source": weights.source, "sha256": weights.sha256},
-        "preprocess": asdict(preprocess),
+        "preprocess": asdict(inputs.preprocess),
         "features": features and {"key": features.key, "precision": features.precision},
     }
 
@@ -92,7 +82,7 @@ def _describe_own(dataset: Dataset, split: Split) -> dict[str, Any]:
     return described
 
 
-def with_this_start(
+def add_start(
     record: Mapping[str, Any], study: Study, machines: Machines, inputs: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The record with this start added; a study may have grown by it."""
@@ -100,91 +90,25 @@ def with_this_start(
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),
         "trials": study.config.trials,
         "seeds": study.config.seeds,
-        **_made_with(),
+        **describe_environment(),
         "nodes": [
             {"address": node.address, "cpus": node.cpus, "gpus": node.gpus, "gpu": node.gpu_type}
             for node in machines.nodes
         ],
     }
-    grown = _asked(study) if grows(record, study) else {}
+    grown = requested(study) if is_extended(record, study.config) else {}
     if grown:
         grown["command"] = " ".join(["run_study.py", *as_arguments(grown["config"])])
     return {**record, **inputs, **grown, "starts": [*record.get("starts", []), start]}
 
 
-def grows(record: Mapping[str, Any], study: Study) -> bool:
+def is_extended(record: Mapping[str, Any], config: StudyConfig) -> bool:
     """Whether this start asks for more trials or seeds than the study had."""
-    before, now = record["config"], study.config
-    return bool(now.trials > before["trials"] or now.seeds > before["seeds"])
+    before = record["config"]
+    return bool(config.trials > before["trials"] or config.seeds > before["seeds"])
 
 
-def pinned_sources(record: Mapping[str, Any]) -> dict[str, str]:
-    """Where an earlier start had its data and weights from; nothing where there was none."""
-    if "data" not in record or "weights" not in record:
-        return {}
-    return {"data": record["data"]["source_key"], "weights": record["weights"]["name"]}
-
-
-def check_same_request(old: Mapping[str, Any], study: Study) -> None:
-    """Refuse to go on with a study under options that make its results incomparable.
-
-    Raises:
-        UserError: Names the first difference.
-    """
-    new = _asked(study)
-    for option, value in new["config"].items():
-        before = old["config"].get(option)
-        if option in OPERATIONAL or before == value:
-            continue
-        shown = f"--{option.replace('_', '-')}"
-        if option not in GROWING:
-            raise UserError(
-                f"--resume: this study has {shown} {before}, not {value}; leave the option out,"
-                " or give a new --name."
-            )
-        if value < before:
-            raise UserError(
-                f"--resume: this study has {shown} {before}, which cannot become fewer; give more,"
-                " or leave the option out."
-            )
-    for part, before in old.get("space", new["space"]).items():
-        if before != new["space"].get(part):
-            raise UserError(
-                f"--resume: the space {study.space.name} changed since this study's start: its"
-                f" {part} was {before} and is {new['space'].get(part)}; change it back, or give a"
-                " new --name."
-            )
-
-
-def check_same_inputs(old: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
-    """Refuse to go on with a study on other data, weights or another split.
-
-    Raises:
-        UserError: Names the first difference.
-    """
-    for part in ("data", "weights", "split"):
-        if part in old and old[part]["sha256"] != inputs[part]["sha256"]:
-            raise UserError(
-                f"--resume: the {part} changed since this study's start (sha256 "
-                f"{old[part]['sha256'][:12]}, now {inputs[part]['sha256'][:12]}); "
-                "bring the old one back, or give a new --name."
-            )
-
-
-def describe_changes(record: Mapping[str, Any]) -> str:
-    """In what this start is made otherwise than the first, where figures may depend on it."""
-    now = _made_with()
-    changed = [
-        f"{name} {record['versions'].get(name)}, now {version}"
-        for name, version in now["versions"].items()
-        if record["versions"].get(name) != version
-    ]
-    if record["git_commit"] != now["git_commit"]:
-        changed.append(f"commit {record['git_commit']}, now {now['git_commit']}")
-    return "; ".join(changed)
-
-
-def _asked(study: Study) -> dict[str, Any]:
+def requested(study: Study) -> dict[str, Any]:
     """What the user asks for, with all that follows from it."""
     config, space = study.config, study.space
     return {
@@ -207,10 +131,11 @@ def _asked(study: Study) -> dict[str, Any]:
     }
 
 
-def _made_with() -> dict[str, Any]:
+def describe_environment() -> dict[str, Any]:
+    """Versions, hardware and commit of this process."""
     return {
         "versions": {"python": platform.python_version()}
-        | {package: version(package) for package in PACKAGES},
+        | {package: version(package) for package in RECORDED_PACKAGES},
         "hardware": {
             "cpu": _cpu_name(),
             "cores": cpu_count(),

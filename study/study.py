@@ -40,14 +40,14 @@ class Study:
     """Arms of the space that mean nothing with a frozen backbone."""
 
     @property
-    def place(self) -> Location:
+    def location(self) -> Location:
         """Where the run directory is kept."""
         return Location(self.config.storage)
 
     @property
     def remote(self) -> Remote | None:
         """The run directory in its store; None for one on a disk."""
-        store = self.place.remote
+        store = self.location.remote
         return store and store.child(str(self.config.name))
 
     def where(self, file: Path) -> str:

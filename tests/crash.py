@@ -27,13 +27,13 @@ import optuna
 import torch
 
 from analysis.rundir import ConfirmRow, RunDir, TrialRow
-from study.bundle import load
 from study.data.load import load_dataset
 from study.data.split import make_split
+from study.export.bundle import load
 from study.features.extract import load_features
 from study.inputs import choose_preprocess
 from study.models.weights import load_weights
-from study.searcher import state_of
+from study.search.searcher import state_of
 from study.study import parse_config, resolve_study
 from study.training.data import TrainingData
 from study.training.loop import EpochMetrics, train
@@ -215,7 +215,9 @@ def training_data() -> TrainingData:
     study = resolve_study(parse_config(OPTIONS.split()))
     dataset = load_dataset("cifar10", study.config.images)
     weights = load_weights(study.weights)
-    features = load_features(dataset, weights, choose_preprocess(study, weights))
+    features = load_features(
+        dataset, weights, choose_preprocess(weights, study.config.preprocess, study.image_size)
+    )
     prepared, _ = prepare_features(dataset, make_split(dataset), features)
     return prepared.training.to(torch.device("cpu"))
 

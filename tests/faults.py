@@ -19,10 +19,10 @@ from ray import tune
 
 from study.cluster.machines import GPU_TYPE_LABEL
 from study.features.distributed import _compute_part
-from study.packing import Load
+from study.runs.gpu_load import Load
+from study.runs.worker import AGAIN, Attempt, Confirmation, RunSettings, run_confirmation, run_trial
 from study.training.data import TrainingArrays
 from study.training.loop import EpochMetrics, NonFiniteLossError, Run, train
-from study.worker import AGAIN, Attempt, Confirmation, RunSettings, run_confirmation, run_trial
 
 #: The run that something happens to, and the epoch after which it happens.
 VICTIM, AFTER_EPOCH = "dropout-001", 2
@@ -107,7 +107,7 @@ def trial_that_dies_with_every_epoch(
 @contextmanager
 def _reporting_to(report: Callable[..., None]) -> Iterator[None]:
     """Let trials report to a function, every epoch of theirs saved, however short it is."""
-    with patch("ray.tune.report", report), patch("study.worker.SAVING_SHARE", 1e9):
+    with patch("ray.tune.report", report), patch("study.runs.worker.SAVING_SHARE", 1e9):
         yield
 
 
@@ -127,7 +127,7 @@ def hanging_trial(
         return train(*arguments, report=report_and_hang, **options)
 
     hit = config["run_id"] == VICTIM and config["attempt"] == 1
-    with patch("study.worker.train", train_and_hang if hit else train):
+    with patch("study.runs.worker.train", train_and_hang if hit else train):
         run_trial(config, shared, settings)
 
 

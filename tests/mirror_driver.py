@@ -8,7 +8,7 @@ from pathlib import Path
 
 import ray
 
-from tests.tiny import in_store, make_study, run_search
+from tests.tiny import in_store, make_study, search_study
 
 
 def main() -> None:
@@ -16,7 +16,7 @@ def main() -> None:
     uri, folder, trials = sys.argv[1:]
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     study, mirror = in_store(make_study(Path(folder), trials=int(trials)), uri, tick=0.2)
-    run_search(study)
+    search_study(study)
     mirror.finish()
 
 

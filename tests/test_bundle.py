@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import resnet50
 
-from study import bundle
-from study.bundle import Bundle
 from study.data.dataset import Dataset
 from study.errors import UserError
+from study.export import bundle
+from study.export.model import Model, ModelParts, predict_logits
 from study.features.standardise import Standardisation
 from study.models.backbone import KERAS, build_backbone
 from study.models.head import build_head
@@ -29,9 +29,9 @@ VALUES: dict[str, Any] = {"head": "16-8", "dropout": 0.5}
 
 
 @pytest.fixture
-def content(random_weights: Weights, small_dataset: Dataset) -> Bundle:
+def content(random_weights: Weights, small_dataset: Dataset) -> ModelParts:
     random = torch.Generator().manual_seed(0)
-    return Bundle(
+    return ModelParts(
         classes=small_dataset.classes,
         preprocess=replace(random_weights.preprocess, image_size=64),
         side=32,
@@ -45,13 +45,13 @@ def content(random_weights: Weights, small_dataset: Dataset) -> Bundle:
     )
 
 
-def write(folder: Path, content: Bundle) -> Path:
+def write(folder: Path, content: ModelParts) -> Path:
     bundle.save(folder, content)
     bundle.save_config(folder, content, {"run_id": "x"})
     return folder
 
 
-def logits_of_the_parts(content: Bundle, pixels: np.ndarray, head: int = 0) -> Tensor:
+def logits_of_the_parts(content: ModelParts, pixels: np.ndarray, head: int = 0) -> Tensor:
     """Logits of one head, from the parts that the bundle was made of."""
     backbone = build_backbone(content.backbone, content.architecture)
     network = build_head(VALUES, 2048, 10, seed=1).eval()
@@ -64,27 +64,27 @@ def logits_of_the_parts(content: Bundle, pixels: np.ndarray, head: int = 0) -> T
 
 
 def test_large_images_are_predicted_a_few_at_a_time(
-    content: Bundle, small_dataset: Dataset
+    content: ModelParts, small_dataset: Dataset
 ) -> None:
     """Or else they would take more memory than a machine may have."""
     preprocess = replace(content.preprocess, image_size=384)
-    model = bundle.Model(replace(content, preprocess=preprocess))
+    model = Model(replace(content, preprocess=preprocess))
     seen: list[int] = []
     model.heads[0].register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
-    bundle.compute_logits(model, small_dataset.pixels[:6])
+    predict_logits(model, small_dataset.pixels[:6])
     assert seen == [3, 3]
 
 
 def test_a_new_process_predicts_what_the_parts_give(
-    content: Bundle, small_dataset: Dataset, tmp_path: Path
+    content: ModelParts, small_dataset: Dataset, tmp_path: Path
 ) -> None:
     pixels = small_dataset.pixels[:6]
     write(tmp_path / "best_model", content)
     np.save(tmp_path / "pixels.npy", pixels)
     code = (
-        "import sys, numpy as np; from study.bundle import predict; folder = sys.argv[1];"
-        "images = np.load(folder + '/pixels.npy');"
-        "np.save(folder + '/out.npy', predict(folder + '/best_model', images))"
+        "import sys, numpy as np; from study.export.bundle import predict_pixels;"
+        "folder = sys.argv[1]; images = np.load(folder + '/pixels.npy');"
+        "np.save(folder + '/out.npy', predict_pixels(folder + '/best_model', images))"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=120)
     found = np.load(tmp_path / "out.npy")
@@ -94,7 +94,7 @@ def test_a_new_process_predicts_what_the_parts_give(
 
 
 def test_an_ensemble_gives_the_mean_probabilities_of_its_heads(
-    content: Bundle, small_dataset: Dataset, tmp_path: Path
+    content: ModelParts, small_dataset: Dataset, tmp_path: Path
 ) -> None:
     heads = tuple(build_head(VALUES, 2048, 10, seed).state_dict() for seed in (1, 2, 3))
     content = replace(content, heads=heads)
@@ -102,7 +102,7 @@ def test_an_ensemble_gives_the_mean_probabilities_of_its_heads(
     pixels = small_dataset.pixels[:6]
     each = [logits_of_the_parts(content, pixels, head).softmax(dim=1) for head in range(3)]
     expected = torch.stack(each).mean(dim=0).numpy()
-    np.testing.assert_allclose(bundle.predict(tmp_path, pixels), expected, atol=1e-5)
+    np.testing.assert_allclose(bundle.predict_pixels(tmp_path, pixels), expected, atol=1e-5)
     # As logits they are what losses and other temperatures are computed from.
     logits = bundle.load(tmp_path)(torch.from_numpy(pixels)).detach()
     np.testing.assert_allclose(logits.softmax(dim=1).numpy(), expected, atol=1e-5)
@@ -110,7 +110,7 @@ def test_an_ensemble_gives_the_mean_probabilities_of_its_heads(
 
 
 def test_dropout_kept_on_is_repeatable_and_centred_on_the_prediction(
-    content: Bundle, small_dataset: Dataset, tmp_path: Path
+    content: ModelParts, small_dataset: Dataset, tmp_path: Path
 ) -> None:
     model = bundle.load(write(tmp_path, content))
     assert model.has_dropout
@@ -128,7 +128,7 @@ def test_dropout_kept_on_is_repeatable_and_centred_on_the_prediction(
         assert torch.equal(model(pixels).softmax(dim=1), expected)
 
 
-def test_the_config_speaks_as_timm_and_hugging_face_do(content: Bundle, tmp_path: Path) -> None:
+def test_the_config_speaks_as_timm_and_hugging_face_do(content: ModelParts, tmp_path: Path) -> None:
     write(tmp_path, content)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["architecture"] == "resnet50"
@@ -148,7 +148,7 @@ def test_the_config_speaks_as_timm_and_hugging_face_do(content: Bundle, tmp_path
 
 @pytest.mark.parametrize("name", ["imagenet", "caffe", "raw"])
 def test_mean_and_std_in_timms_units_give_the_same_input(
-    name: str, content: Bundle, small_dataset: Dataset, tmp_path: Path
+    name: str, content: ModelParts, small_dataset: Dataset, tmp_path: Path
 ) -> None:
     preprocess = replace(PREPROCESSES[name], image_size=32)
     write(tmp_path, replace(content, preprocess=preprocess))
@@ -176,7 +176,7 @@ def plain_network(kind: str) -> nn.Module:
 @pytest.mark.parametrize("kind", ["torchvision", "timm"])
 @pytest.mark.parametrize("architecture", ["torchvision", "keras"])
 def test_other_libraries_take_the_backbone_as_it_is(
-    kind: str, architecture: str, content: Bundle, small_dataset: Dataset, tmp_path: Path
+    kind: str, architecture: str, content: ModelParts, small_dataset: Dataset, tmp_path: Path
 ) -> None:
     if architecture == "keras":
         content = replace(content, architecture=KERAS)
@@ -212,7 +212,7 @@ def test_other_libraries_take_the_backbone_as_it_is(
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
 
 
-def test_what_is_no_bundle_is_refused_in_one_line(content: Bundle, tmp_path: Path) -> None:
+def test_what_is_no_bundle_is_refused_in_one_line(content: ModelParts, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no config\.json here"):
         bundle.load(tmp_path)
     with pytest.raises(UserError, match=r"no config\.json here"):

@@ -15,7 +15,6 @@ from ray.cluster_utils import Cluster
 
 from analysis.rundir import ConfirmRow, RunDir, TrialRow
 from analysis.rundir.optuna_db import read_searches
-from study import phases
 from study.cluster import session
 from study.cluster.machines import GPU_TYPE_LABEL, Machines
 from study.cluster.resources import Resources
@@ -25,9 +24,10 @@ from study.features import distributed
 from study.features.extract import here
 from study.models.backbone import build_backbone
 from study.models.weights import Weights
-from study.nodes import inspect_nodes
+from study.runs import gpu_sharing
+from study.runs.preflight import inspect_nodes
 from study.screen import Screen
-from study.searcher import run_id
+from study.search.searcher import run_id
 from study.storage.object_store import Remote
 from study.system.cache import cache_dir
 from tests.clusters import ray_cluster
@@ -41,7 +41,7 @@ from tests.faults import (
     run_trial_on_big_only,
     trial_with,
 )
-from tests.tiny import TRAINING, make_study, run_confirm, run_search
+from tests.tiny import TRAINING, confirm_study, make_study, search_study
 
 TINY = f"{SMALL} --space tests.spaces:TINY"
 
@@ -128,9 +128,9 @@ def test_a_node_that_dies_costs_its_trial_no_more_than_an_epoch(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("study.search.run_trial", trial_with(kill_the_node))
+    monkeypatch.setattr("study.search.tune.run_trial", trial_with(kill_the_node))
     study = make_study(tmp_path, address="auto")
-    trials = run_search(study, Resources(1, 0.0, machines.room(1, 0)))
+    trials = search_study(study, Resources(1, 0.0, machines.room(1, 0)))
     assert trials.pop(VICTIM)[1] == 2
     assert set(trials.values()) <= {("completed", 1), ("pruned", 1)}
     lines = study.rundir.epochs.read_text().splitlines()
@@ -229,14 +229,14 @@ def test_runs_go_to_the_gpus_on_which_they_fit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Stand-ins for measuring and training on a GPU, since these nodes only pretend to have one."""
-    monkeypatch.setattr(phases, "measure_load", measure_load_on_big_only)
-    monkeypatch.setattr("study.search.run_trial", run_trial_on_big_only)
-    monkeypatch.setattr("study.confirm.run_confirmation", run_confirmation_on_big_only)
+    monkeypatch.setattr(gpu_sharing, "run_load_measurement", measure_load_on_big_only)
+    monkeypatch.setattr("study.search.tune.run_trial", run_trial_on_big_only)
+    monkeypatch.setattr("study.confirm.run.run_confirmation", run_confirmation_on_big_only)
     study = make_study(tmp_path, seeds=1, stop_after_failures=1, address="auto")
     machines = session.find_machines(study.config.address)
     screen = Screen()
-    resources = phases.choose_resources(study, machines, ray.put(TRAINING), screen)
+    resources = gpu_sharing.choose_resources(study, machines, ray.put(TRAINING), screen)
     assert (resources.gpu_types, resources.gpus, resources.at_once) == (("BIG",), 0.5, 2)
-    assert set(run_search(study, resources).values()) <= {("completed", 1), ("pruned", 1)}
-    run_confirm(study, resources)
+    assert set(search_study(study, resources).values()) <= {("completed", 1), ("pruned", 1)}
+    confirm_study(study, resources)
     assert len(study.rundir.read_confirm()) == 4

@@ -7,13 +7,13 @@ import pytest
 
 from analysis.rundir import RunDir, TrialRow
 from search_spaces import Value, find_space
-from study.champions import Champion, champions
 from study.config import StudyConfig
-from study.confirm import cells, planned_runs
+from study.confirm.design import cells, planned_runs
 from study.errors import UserError
-from study.searcher import trial_seed
+from study.search.champions import Champion, find_champions
+from study.search.searcher import trial_seed
+from study.search.trials import prune_weights
 from study.study import resolve_study
-from study.trials import delete_worse
 
 RECIPE_A: dict[str, Value] = {"head": "512", "learning_rate": 1e-3, "batch_size": 128}
 RECIPE_B: dict[str, Value] = {"head": "1024-512", "learning_rate": 3e-4, "batch_size": 512}
@@ -97,11 +97,14 @@ def test_a_champion_reached_the_last_epoch(tmp_path: Path) -> None:
         trial("dropout-000", "dropout", "completed", 0.7),
     ]
     study.rundir.write_trials(rows)
-    assert [champion.run_id for champion in champions(study)] == ["no-dropout-001", "dropout-000"]
+    assert [champion.run_id for champion in find_champions(study.rundir, study.space)] == [
+        "no-dropout-001",
+        "dropout-000",
+    ]
 
     study.rundir.write_trials([*rows[:3], trial("dropout-000", "dropout", "diverged", 0.9, "boom")])
     with pytest.raises(UserError, match=r"arm dropout: no trial reached .* boom"):
-        champions(study)
+        find_champions(study.rundir, study.space)
 
 
 def test_of_equal_trials_the_first_keep_their_weights(tmp_path: Path) -> None:
@@ -111,8 +114,8 @@ def test_of_equal_trials_the_first_keep_their_weights(tmp_path: Path) -> None:
     rundir.weights("any").parent.mkdir()
     for name in names:
         rundir.weights(name).touch()
-    delete_worse(rundir, {"dropout": [(0.5, name) for name in names]}, "max")
+    prune_weights(rundir, {"dropout": [(0.5, name) for name in names]}, "max")
     kept = {path.stem for path in rundir.weights("any").parent.iterdir()}
     assert kept == {"dropout-000", "dropout-001", "dropout-002"}
-    delete_worse(rundir, {"dropout": [(0.5, name) for name in names]}, "min")
+    prune_weights(rundir, {"dropout": [(0.5, name) for name in names]}, "min")
     assert {path.stem for path in rundir.weights("any").parent.iterdir()} == kept

@@ -25,15 +25,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from analysis.rundir import RunDir
 from search_spaces import Value
-from study import worker
 from study.features.extract import folded
 from study.features.onnx_engine import write
 from study.models.backbone import build_backbone
 from study.models.head import build_head
 from study.models.weights import Weights
+from study.runs import worker
+from study.runs.worker import RunSettings
 from study.training.optimizer import build_optimizer
 from study.training.step import TrainingStep
-from study.worker import RunSettings
 from tests.benchmarks.head_step import steps_of
 
 ROOT = Path(__file__).parents[1]
@@ -123,7 +123,7 @@ def test_the_folded_backbone_is_convolutions_and_what_joins_them(random_weights:
 SLOW = ("torchvision", "torch._dynamo", "matplotlib", "scipy", "onnx", "onnxruntime", "imagehash")
 
 
-@pytest.mark.parametrize("module", ["study.phases", "study.worker"])
+@pytest.mark.parametrize("module", ["study.pipeline", "study.runs.worker"])
 def test_what_is_imported_before_the_first_step(module: str) -> None:
     assert not {*SLOW} & imported_by(f"import {module}")
 
@@ -167,7 +167,7 @@ def test_ray_starts_before_anything_slow_is_imported() -> None:
 def test_a_search_imports_no_loggers() -> None:
     count = "from ray.air._internal import usage; usage.tag_callbacks([object()])"
     assert "mlflow" in imported_by(count)
-    ours = "from study.search import import_no_loggers; import_no_loggers()"
+    ours = "from study.search.tune import import_no_loggers; import_no_loggers()"
     assert "mlflow" not in imported_by(f"{ours}; {count}")
 
 
@@ -308,7 +308,7 @@ def count_heaps(file: Path) -> int:
 #: What a process holds for itself alone, before it computes features and afterwards; bytes.
 HELD = """
 import gc, psutil, torch
-from study.features import here, load_features
+from study.features.extract import here, load_features
 from study.features.onnx_engine import write  # what is imported stays, and is not counted
 from tests import conftest
 from tests.test_features import SMALL, part

@@ -28,7 +28,7 @@ from analysis.rundir import RunDir
 from study.data.load import load_dataset
 from study.data.split import make_split
 from study.models.weights import load_weights
-from study.searcher import state_of
+from study.search.searcher import state_of
 from tests.command import ARMS, ROOT, SMALL, STUDY, Finished, command, run, start
 
 
@@ -131,7 +131,7 @@ def test_the_best_model_is_chosen_on_val_and_reproduced_in_a_new_process(
     test = make_split(dataset).test
     np.save(tmp_path / "pixels.npy", dataset.pixels[test])
     code = (
-        "import sys, numpy as np; from study.bundle import predict;"
+        "import sys, numpy as np; from study.export.bundle import predict_pixels as predict;"
         "np.save(sys.argv[2], predict(sys.argv[1], np.load(sys.argv[3])))"
     )
     paths = [finished.rundir.best_model, tmp_path / "out.npy", tmp_path / "pixels.npy"]

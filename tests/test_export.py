@@ -17,12 +17,12 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from analysis.rundir import ConfirmRow, RunDir
 from analysis.rundir.predictions import read_predictions
-from study import standalone, verify
 from study.data.dataset import Dataset
 from study.data.load import load_dataset
 from study.data.split import make_split
 from study.errors import StudyStoppedError, UserError
-from study.export import ExportArguments, find_study
+from study.export import standalone, verify
+from study.export.command import ExportArguments, find_study
 from tests.command import SMALL, STUDY, Finished, run, run_module
 from tests.environments import make_environment
 
@@ -289,7 +289,7 @@ def test_a_file_that_predicts_otherwise_is_not_exported(copy: RunDir, images: Da
     rows = make_split(images).test
     labels = images.labels[rows]
     with verify.start(copy.best_model / "model.onnx", 32, 32, 128) as whole:
-        expected = verify.ask(whole, images.pixels, rows, 10)
+        expected = verify.compute_probabilities(whole, images.pixels, rows, 10)
 
     def try_file(file: Path) -> None:
         with verify.start(file, 32, 32, 128) as running:

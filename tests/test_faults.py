@@ -12,7 +12,7 @@ import ray
 import torch
 
 from analysis.rundir import RunDir
-from study import phases
+from study import pipeline
 from study.errors import StorageError, StudyStoppedError
 from study.study import parse_config, resolve_study
 from study.system import signals
@@ -29,10 +29,10 @@ from tests.faults import (
 )
 from tests.tiny import (
     TRAINING,
+    confirm_study,
     make_study,
     one_thread,
-    run_confirm,
-    run_search,
+    search_study,
     start_ray,
 )
 
@@ -53,7 +53,7 @@ def fault(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Makes trials go wrong."""
 
     def set_fault(what: Callable[[], None], **options: Any) -> None:
-        monkeypatch.setattr("study.search.run_trial", trial_with(what, **options))
+        monkeypatch.setattr("study.search.tune.run_trial", trial_with(what, **options))
 
     return set_fault
 
@@ -82,7 +82,7 @@ def test_a_trial_goes_on_from_its_state_when_its_process_was_killed(
 ) -> None:
     fault(kill_the_worker)
     study = make_study(tmp_path)
-    trials = run_search(study)
+    trials = search_study(study)
     assert trials.pop("dropout-001")[1] == 2
     assert {attempts for _, attempts in trials.values()} == {1}
     check_rows(study.rundir)
@@ -98,7 +98,7 @@ def test_a_trial_that_is_lost_too_often_has_failed(
     fault(kill_the_worker, attempts=9, victim=".*-001")
     study = make_study(tmp_path, max_failures=1)
 
-    trials = run_search(study)
+    trials = search_study(study)
     assert {name for name, end in trials.items() if end == ("failed", 2)} == {
         "no-dropout-001",
         "dropout-001",
@@ -111,9 +111,9 @@ def test_a_trial_that_comes_further_may_be_lost_often(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on machines that come and go: only losses without an epoch in between are counted."""
-    monkeypatch.setattr("study.search.run_trial", trial_that_dies_with_every_epoch)
+    monkeypatch.setattr("study.search.tune.run_trial", trial_that_dies_with_every_epoch)
     study = make_study(tmp_path, epochs=3, max_failures=1)
-    assert run_search(study)[VICTIM] == ("completed", 4)
+    assert search_study(study)[VICTIM] == ("completed", 4)
 
 
 def test_a_trial_that_raises_has_failed_and_the_others_go_on(
@@ -121,7 +121,7 @@ def test_a_trial_that_raises_has_failed_and_the_others_go_on(
 ) -> None:
     fault(raise_an_error)
     study = make_study(tmp_path)
-    trials = run_search(study)
+    trials = search_study(study)
     assert trials.pop("dropout-001") == ("failed", 1)
     assert {state for state, _ in trials.values()} <= {"completed", "pruned"}
     traceback = study.rundir.failure("dropout-001", 1).read_text()
@@ -139,10 +139,10 @@ def test_a_study_in_which_everything_fails_stops_early(
     fault(raise_an_error, victim=".*")
     study = make_study(tmp_path, trials=20, stop_after_failures=3)
     with pytest.raises(StudyStoppedError, match=r"^3 runs in a row have failed for the same cause"):
-        run_search(study)
+        search_study(study)
     assert not study.rundir.trials.exists()
     monkeypatch.undo()
-    trials = run_search(study)
+    trials = search_study(study)
     assert len(trials) == 20
     assert sum(state == "failed" for state, _ in trials.values()) == 3
 
@@ -150,9 +150,9 @@ def test_a_study_in_which_everything_fails_stops_early(
 def test_a_trial_that_hangs_is_ended_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("study.search.run_trial", hanging_trial)
+    monkeypatch.setattr("study.search.tune.run_trial", hanging_trial)
     study = make_study(tmp_path, trial_timeout=0.4)  # a busy machine is slow, too
-    trials = run_search(study)
+    trials = search_study(study)
     assert trials.pop("dropout-001")[1] == 2
     assert {attempts for _, attempts in trials.values()} == {1}
     check_rows(study.rundir)
@@ -181,10 +181,10 @@ def test_a_full_disk_stops_the_study_and_nothing_is_lost(
         fault(fill)
         study = make_study(disk)
         with pytest.raises(StorageError, match=r"No space left on device|disk is full|StorageFull"):
-            run_search(study)
+            search_study(study)
         filler.unlink()
         monkeypatch.undo()
-        trials = run_search(study)
+        trials = search_study(study)
         assert trials.keys() == healthy()
         assert {state for state, _ in trials.values()} <= {"completed", "pruned"}
         check_rows(study.rundir)
@@ -199,12 +199,12 @@ def test_a_storage_that_vanishes_stops_the_study(
     fault(lambda: subprocess.run(["mv", str(disk), f"{disk}-gone"], check=True) and None)
     study = make_study(disk)
     with pytest.raises(StorageError, match=r"cannot be written to \("):
-        run_search(study)
+        search_study(study)
     assert not disk.exists() or not list(disk.rglob("*.jsonl"))
     monkeypatch.undo()
     shutil.rmtree(disk, ignore_errors=True)
     Path(f"{disk}-gone").rename(disk)
-    trials = run_search(study)
+    trials = search_study(study)
     assert trials.keys() == healthy()
     check_rows(study.rundir)
 
@@ -216,10 +216,10 @@ def test_a_storage_that_is_read_only_is_said_at_the_start(tmp_path: Path) -> Non
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
         place = ["--storage", str(disk), "--name", "study"]
         with pytest.raises(StorageError, match=r"cannot be written to \(Read-only file system\)"):
-            phases.run(resolve_study(parse_config(["--resume", *place])))
+            pipeline.run(resolve_study(parse_config(["--resume", *place])))
         place = ["--storage", str(disk), "--name", "another"]
         with pytest.raises(StorageError, match=r"cannot be written to \(Read-only file system\)"):
-            phases.run(resolve_study(parse_config(["--transfer", "frozen", *place])))
+            pipeline.run(resolve_study(parse_config(["--transfer", "frozen", *place])))
         assert study.rundir.read_epochs() == []
 
 
@@ -228,9 +228,9 @@ def test_a_confirmation_run_that_is_lost_runs_again_and_one_that_raises_is_left_
     what: Callable[[], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     victim = "dropout-recipe-no-dropout-1"
-    monkeypatch.setattr("study.confirm.run_confirmation", confirmation_with(what, victim))
+    monkeypatch.setattr("study.confirm.run.run_confirmation", confirmation_with(what, victim))
     study = make_study(tmp_path, seeds=3)
-    run_confirm(study)
+    confirm_study(study)
     rows = {row.run_id: row for row in study.rundir.read_confirm()}
     attempts = {row.run_id: row.attempt for row in study.rundir.read_epochs()}
     assert len(rows) == (12 if what is kill_the_worker else 11)
@@ -249,7 +249,7 @@ def test_an_interrupt_that_got_lost_ends_the_study_all_the_same(
     study = make_study(tmp_path, seeds=2)
     with monkeypatch.context() as lost:
         lost.setattr(signals, "received", [signal.SIGINT])
-        for phase in (run_confirm, run_search):
+        for phase in (confirm_study, search_study):
             with pytest.raises(KeyboardInterrupt):
                 phase(study)
         assert signals.exit_status() == 130
@@ -258,4 +258,4 @@ def test_an_interrupt_that_got_lost_ends_the_study_all_the_same(
     # The command would end Ray, and with it what still runs.
     ray.shutdown()
     start_ray()
-    assert run_search(study).keys() == healthy()
+    assert search_study(study).keys() == healthy()

@@ -21,7 +21,7 @@ from study.data.split import Split, make_split
 from study.models.backbone import KERAS, build_backbone
 from study.models.network import Network, Pretrained
 from study.models.weights import Weights
-from study.packing import hungriest, measure
+from study.runs.gpu_load import largest_run, measure_load
 from study.training.checkpoint import load_state, save_state
 from study.training.data import TrainingArrays, TrainingData
 from study.training.evaluate import evaluate
@@ -291,10 +291,10 @@ def test_a_warm_up_goes_on_from_the_backbone_of_the_run_without_dropout(
 
 
 def test_a_load_is_measured_on_the_run_that_asks_for_most(data: TrainingData) -> None:
-    values = hungriest(find_space("finetune"))
+    values = largest_run(find_space("finetune"))
     assert values["head"] == "1024"  # the one with most parameters
     assert values["batch_size"] == 256
     assert values["frozen_layers"] == "none"
-    load = measure({**values, "batch_size": 20}, data)
+    load = measure_load({**values, "batch_size": 20}, data)
     assert load.device == "CPU"
     assert load.images_per_second == pytest.approx(20 / load.step_seconds)

@@ -17,12 +17,12 @@ import ray
 from analysis.report.write import write_report
 from analysis.rundir import RunDir, RunDirError
 from search_spaces import Fixed
-from study import phases
+from study import pipeline
 from study.errors import StorageError, UserError
 from study.storage.lock import lock_directory
 from study.study import Study, parse_config, resolve_study
 from tests import spaces
-from tests.tiny import make_study, run_confirm, run_search
+from tests.tiny import confirm_study, make_study, search_study
 
 DAMAGES: dict[str, Callable[[bytes], bytes | None]] = {
     "missing": lambda _: None,
@@ -39,8 +39,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The run directory of a study that has ended, export left aside; Ray goes on running."""
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     study = make_study(tmp_path_factory.mktemp("runs"), seeds=2)
-    run_search(study)
-    run_confirm(study)
+    search_study(study)
+    confirm_study(study)
     write_report(study.rundir.path)
     yield study.rundir.path
     ray.shutdown()
@@ -83,12 +83,12 @@ def no_further(monkeypatch: pytest.MonkeyPatch) -> None:
     def went_on(*_: object, **__: object) -> None:
         raise WentOnError
 
-    monkeypatch.setattr(phases, "ray_session", went_on)
+    monkeypatch.setattr(pipeline, "ray_session", went_on)
 
 
 def test_a_whole_study_goes_on(rundir: RunDir) -> None:
     with pytest.raises(WentOnError):
-        phases.run(go_on(rundir))
+        pipeline.run(go_on(rundir))
 
 
 #: What loses no more than rows of confirmation runs, which are trained again; and a study that was
@@ -106,11 +106,11 @@ def test_what_cannot_be_made_anew_is_refused_by_name(rundir: RunDir, name: str, 
     damage(rundir.path / name, how)
     if (name, how) in HARMLESS:
         with pytest.raises(WentOnError):
-            phases.run(go_on(rundir))
+            pipeline.run(go_on(rundir))
         return
     before = contents(rundir)
     with pytest.raises((UserError, RunDirError)) as error:
-        phases.run(go_on(rundir))
+        pipeline.run(go_on(rundir))
     assert Path(name).name in str(error.value)
     assert "\n" not in str(error.value)
     assert contents(rundir) == before
@@ -120,7 +120,7 @@ def test_what_cannot_be_made_anew_is_refused_by_name(rundir: RunDir, name: str, 
 def test_when_phases_ran_is_no_reason_not_to_go_on(rundir: RunDir, content: str) -> None:
     rundir.phases.write_text(content)
     with pytest.raises(WentOnError):
-        phases.run(go_on(rundir))
+        pipeline.run(go_on(rundir))
     last = [json.loads(line)["phase"] for line in rundir.phases.read_text().splitlines()[-2:]]
     assert last == ["start-up", "ray"]
 
@@ -131,14 +131,14 @@ def test_rows_of_a_trial_that_ended_are_missed(rundir: RunDir) -> None:
     last = max(i for i, line in enumerate(lines) if '"dropout-001"' in line)
     rundir.epochs.write_text("".join(lines[:last] + lines[last + 1 :]))
     with pytest.raises(UserError, match=r"epochs\.jsonl lacks epoch \d of trial dropout-001"):
-        phases.run(go_on(rundir))
+        pipeline.run(go_on(rundir))
 
 
 def test_the_epochs_of_a_trial_that_optuna_does_not_know_are_noticed(rundir: RunDir) -> None:
     text = rundir.epochs.read_text()
     rundir.epochs.write_text(text.replace('"dropout-001"', '"dropout-099"'))
     with pytest.raises(UserError, match=r"lacks (epoch 1 of )?trial dropout-0(01|99)"):
-        phases.run(go_on(rundir))
+        pipeline.run(go_on(rundir))
 
 
 @pytest.mark.parametrize("how", DAMAGES)
@@ -151,9 +151,9 @@ def test_tables_are_made_anew(
     damage(file, how)
     study = go_on(rundir)
     if name == "trials.csv":
-        run_search(study)
+        search_study(study)
     else:
-        run_confirm(study)
+        confirm_study(study)
     assert file.read_bytes() == before
     assert "runs in" not in capsys.readouterr().out, "something was trained again"
 
@@ -175,7 +175,7 @@ def test_a_damaged_confirmation_run_is_trained_again(
             "weights": rundir.weights(run_id),
         }[kind]
         damage(file, how)
-    run_confirm(go_on(rundir))
+    confirm_study(go_on(rundir))
     said = capsys.readouterr().out
     assert run_id in said
     assert "Confirmation: 1 runs in" in said
@@ -190,7 +190,7 @@ def test_files_beside_a_missing_record_are_not_written_over(tmp_path: Path) -> N
     (tmp_path / "study").mkdir()
     (tmp_path / "study" / "letter.txt").write_text("do not touch")
     with pytest.raises(UserError, match=r"holds no study\.json, but other files"):
-        phases.run(go_on(RunDir(tmp_path / "study")))
+        pipeline.run(go_on(RunDir(tmp_path / "study")))
     assert [path.name for path in (tmp_path / "study").iterdir() if path.name != ".lock"] == [
         "letter.txt"
     ]
@@ -200,7 +200,7 @@ def test_a_start_that_was_killed_in_its_first_moment_begins_anew(tmp_path: Path)
     (tmp_path / "study").mkdir()
     (tmp_path / "study" / ".study.json.part").write_text("{")
     with pytest.raises(WentOnError):
-        phases.run(go_on(RunDir(tmp_path / "study"), "--transfer", "frozen"))
+        pipeline.run(go_on(RunDir(tmp_path / "study"), "--transfer", "frozen"))
 
 
 def test_a_disk_that_is_full_at_the_end_is_said_in_one_line(
@@ -209,9 +209,9 @@ def test_a_disk_that_is_full_at_the_end_is_said_in_one_line(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(phases, "run_phases", full)
+    monkeypatch.setattr(pipeline, "run_phases", full)
     with pytest.raises(StorageError, match="No space left on device"):
-        phases.run(go_on(rundir))
+        pipeline.run(go_on(rundir))
 
 
 def hold(path: Path, held: Event, seconds: float) -> None:
@@ -229,7 +229,7 @@ def test_a_second_start_on_a_run_directory_is_refused(rundir: RunDir) -> None:
         assert held.wait(60)
         before = contents(rundir)
         with pytest.raises(UserError, match="another process works on this study"):
-            phases.run(go_on(rundir))
+            pipeline.run(go_on(rundir))
         assert contents(rundir) == before
     finally:
         first.kill()
@@ -240,11 +240,11 @@ def test_a_second_start_on_a_run_directory_is_refused(rundir: RunDir) -> None:
 
 def test_a_mistake_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    monkeypatch.setattr(phases, "ray_session", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(pipeline, "ray_session", lambda *_, **__: nullcontext())
     (tmp_path / "images").mkdir()
     options = ["--data", str(tmp_path / "images"), "--storage", str(tmp_path / "runs")]
     with pytest.raises(UserError, match="no class folders in"):
-        phases.run(resolve_study(parse_config([*options, "--transfer", "frozen"])))
+        pipeline.run(resolve_study(parse_config([*options, "--transfer", "frozen"])))
     assert not list(tmp_path.glob("runs/*"))
 
 
@@ -254,7 +254,7 @@ def test_a_space_that_was_changed_is_noticed(
     changed = replace(spaces.TINY, recipe={**spaces.TINY.recipe, "head": Fixed("64")})
     monkeypatch.setattr(spaces, "TINY", changed)
     with pytest.raises(UserError, match="space tiny changed since this study's start: its head"):
-        phases.run(go_on(rundir))
+        pipeline.run(go_on(rundir))
 
 
 def test_halves_of_files_and_states_of_ended_trials_are_cleared_away(rundir: RunDir) -> None:
@@ -263,7 +263,7 @@ def test_halves_of_files_and_states_of_ended_trials_are_cleared_away(rundir: Run
     left.write_bytes(b"half")
     rundir.delete_partial()
     rundir.put_confirm_away()
-    run_search(go_on(rundir))
+    search_study(go_on(rundir))
     assert not rundir.state("dropout-001").exists()
     assert not left.exists()
 
@@ -271,6 +271,6 @@ def test_halves_of_files_and_states_of_ended_trials_are_cleared_away(rundir: Run
 def test_the_earlier_look_stays_on_record_where_its_verdict_is_lost(rundir: RunDir) -> None:
     rundir.put_confirm_away()
     rundir.verdict.unlink()
-    run_confirm(go_on(rundir, "--seeds", "3"))
+    confirm_study(go_on(rundir, "--seeds", "3"))
     write_report(rundir.path)
     assert '"look": 2' in rundir.verdict.read_text()

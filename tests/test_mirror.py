@@ -15,8 +15,8 @@ import pytest
 from analysis.rundir import ConfirmRow, EpochRow, RunDir
 from analysis.rundir.optuna_db import open_storage, read_searches
 from study.errors import StorageError, StudyStoppedError, UserError
-from study.integrity import check_left
-from study.searcher import open_study, run_id
+from study.resume import check_left
+from study.search.searcher import open_study, run_id
 from study.storage.location import working_copy
 from study.storage.mirror import DriverMirror
 from study.storage.object_store import Remote
@@ -81,7 +81,7 @@ def pulled(study: Study, remote: Remote, place: Path) -> Study:
     mirror.pull()
     mirror.close()
     there = replace(study, rundir=RunDir(place))
-    check_left(there)
+    check_left(there.rundir)
     return there
 
 

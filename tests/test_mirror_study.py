@@ -13,17 +13,17 @@ import ray
 
 from analysis.rundir import RunDir
 from analysis.rundir.optuna_db import read_searches
-from study.choose import _weights
 from study.errors import StorageError
-from study.integrity import check_left
-from study.searcher import run_id
+from study.export.select import _weights
+from study.resume import check_left
+from study.search.searcher import run_id
 from study.storage.mirror import DriverMirror
 from study.storage.object_store import Remote
 from study.study import Study
 from tests import s3
 from tests.faults import confirmation_with, hanging_trial, kill_the_worker, trial_with
 from tests.test_faults import check_rows
-from tests.tiny import in_store, make_study, run_confirm, run_search
+from tests.tiny import confirm_study, in_store, make_study, search_study
 
 ROOT = Path(__file__).parent.parent
 
@@ -46,7 +46,7 @@ def elsewhere(study: Study, storage: str, place: Path) -> tuple[Study, DriverMir
     mirror = DriverMirror(place, there.remote, pauses=(0.1, 0.1))
     mirror.pull()
     there = replace(there, rundir=RunDir(place, mirror))
-    check_left(there)
+    check_left(there.rundir)
     return there, mirror
 
 
@@ -58,19 +58,19 @@ def test_a_study_in_a_store_goes_on_elsewhere_with_nothing_left_to_do(
 ) -> None:
     """On the way two runs lose their processes, and go on from their states in the store."""
     victim = "dropout-recipe-no-dropout-1"
-    monkeypatch.setattr("study.search.run_trial", trial_with(kill_the_worker))
+    monkeypatch.setattr("study.search.tune.run_trial", trial_with(kill_the_worker))
     monkeypatch.setattr(
-        "study.confirm.run_confirmation", confirmation_with(kill_the_worker, victim)
+        "study.confirm.run.run_confirmation", confirmation_with(kill_the_worker, victim)
     )
     remote = Remote(bucket).child("study")
     study, mirror = with_mirror(make_study(tmp_path, seeds=2), bucket)
-    trials = run_search(study)
+    trials = search_study(study)
     assert trials["dropout-001"][1] == 2
     check_rows(study.rundir)
     rows = map(json.loads, study.rundir.epochs.read_text().splitlines())
     again = [r["epoch"] for r in rows if (r["run_id"], r["attempt"]) == ("dropout-001", 2)]
     assert again[0] > 1, "it began anew"
-    run_confirm(study)
+    confirm_study(study)
     mirror.finish()
     mirror.close()
     stored = [entry.name for entry in remote.files()]
@@ -84,11 +84,11 @@ def test_a_study_in_a_store_goes_on_elsewhere_with_nothing_left_to_do(
     assert there.rundir.trials.read_bytes() == study.rundir.trials.read_bytes()
     assert there.rundir.read_epochs() == study.rundir.read_epochs()
     capsys.readouterr()
-    assert run_search(there) == trials
-    run_confirm(there)
+    assert search_study(there) == trials
+    confirm_study(there)
     assert "runs in" not in capsys.readouterr().out, "something was trained again"
     assert there.rundir.confirm.read_bytes() == study.rundir.confirm.read_bytes()
-    assert _weights(there, min(weights)), "the export finds no weights"
+    assert _weights(there.rundir, min(weights)), "the export finds no weights"
     mirror.close()
 
 
@@ -98,12 +98,12 @@ def test_where_a_trial_hung_comes_from_its_machine_to_the_store(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("study.search.run_trial", hanging_trial)
+    monkeypatch.setattr("study.search.tune.run_trial", hanging_trial)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # of this process, not of the workers
     remote = Remote(bucket).child("study")
     # In minutes; a busy machine is slow, too.
     study, mirror = with_mirror(make_study(tmp_path, trial_timeout=0.4), bucket)
-    assert run_search(study)["dropout-001"][1] == 2
+    assert search_study(study)["dropout-001"][1] == 2
     mirror.finish()
     mirror.close()
     where = remote.child("failures").child("dropout-001-1.txt").uri
@@ -139,7 +139,7 @@ def test_a_driver_that_is_killed_in_the_search_goes_on_elsewhere(
     assert known <= before
     assert len(before - known) <= 2, "more was lost than the trials that had just ended"
     rows = there.rundir.epochs.read_bytes()
-    trials = run_search(there)
+    trials = search_study(there)
     assert len(trials) == 20
     assert there.rundir.epochs.read_bytes().startswith(rows)
     assert {name for name, (_, attempts) in trials.items() if attempts == 1} >= known
@@ -182,7 +182,7 @@ def test_a_store_that_fails_in_the_search_stops_the_study_and_it_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(RunDir, "append_epochs", append_and_kill)
         with pytest.raises(StorageError, match="it cannot be reached; check the address"):
-            run_search(study)
+            search_study(study)
     mirror.close(wait=0.0)
     process, _ = s3.start_s3(tmp_path / "log", port=int(endpoint.rpartition(":")[2]))
     try:
@@ -190,7 +190,7 @@ def test_a_store_that_fails_in_the_search_stops_the_study_and_it_goes_on(
         for name, content in held.items():
             remote.write(name, content or b"")
         there, mirror = elsewhere(study, bucket, tmp_path / "there")
-        assert len(run_search(there)) == 12
+        assert len(search_study(there)) == 12
         check_rows(there.rundir)
         mirror.close()
     finally:

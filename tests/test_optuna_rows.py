@@ -10,8 +10,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from analysis.rundir.optuna_db import open_storage
-from study.optuna_rows import write_begin, write_end
-from study.searcher import open_study
+from study.search.optuna_rows import write_begin, write_end
+from study.search.searcher import open_study
 
 RANGES = {
     "dropout": FloatDistribution(0.1, 0.6),

@@ -9,9 +9,10 @@ import pytest
 import ray
 
 from study.cluster.resources import Resources
-from study.phases import run_settings, what_the_user_can_mend
+from study.runs.context import RunContext, run_settings
+from study.runs.failures import as_user_error
 from study.screen import Screen
-from study.search import search
+from study.search.tune import run_search
 from study.training.data import PartArrays, TrainingArrays
 from tests.faults import (
     confirmation_with,
@@ -20,7 +21,7 @@ from tests.faults import (
     run_trial_short_of_memory,
     trial_with,
 )
-from tests.tiny import TRAINING, make_study, part, run_confirm, run_search
+from tests.tiny import TRAINING, confirm_study, make_study, part, search_study
 
 
 @pytest.fixture
@@ -42,9 +43,9 @@ def test_a_trial_out_of_gpu_memory_is_tried_again_alone_and_its_neighbours_go_on
 ) -> None:
     """Under a real Ray that believes to have a GPU."""
     a_ray(num_gpus=1)
-    monkeypatch.setattr("study.search.run_trial", run_trial_short_of_memory)
+    monkeypatch.setattr("study.search.tune.run_trial", run_trial_short_of_memory)
     study = make_study(tmp_path, epochs=2, gpus_per_trial=0.5)
-    run_search(study, Resources(1, 0.5, 2))
+    search_study(study, Resources(1, 0.5, 2))
 
     trials = {row.run_id: row for row in study.rundir.read_trials()}
     states = {name: (row.state, row.attempts) for name, row in trials.items()}
@@ -71,14 +72,14 @@ def test_a_lone_run_with_a_share_of_a_gpu_is_tried_again_with_all_of_it(
 ) -> None:
     """As with --max-concurrent 1 --gpus-per-trial 0.25: alone on its GPU, but held to a quarter."""
     a_ray(num_gpus=1)
-    monkeypatch.setattr("study.search.run_trial", run_trial_short_of_memory)
-    monkeypatch.setattr("study.confirm.run_confirmation", run_confirmation_short_of_memory)
+    monkeypatch.setattr("study.search.tune.run_trial", run_trial_short_of_memory)
+    monkeypatch.setattr("study.confirm.run.run_confirmation", run_confirmation_short_of_memory)
     study = make_study(tmp_path, epochs=2, seeds=1, gpus_per_trial=0.25, max_concurrent=1)
     lone = Resources(1, 0.25, 1)
-    trials = run_search(study, lone)
+    trials = search_study(study, lone)
     assert trials["dropout-001"] == ("completed", 2)
     assert trials["no-dropout-001"] == ("failed", 2)
-    run_confirm(study, lone)
+    confirm_study(study, lone)
     assert len(study.rundir.read_confirm()) == 4
 
 
@@ -90,9 +91,9 @@ def test_a_trial_that_eats_all_memory_is_ended_and_goes_on_with_fewer_beside_it(
 ) -> None:
     """Ray's memory monitor ends it, before the kernel ends something else."""
     a_ray(_system_config=stop_at_four_gigabytes_more())
-    monkeypatch.setattr("study.search.run_trial", trial_with(eat_memory))
+    monkeypatch.setattr("study.search.tune.run_trial", trial_with(eat_memory))
     study = make_study(tmp_path)
-    trials = run_search(study)
+    trials = search_study(study)
     # Which one it was is not known: both that ran went on, one by one.
     assert {attempts for _, attempts in trials.values()} == {1, 2}
     assert trials["dropout-001"][1] == 2
@@ -114,9 +115,9 @@ def test_a_confirmation_run_that_eats_all_memory_runs_again_alone(
     """Ray's memory monitor ends its process; the others go on."""
     a_ray(_system_config=stop_at_four_gigabytes_more())
     victim = "dropout-recipe-no-dropout-1"
-    monkeypatch.setattr("study.confirm.run_confirmation", confirmation_with(eat_memory, victim))
+    monkeypatch.setattr("study.confirm.run.run_confirmation", confirmation_with(eat_memory, victim))
     study = make_study(tmp_path, seeds=2)
-    run_confirm(study)
+    confirm_study(study)
     assert len(study.rundir.read_confirm()) == 8
     assert "; it runs again at the end, alone" in capsys.readouterr().out
 
@@ -144,7 +145,7 @@ def test_data_that_the_object_store_cannot_hold_are_laid_on_the_disk(
     study = make_study(tmp_path, trials=2, epochs=1)
     reference = ray.put(more_than_80_megabytes())
     resources = Resources(1, 0.0, 2)
-    search(study, reference, run_settings(study, resources), resources, Screen())
+    run_search(study, RunContext(reference, run_settings(study, resources), resources, Screen()))
     assert [row.state for row in study.rundir.read_trials()] == ["completed"] * 2
 
 
@@ -153,7 +154,7 @@ def test_a_disk_too_full_for_such_data_is_named(a_ray: Callable[..., None], tmp_
     a_ray(object_store_memory=80 << 20, _system_config={"local_fs_capacity_threshold": 0.001})
     with pytest.raises(ray.exceptions.OutOfDiskError) as raised:
         ray.put(more_than_80_megabytes())
-    said = str(what_the_user_can_mend(make_study(tmp_path), raised.value))
+    said = str(as_user_error(raised.value, tmp_path))
     assert (
         "the disk that it lays the rest on (that of RAY_TMPDIR, else of /tmp) is too full" in said
     )

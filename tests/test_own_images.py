@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from analysis.rundir import RunDir
-from study.bundle import load
+from study.export.bundle import load
 from tests.command import run, run_module
 from tests.folders import FASHION, FASHION_CLASSES, write_fashion
 

@@ -7,14 +7,15 @@ from typing import Any
 import pytest
 
 from search_spaces import find_space
-from study import phases
 from study.cluster.machines import Machines, Node
 from study.cluster.resources import plan_cores, plan_resources
 from study.config import StudyConfig
 from study.errors import UserError
-from study.packing import Load, head_parameters, hungriest, runs_per_gpu
-from study.phases import describe_load
+from study.models.head import head_parameters
 from study.plan import DiskUse, check_disk, plan_disk, plan_table
+from study.runs import gpu_sharing
+from study.runs.gpu_load import Load, largest_run, runs_per_gpu
+from study.runs.gpu_sharing import describe_load
 from study.screen import Screen
 from study.study import resolve_study
 
@@ -54,11 +55,11 @@ def test_the_measured_load_is_said() -> None:
 
 
 def test_the_hungriest_run_has_the_largest_of_everything() -> None:
-    values = hungriest(find_space("finetune"))
+    values = largest_run(find_space("finetune"))
     assert (values["head"], values["batch_size"]) == ("1024", 256)
     assert (values["frozen_layers"], values["dropout"]) == ("none", 0.6)
     assert head_parameters("1024", 10) == 2048 * 1024 + 1024 + 1024 * 10 + 10
-    assert hungriest(find_space("article"))["backbone_warmup_epochs"] == 0
+    assert largest_run(find_space("article"))["backbone_warmup_epochs"] == 0
 
 
 @pytest.mark.parametrize(
@@ -118,12 +119,12 @@ def test_cores_of_machines_without_a_gpu_do_not_pack_more_runs_on_a_gpu(
 ) -> None:
     """A stand-in for the measuring: a run that leaves its GPU nearly idle."""
     load = replace(LOAD, busy=0.05, peak=GIB)
-    monkeypatch.setattr(phases, "measure_loads", lambda *_: {"A": load})
+    monkeypatch.setattr(gpu_sharing, "measure_loads", lambda *_: {"A": load})
     gpu = Node("gpu", 4, 2, "A")
     study = resolve_study(StudyConfig(transfer="finetune"))
     for machines in ((gpu,), (gpu, Node("cpu", 100, 0))):
         cluster = Machines(machines, is_cluster=True)
-        resources = phases.choose_resources(study, cluster, object(), Screen())  # type: ignore[arg-type]
+        resources = gpu_sharing.choose_resources(study, cluster, object(), Screen())  # type: ignore[arg-type]
         assert (resources.gpus, resources.at_once) == (1 / 2, 4)
 
 
@@ -166,9 +167,9 @@ def test_disk_is_bounded_by_what_runs_and_what_is_kept() -> None:
 
 def test_a_disk_that_is_too_small_is_said_before_anything_runs(tmp_path: Path) -> None:
     study = resolve_study(StudyConfig(transfer="frozen", storage=str(tmp_path / "new")))
-    check_disk(study, DiskUse(running=10**6, kept=10**6))
+    check_disk(study.location, DiskUse(running=10**6, kept=10**6))
     with pytest.raises(UserError, match=r"the weights may take .* GB are free there; free some"):
-        check_disk(study, DiskUse(running=10**18, kept=0))
+        check_disk(study.location, DiskUse(running=10**18, kept=0))
 
 
 @pytest.mark.parametrize(

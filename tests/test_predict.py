@@ -14,10 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from study import bundle
-from study.bundle import Bundle
 from study.data.dataset import Dataset
 from study.errors import UserError
+from study.export import bundle
+from study.export.model import ModelParts
 from study.features.standardise import no_standardisation
 from study.models.head import build_head
 from study.models.weights import Weights
@@ -33,7 +33,7 @@ def model(
 ) -> Path:
     """A bundle with dropout, of no use but for its shapes."""
     folder = tmp_path_factory.mktemp("bundle") / "best_model"
-    content = Bundle(
+    content = ModelParts(
         classes=small_dataset.classes,
         preprocess=replace(random_weights.preprocess, image_size=96),
         side=32,
@@ -60,7 +60,7 @@ def photos(small_dataset: Dataset, tmp_path: Path) -> Path:
 
 
 def expected(model: Path, dataset: Dataset, rows: list[int]) -> np.ndarray:
-    return bundle.predict(model, dataset.pixels[rows])
+    return bundle.predict_pixels(model, dataset.pixels[rows])
 
 
 def test_files_and_folders_in_python(model: Path, photos: Path, small_dataset: Dataset) -> None:
@@ -149,7 +149,7 @@ def test_a_model_without_dropout_has_nothing_to_keep_on(
     model: Path, photos: Path, random_weights: Weights, tmp_path: Path
 ) -> None:
     values = {**VALUES, "dropout": 0.0}
-    content = Bundle(
+    content = ModelParts(
         ("a", "b"), random_weights.preprocess, 32, random_weights.architecture, values,
         random_weights.state, no_standardisation(), (build_head(values, 2048, 2, 1).state_dict(),),
     )  # fmt: skip

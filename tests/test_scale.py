@@ -26,12 +26,11 @@ from ray.tune.experiment import Trial
 
 from analysis.rundir.optuna_db import open_storage
 from search_spaces import find_space
-from study.failures import EmergencyStop
-from study.memory import GOOD, SamplerMemory
-from study.recorder import SearchRecorder
-from study.scheduler import ArmScheduler
 from study.screen import Screen
-from study.searcher import ArmSearch, StudySearch, open_study
+from study.search.callback import EmergencyStop, SearchCallback
+from study.search.sampler_memory import GOOD, SamplerMemory
+from study.search.scheduler import ArmScheduler
+from study.search.searcher import ArmSearch, StudySearch, open_study
 from study.seeds import derive_seed
 from study.study import Study
 from tests.test_search import CONTROLLER
@@ -89,7 +88,7 @@ def counting_calls() -> Iterator[Counter[str]]:
 def test_what_a_trial_costs_does_not_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Function calls, SQL statements and deletions per trial, after 100 trials and after 500."""
     # So few that both counts are taken where TPE sees no more of them.
-    monkeypatch.setattr("study.searcher.SamplerMemory", partial(SamplerMemory, shown=40))
+    monkeypatch.setattr("study.search.searcher.SamplerMemory", partial(SamplerMemory, shown=40))
     study = make_study(tmp_path, trials=1000, epochs=EPOCHS, space="dropout")
     storage = open_storage(study.rundir.optuna_db)
     statements: list[str] = []
@@ -138,7 +137,7 @@ def driver(study: Study, storage: optuna.storages.RDBStorage) -> Iterator[Callab
     luck = random.Random(0)
     screen.keep_log(study.rundir.log)
     with screen.phase("Search", "val_accuracy", EPOCHS, dict.fromkeys(arms, 500)):
-        recorder = SearchRecorder(study, search, screen, EmergencyStop(), [], alone=False)
+        recorder = SearchCallback(study, search, screen, EmergencyStop(), [], alone=False)
 
         every: list[FakeTrial] = []
         live: set[FakeTrial] = set()

@@ -20,11 +20,16 @@ from analysis.rundir import EpochRow, RunDir
 from analysis.rundir.optuna_db import open_storage
 from search_spaces import find_space
 from study.config import StudyConfig
-from study.failures import EmergencyStop
-from study.recorder import SearchRecorder
-from study.scheduler import ArmScheduler, rung_decision
 from study.screen import Screen
-from study.searcher import ArmSearch, StudySearch, open_study, settle, state_of
+from study.search.callback import EmergencyStop, SearchCallback
+from study.search.scheduler import ArmScheduler, rung_decision
+from study.search.searcher import (
+    ArmSearch,
+    StudySearch,
+    finish_interrupted_trial,
+    open_study,
+    state_of,
+)
 from study.study import resolve_study
 
 SPACE = find_space("dropout")
@@ -219,7 +224,7 @@ def test_an_end_that_optuna_has_not_heard_of_is_told(
     study = open_study(storage, "no-dropout", "max")
     (unfinished,) = study.trials
     rows = [make_row("no-dropout-000", i, score) for i, score in enumerate(scores, start=1)]
-    settle(study, unfinished, rows, EPOCHS)
+    finish_interrupted_trial(study, unfinished, rows, EPOCHS)
     (trial,) = study.trials
     assert state_of(trial) == state
     assert trial.value == scores[-1]
@@ -385,7 +390,7 @@ def test_an_epoch_that_cannot_be_written_stops_everything_before_optuna_hears_of
     study = resolve_study(StudyConfig(transfer="frozen", storage=str(tmp_path), name="study"))
     searcher = make_search(open_storage(tmp_path / "optuna.db"))
     stop = EmergencyStop()
-    recorder = SearchRecorder(study, searcher, Screen(), stop, [], alone=False)
+    recorder = SearchCallback(study, searcher, Screen(), stop, [], alone=False)
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

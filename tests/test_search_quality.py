@@ -12,8 +12,8 @@ from optuna.trial import TrialState
 from ray.tune.schedulers import FIFOScheduler
 
 from search_spaces import Choice, Fixed, Float, Value
-from study.scheduler import ArmScheduler
-from study.searcher import ArmSearch, StudySearch, open_study
+from study.search.scheduler import ArmScheduler
+from study.search.searcher import ArmSearch, StudySearch, open_study
 from tests.benchmarks import search_quality as quality
 from tests.benchmarks.record import draw
 from tests.benchmarks.search_quality import (

@@ -24,14 +24,14 @@ from ray.tune.experiment import Trial
 from analysis.rundir import TrialRow
 from study.config import StudyConfig, as_arguments
 from study.errors import UserError
-from study.phases import check_tracking
 from study.screen import Screen
+from study.search.mlflow_tracking import TrialTracker, epoch_metrics, register_best_model
+from study.search.tune import check_tracking
 from study.study import Study, parse_config, resolve_study
 from study.system import signals
-from study.tracking import TrialTracker, epoch_metrics, register_best_model
 from tests.faults import import_nothing_of_mlflow, kill_the_worker, raise_or_diverge, trial_with
 from tests.mlflow_server import install_mlflow, kill_mlflow, start_mlflow
-from tests.tiny import EPOCHS, make_study, run_search, start_ray
+from tests.tiny import EPOCHS, make_study, search_study, start_ray
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -59,7 +59,7 @@ def fault(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Makes trials go wrong."""
 
     def set_fault(what: Callable[[], None], **options: Any) -> None:
-        monkeypatch.setattr("study.search.run_trial", trial_with(what, **options))
+        monkeypatch.setattr("study.search.tune.run_trial", trial_with(what, **options))
 
     return set_fault
 
@@ -115,7 +115,7 @@ def test_every_trial_is_a_run_that_tells_the_truth(
 ) -> None:
     fault(raise_or_diverge, victim=".*-001")
     study = tracked_study(tmp_path, server, trials=12)
-    trials = run_search(study)
+    trials = search_study(study)
     assert {state for state, _ in trials.values()} == {"completed", "pruned", "diverged", "failed"}
     check_runs(study)
     said = capsys.readouterr()
@@ -133,7 +133,7 @@ def test_a_trial_whose_process_dies_goes_on_in_its_run_which_ends_with_it(
     monkeypatch.setattr(TrialTracker, "catch_up", lambda *_: None)
     fault(kill_the_worker)
     study = tracked_study(tmp_path, server)
-    assert run_search(study)["dropout-001"][1] == 2
+    assert search_study(study)["dropout-001"][1] == 2
     check_runs(study)
 
 
@@ -149,7 +149,7 @@ def test_an_interrupted_study_goes_on_in_the_same_runs(
     with monkeypatch.context() as interrupted:
         interrupted.setattr(signals, "raise_if_received", interrupt_in_the_middle)
         with pytest.raises(KeyboardInterrupt):
-            run_search(study)
+            search_study(study)
     begun = runs_of(study)
     under_way = [run for run in begun if "state" not in run.data.tags]
     assert under_way
@@ -160,7 +160,7 @@ def test_an_interrupted_study_goes_on_in_the_same_runs(
     # The command would end Ray, and with it what still runs.
     ray.shutdown()
     start_ray()
-    run_search(study)
+    search_study(study)
     check_runs(study)
     assert {run.info.run_id for run in begun} <= {run.info.run_id for run in runs_of(study)}
 
@@ -176,7 +176,7 @@ def test_a_server_that_dies_does_not_touch_the_study_and_misses_nothing(
     try:
         fault(lambda: kill_mlflow(pid))
         study = tracked_study(tmp_path, uri)
-        trials = run_search(study)
+        trials = search_study(study)
         process.wait()
         said = capsys.readouterr().out
         assert len(trials) == 6
@@ -185,7 +185,7 @@ def test_a_server_that_dies_does_not_touch_the_study_and_misses_nothing(
         assert "MLflow" not in said.replace(f"MLflow at {uri} has failed", "")
         process, _ = start_mlflow(server_python, tmp_path, int(uri.rpartition(":")[2]))
         assert any("state" not in run.data.tags for run in runs_of(study))
-        run_search(study)
+        search_study(study)
         check_runs(study)
     finally:
         kill_mlflow(process.pid)
@@ -197,7 +197,7 @@ def test_a_server_that_comes_back_is_used_again(
 ) -> None:
     """Epochs are missing then, until the end of the search. Workers know nothing of all that."""
     fault(import_nothing_of_mlflow, victim=".*")
-    monkeypatch.setattr("study.tracking._PAUSE", 0.0)
+    monkeypatch.setattr("study.search.mlflow_tracking._PAUSE", 0.0)
     log_batch = MlflowClient.log_batch
     failed: list[object] = []
 
@@ -211,10 +211,10 @@ def test_a_server_that_comes_back_is_used_again(
     study = tracked_study(tmp_path, server)
     with monkeypatch.context() as incomplete:
         incomplete.setattr(TrialTracker, "catch_up", lambda *_: None)
-        trials = run_search(study)
+        trials = search_study(study)
     assert {state for state, _ in trials.values()} <= {"completed", "pruned"}
     assert {"state" in run.data.tags for run in runs_of(study)} == {True, False}
-    run_search(study)
+    search_study(study)
     check_runs(study)
 
 
@@ -301,7 +301,7 @@ def test_without_the_package_the_option_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "mlflow", None)
-    monkeypatch.delitem(sys.modules, "study.tracking")
+    monkeypatch.delitem(sys.modules, "study.search.mlflow_tracking")
     assert "pip install -e .[mlflow]" in refused(tmp_path, "http://127.0.0.1:5000")
 
 

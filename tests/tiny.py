@@ -11,14 +11,14 @@ import ray
 import torch
 
 from analysis.rundir import RunDir
-from study.champions import Champion
 from study.cluster.resources import Resources
 from study.config import StudyConfig
-from study.confirm import confirm
-from study.phases import run_settings
-from study.provenance import begin
+from study.confirm.run import run_confirmations
+from study.provenance import new_record
+from study.runs.context import RunContext, run_settings
 from study.screen import Screen
-from study.search import search
+from study.search.champions import Champion
+from study.search.tune import run_search
 from study.storage.mirror import DriverMirror
 from study.study import Study, resolve_study
 from study.training.data import PartArrays, TrainingArrays
@@ -60,7 +60,7 @@ def make_study(folder: Path, **options: Any) -> Study:
     defaults = {"trials": 6, "epochs": EPOCHS, "transfer": "frozen", "space": "tests.spaces:TINY"}
     study = resolve_study(StudyConfig(**{**defaults, **options}, storage=str(folder), name="study"))
     study.rundir.path.mkdir(exist_ok=True)
-    study.rundir.write_study(begin(study))
+    study.rundir.write_study(new_record(study))
     return study
 
 
@@ -74,20 +74,22 @@ def in_store(study: Study, storage: str, **options: Any) -> tuple[Study, DriverM
     return mirrored, mirror
 
 
-def run_search(study: Study, resources: Resources = AT_ONCE) -> dict[str, tuple[str, int]]:
+def search_study(study: Study, resources: Resources = AT_ONCE) -> dict[str, tuple[str, int]]:
     """Search; state and attempts of each trial."""
-    settings = run_settings(study, resources)
-    search(study, ray.put(TRAINING), settings, resources, Screen())
+    run_search(study, context_of(study, resources))
     return {row.run_id: (row.state, row.attempts) for row in study.rundir.read_trials()}
 
 
-def run_confirm(study: Study, resources: Resources = AT_ONCE) -> None:
+def confirm_study(study: Study, resources: Resources = AT_ONCE) -> None:
     """Confirm two made-up champions."""
     values = study.space.fixed_values(study.space.arms[0])
     champions = [
         Champion("no-dropout", {**values, "learning_rate": 1e-3}, "no-dropout-000", 0.5),
         Champion("dropout", {**values, "learning_rate": 2e-3, "dropout": 0.3}, "dropout-000", 0.5),
     ]
-    settings = run_settings(study, resources)
-    test = ray.put(part(102))
-    confirm(study, champions, ray.put(TRAINING), test, settings, resources, Screen())
+    run_confirmations(study, champions, context_of(study, resources), ray.put(part(102)))
+
+
+def context_of(study: Study, resources: Resources) -> RunContext:
+    """Runs on the made-up features."""
+    return RunContext(ray.put(TRAINING), run_settings(study, resources), resources, Screen())

@@ -228,7 +228,7 @@ def _runtime_env() -> dict[str, Any]:
 
 def _load_in_workers_at_once() -> None:
     """Let a local Ray's processes, one per core, import what runs need as soon as they start."""
-    os.environ.setdefault("RAY_preload_python_modules", "study.worker")
+    os.environ.setdefault("RAY_preload_python_modules", "study.runs.worker")
     # Ray ends processes without work, five times a second. That caught every other search in the
     # moment between a core's being reserved for a trial and the trial.
     os.environ.setdefault("RAY_kill_idle_workers_interval_ms", "0")

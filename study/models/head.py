@@ -1,5 +1,6 @@
 """The head that stands on the backbone."""
 
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any, cast
@@ -106,3 +107,9 @@ def restore_head(
     head = build_head(hyperparameters, features, classes, seed=0)
     head.load_state_dict(weights)
     return head
+
+
+def head_parameters(head: str, classes: int) -> int:
+    """How many parameters a head has."""
+    widths = (FEATURES, *hidden_widths({"head": head}), classes)
+    return sum((a + 1) * b for a, b in itertools.pairwise(widths))

@@ -59,7 +59,7 @@ from study.errors import UserError
 from study.models.network import Network, Pretrained
 from study.models.preprocess import PREPROCESSES, Preprocess
 from study.models.weights import Weights, load_weights
-from study.packing import hungriest, measure, runs_per_gpu
+from study.runs.gpu_load import largest_run, measure_load, runs_per_gpu
 from study.system.hardware import cpu_count
 from study.training.data import Part, TrainingArrays, TrainingData
 from study.training.evaluate import compute_logits, loss_and_accuracy
@@ -425,7 +425,7 @@ def packing(bench: Bench) -> list[Row]:
     """What packing decides, what it gains, and that it changes no run."""
     rows = []
     for image_size in (32, 96):
-        load = measure(hungriest(find_space("finetune")), bench.data(image_size, "flip"))
+        load = measure_load(largest_run(find_space("finetune")), bench.data(image_size, "flip"))
         what = f"largest run at {image_size} px"
         rows += [
             Row(f"{what}: memory", load.peak / 2**30, "GiB"),

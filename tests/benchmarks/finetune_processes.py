@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from search_spaces import Value
-from study.packing import memory_share
+from study.runs.gpu_load import memory_share
 from study.training.data import TrainingData
 from study.training.step import own_stream
 from tests.benchmarks.finetune_loops import OwnLoop, short_run, synchronize

@@ -30,10 +30,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from study import bundle
-from study.bundle import Bundle, Model
 from study.data.decode import read_images
 from study.data.load import load_dataset
+from study.export import bundle
+from study.export.model import Model, ModelParts
 from study.features.standardise import no_standardisation
 from study.models.head import FEATURES, build_head
 from study.models.weights import load_weights
@@ -121,7 +121,7 @@ def write_files(folder: Path, count: int) -> list[Path]:
 def write_model(folder: Path) -> None:
     """A bundle."""
     weights = load_weights("keras")
-    content = Bundle(
+    content = ModelParts(
         classes=tuple(map(str, range(10))),
         preprocess=replace(weights.preprocess, image_size=SIDE),
         side=SIDE,

@@ -34,10 +34,10 @@ from scipy import stats
 from analysis.frames import StudyFrames
 from analysis.stats.verdict import compute_verdict
 from search_spaces import Value, find_space
-from study.champions import Champion
-from study.confirm import cells
-from study.scheduler import EPOCH, SCORE, ArmScheduler
-from study.searcher import ArmSearch, StudySearch
+from study.confirm.design import cells
+from study.search.champions import Champion
+from study.search.scheduler import EPOCH, SCORE, ArmScheduler
+from study.search.searcher import ArmSearch, StudySearch
 from study.seeds import derive_seed
 
 SPACE = find_space("placebo")

@@ -37,7 +37,7 @@ from study.data.load import load_dataset
 from study.data.split import make_split
 from study.features.extract import load_features
 from study.models.weights import load_weights
-from study.searcher import _distributions
+from study.search.searcher import _distributions
 from study.seeds import derive_seed
 from study.system.hardware import cpu_count
 from study.training.data import TrainingData

@@ -62,12 +62,13 @@ from analysis.rundir import EpochRow
 from analysis.rundir.optuna_db import open_storage
 from search_spaces import Choice, Fixed, Float, Range, find_space
 from study.cluster.resources import Resources
+from study.runs.context import RunContext
+from study.runs.worker import RunSettings
 from study.screen import Screen
-from study.search import search
-from study.searcher import _distributions, open_study, run_id
+from study.search.searcher import _distributions, open_study, run_id
+from study.search.tune import run_search
 from study.study import Study
 from study.system.hardware import cpu_count
-from study.worker import RunSettings
 from tests.benchmarks.sleeping import SleepSettings, sleep_and_report
 from tests.tiny import make_study
 
@@ -177,10 +178,10 @@ def run_ours(folder: Path, options: argparse.Namespace) -> list[Ended]:
     settings = cast(RunSettings, SleepSettings(options.epochs, options.seconds))
     resources = Resources(1, 0.0, options.at_once)
     with (
-        patch("study.search.run_trial", sleep_and_report),
+        patch("study.search.tune.run_trial", sleep_and_report),
         contextlib.redirect_stdout(io.StringIO()),
     ):
-        search(study, ray.put(cast(Any, None)), settings, resources, Screen())
+        run_search(study, RunContext(ray.put(cast(Any, None)), settings, resources, Screen()))
     ended = study.rundir.read_trials()
     assert len(ended) == options.already + options.trials
     assert all(trial.state in ("completed", "pruned") for trial in ended)

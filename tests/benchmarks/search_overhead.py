@@ -32,9 +32,9 @@ from study.data.split import make_split
 from study.features.extract import load_features
 from study.inputs import choose_preprocess
 from study.models.weights import load_weights
-from study.phases import run_settings
+from study.runs.context import RunContext, run_settings
 from study.screen import Screen
-from study.search import search
+from study.search.tune import run_search
 from study.study import resolve_study
 from study.system.hardware import cpu_count
 from study.training.data import TrainingArrays, TrainingData
@@ -74,7 +74,9 @@ def main() -> None:
         study = resolve_study(config)
         dataset = load_dataset("cifar10", options.images)
         weights = load_weights(study.weights)
-        features = load_features(dataset, weights, choose_preprocess(study, weights))
+        features = load_features(
+            dataset, weights, choose_preprocess(weights, study.config.preprocess, study.image_size)
+        )
         arrays = prepare_features(dataset, make_split(dataset), features)[0].training
         repeats = []
         for number in range(options.repeats):
@@ -93,7 +95,8 @@ def measure(config: StudyConfig, arrays: TrainingArrays) -> Repeat:
         start = time.monotonic()
         study.rundir.path.mkdir()
         resources = plan_resources(study.config, find_machines(config.address))
-        search(study, ray.put(arrays), run_settings(study, resources), resources, Screen())
+        settings = run_settings(study, resources)
+        run_search(study, RunContext(ray.put(arrays), settings, resources, Screen()))
         whole = time.monotonic() - start
     rows = study.rundir.read_epochs()
     searching = max(row.end for row in rows) - min(row.start for row in rows)

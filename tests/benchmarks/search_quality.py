@@ -99,8 +99,8 @@ from scipy import stats
 
 from search_spaces import Choice, Fixed, Float, Value, find_space
 from study.config import GRACE_PERIOD, REDUCTION_FACTOR, StudyConfig
-from study.scheduler import EPOCH, SCORE, ArmScheduler
-from study.searcher import ArmSearch, StudySearch, _distributions
+from study.search.scheduler import EPOCH, SCORE, ArmScheduler
+from study.search.searcher import ArmSearch, StudySearch, _distributions
 from study.seeds import derive_seed
 from study.system.hardware import cpu_count
 from tests.benchmarks.paired import about, show

@@ -1,4 +1,4 @@
-"""What TPE finds when it sees only some of very many trials: `SHOWN` of study/memory.py.
+"""What TPE finds when it sees only some of very many trials: `sampler_memory.SHOWN`.
 
     python -m tests.benchmarks.shown [--trials 3000] [--seeds 2] [--shown 500 1000 1000000]
 
@@ -28,8 +28,8 @@ from typing import Any
 import optuna
 
 from search_spaces import find_space
-from study.memory import SamplerMemory
-from study.searcher import _distributions
+from study.search.sampler_memory import SamplerMemory
+from study.search.searcher import _distributions
 
 AT_ONCE = 16
 RANGES = find_space("dropout").ranges(find_space("dropout").arms[1])

@@ -45,7 +45,13 @@ print(ray.get(answer.remote()), flush=True)
 """
 
 PACKAGES = ("numpy", "torch", "torchvision", "ray", "ray.tune", "optuna", "pandas", "scipy.stats")
-OWN = ("study.config", "study.training.loop", "study.phases", "analysis.report.write", "run_study")
+OWN = (
+    "study.config",
+    "study.training.loop",
+    "study.pipeline",
+    "analysis.report.write",
+    "run_study",
+)
 
 
 def main() -> None:

@@ -10,14 +10,14 @@ from optuna.trial import TrialState
 from analysis.rundir import EpochRow
 from analysis.rundir.optuna_db import open_storage
 from search_spaces import Choice, Float
-from study import scheduler
 from study.cluster.resources import plan_resources
 from study.cluster.session import find_machines, ray_session
 from study.inputs import load_inputs
-from study.phases import run_settings
+from study.runs.context import RunContext, run_settings
 from study.screen import Screen
-from study.search import search
-from study.searcher import open_study
+from study.search import scheduler
+from study.search.searcher import open_study
+from study.search.tune import run_search
 from study.study import Study
 from tests.benchmarks.peers.work import Trial, Work
 
@@ -35,7 +35,7 @@ def search_given(study: Study, work: Work) -> list[EpochRow]:
         _, prepared = load_inputs(study, {}, None)
         resources = plan_resources(study.config, find_machines(study.config.address))
         settings = run_settings(study, resources)
-        search(study, ray.put(prepared.training), settings, resources, Screen())
+        run_search(study, RunContext(ray.put(prepared.training), settings, resources, Screen()))
     return study.rundir.read_epochs()
 
 

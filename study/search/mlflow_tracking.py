@@ -32,9 +32,9 @@ from ray.tune.experiment import Trial
 
 from analysis.rundir import EpochRow, TrialRow
 from study.errors import UserError
-from study.scheduler import SCORE
 from study.screen import Screen
-from study.searcher import StudySearch
+from study.search.scheduler import SCORE
+from study.search.searcher import StudySearch
 from study.study import Study
 
 # What MLflow has to say would stand in the middle of the study's own lines.

@@ -9,7 +9,14 @@ from optuna.trial import FrozenTrial
 
 from analysis.rundir import EpochRow, RunDir, TrialRow
 from search_spaces import Value
-from study.searcher import State, open_study, run_id, settle, state_of, trial_seed
+from study.search.searcher import (
+    State,
+    finish_interrupted_trial,
+    open_study,
+    run_id,
+    state_of,
+    trial_seed,
+)
 from study.study import Study
 
 #: Per arm, the weights of so many of the best trials are kept.
@@ -18,7 +25,7 @@ KEPT_PER_ARM = 3
 
 def trial_rows(study: Study, storage: optuna.storages.RDBStorage) -> list[TrialRow]:
     """Every trial that has ended, arm by arm, from optuna.db and epochs.jsonl."""
-    epochs = _epochs_by_run(study)
+    epochs = _epochs_by_run(study.rundir)
     rows = []
     for arm in study.searched:
         fixed = study.space.fixed_values(arm)
@@ -40,10 +47,10 @@ def count_interrupted(study: Study, storage: optuna.storages.RDBStorage) -> int:
     return sum(not trial.state.is_finished() for ot in studies for trial in ot.get_trials(False))
 
 
-def tidy(study: Study, storage: optuna.storages.RDBStorage) -> None:
+def recover(study: Study, storage: optuna.storages.RDBStorage) -> None:
     """Finish what an earlier start was doing when it died: ends not yet told, files not deleted."""
     rundir = study.rundir
-    epochs = _epochs_by_run(study)
+    epochs = _epochs_by_run(study.rundir)
     for arm in study.searched:
         ot_study = open_study(storage, arm.name, study.mode)
         for trial in ot_study.get_trials(deepcopy=False):
@@ -53,13 +60,13 @@ def tidy(study: Study, storage: optuna.storages.RDBStorage) -> None:
                 continue
             reached_end = rows[-1].epoch >= study.config.epochs and rundir.has(rundir.weights(name))
             if rows[-1].rung == "stop" or reached_end:
-                settle(ot_study, trial, rows, study.config.epochs)
+                finish_interrupted_trial(ot_study, trial, rows, study.config.epochs)
     ended = trial_rows(study, storage)
     for row in ended:
         rundir.delete(rundir.state(row.run_id))
         if row.state != "completed":
             rundir.delete(rundir.weights(row.run_id))
-    delete_worse(rundir, completed_by_arm(ended), study.mode)
+    prune_weights(rundir, completed_by_arm(ended), study.mode)
 
 
 def completed_by_arm(ended: Iterable[TrialRow]) -> dict[str, list[tuple[float, str]]]:
@@ -71,7 +78,7 @@ def completed_by_arm(ended: Iterable[TrialRow]) -> dict[str, list[tuple[float, s
     return completed
 
 
-def delete_worse(
+def prune_weights(
     rundir: RunDir,
     completed: Mapping[str, Iterable[tuple[float, str]]],
     mode: Literal["min", "max"],
@@ -93,9 +100,9 @@ def delete_worse(
     return kept
 
 
-def _epochs_by_run(study: Study) -> dict[str, list[EpochRow]]:
+def _epochs_by_run(rundir: RunDir) -> dict[str, list[EpochRow]]:
     epochs: dict[str, list[EpochRow]] = {}
-    for row in study.rundir.read_epochs():
+    for row in rundir.read_epochs():
         epochs.setdefault(row.run_id, []).append(row)
     return epochs
 

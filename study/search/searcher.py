@@ -9,9 +9,9 @@ Ray's `OptunaSearch` is the engine. Three things are added to it, each because i
 - A start takes over what an earlier start of the same study left in optuna.db: trials that were
   interrupted go first, and the sampler's seed moves on with the number of trials.
 
-The sampler works on a copy of the arm's trials in memory (`study/memory.py`), and optuna.db is
-written, not read, while trials run: one transaction when a trial starts, one per epoch, and one
-when it ends, however many there are.
+The sampler works on a copy of the arm's trials in memory (study/search/sampler_memory.py), and
+optuna.db is written, not read, while trials run: one transaction when a trial starts, one per
+epoch, and one when it ends, however many there are.
 """
 
 import time
@@ -32,9 +32,9 @@ from ray.tune.search.optuna import OptunaSearch
 
 from analysis.rundir import EpochRow
 from search_spaces import Arm, Choice, Fixed, Float, Range, Space
-from study.memory import SamplerMemory
-from study.optuna_rows import write_begin, write_end
-from study.scheduler import EPOCH, SCORE
+from study.search.optuna_rows import write_begin, write_end
+from study.search.sampler_memory import SamplerMemory
+from study.search.scheduler import EPOCH, SCORE
 from study.seeds import derive_seed
 
 State = Literal["completed", "pruned", "diverged", "failed"]
@@ -258,7 +258,9 @@ class ArmSearch(OptunaSearch):
         return (self._memory, number), (self._study._storage, self._ids[number])
 
 
-def settle(study: optuna.Study, trial: FrozenTrial, rows: Sequence[EpochRow], epochs: int) -> None:
+def finish_interrupted_trial(
+    study: optuna.Study, trial: FrozenTrial, rows: Sequence[EpochRow], epochs: int
+) -> None:
     """Tell Optuna how a trial ended whose end it has not heard of, since the driver died.
 
     Args:

@@ -18,9 +18,10 @@ from ray import tune
 from analysis.rundir import RunDir
 from analysis.rundir.metric import Metric
 from search_spaces import Value
-from study.hangs import Watch, hang_file, watched
 from study.models.state_dict import save_whole
-from study.packing import Load, measure, memory_share
+from study.runs.gpu_load import Load, measure_load, memory_share
+from study.runs.hang_reports import hang_file
+from study.runs.watchdog import Watch, watched
 from study.storage.mirror import worker_copy
 from study.storage.object_store import Remote
 from study.system.malloc import give_back_freed, keep_freed
@@ -66,7 +67,7 @@ class RunSettings:
 
 
 @dataclass(frozen=True)
-class Measured:
+class PartMetrics:
     """Loss (nats) and accuracies (fractions) of a model on each part, in evaluation mode."""
 
     train_loss: float
@@ -86,9 +87,9 @@ class Confirmation:
 
     epochs: tuple[EpochMetrics, ...]
     best: EpochWeights
-    selected: Measured
+    selected: PartMetrics
     """At the best epoch, on the whole of train, val and test."""
-    last: Measured
+    last: PartMetrics
     """The same at the last epoch."""
     val_logits: np.ndarray
     """float16 [n, classes], at the best epoch."""
@@ -234,14 +235,14 @@ def run_confirmation(
         )
 
 
-def measure_load(
+def run_load_measurement(
     hyperparameters: Mapping[str, Value],
     shared: "list[ray.ObjectRef[TrainingArrays]]",
     settings: RunSettings,
 ) -> Load:
     """What one run asks of a GPU; see `packing.measure`."""
     with _device(settings) as device:
-        return measure(hyperparameters, _training_data(shared[0], device))
+        return measure_load(hyperparameters, _training_data(shared[0], device))
 
 
 def worker_rundir(settings: RunSettings) -> RunDir:
@@ -300,7 +301,7 @@ def _watched(attempt: Attempt, settings: RunSettings) -> Iterator[Watch]:
 
 def _measure(
     snapshot: EpochWeights, hyperparameters: Mapping[str, Value], data: TrainingData, test: Part
-) -> tuple[Measured, np.ndarray, np.ndarray]:
+) -> tuple[PartMetrics, np.ndarray, np.ndarray]:
     model = build_model(hyperparameters, data, seed=0)
     model.load_state_dict(snapshot.weights)
     figures: dict[str, float] = {}
@@ -311,7 +312,7 @@ def _measure(
         figures[f"{name}_loss"], figures[f"{name}_accuracy"] = loss, accuracy
         figures[f"{name}_balanced_accuracy"] = balanced_accuracy(values, part.labels)
         logits.append(values.half().cpu().numpy())
-    return Measured(**figures), logits[1], logits[2]
+    return PartMetrics(**figures), logits[1], logits[2]
 
 
 @contextmanager

@@ -7,29 +7,40 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from ray import tune
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 
 from analysis.rundir import EpochRow, TrialRow
 from study.errors import StorageError, StudyStoppedError, storage_error
-from study.failures import (
-    EmergencyStop,
-    Failure,
-    FailureStreak,
-    failure_from_text,
-    failure_of,
-)
-from study.hangs import find_hang
-from study.scheduler import EPOCH, SCORE, rung_decision
+from study.runs.failures import Failure, failure_from_text, failure_of
+from study.runs.hang_reports import find_hang
+from study.runs.retry import FailureStreak, choose_retry
+from study.runs.worker import AGAIN, worker_name
 from study.screen import EndedRun, Screen
-from study.searcher import StudySearch
+from study.search.scheduler import EPOCH, SCORE, rung_decision
+from study.search.searcher import StudySearch
+from study.search.trials import completed_by_arm, prune_weights
 from study.study import Study
 from study.system import signals
-from study.trials import completed_by_arm, delete_worse
-from study.worker import AGAIN, worker_name
 
 
-class SearchRecorder(Callback):
+class EmergencyStop(tune.Stopper):
+    """Ends the search early where going on makes no sense; trials under way stay interrupted."""
+
+    def __init__(self) -> None:
+        self.reason: StudyStoppedError | None = None
+
+    def __call__(self, trial_id: str, result: dict[str, object]) -> bool:
+        """Whether to stop one trial: never."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether to stop everything."""
+        return self.reason is not None
+
+
+class SearchCallback(Callback):
     """Writes down what happens in the search, and shows it."""
 
     def __init__(
@@ -133,19 +144,17 @@ class SearchRecorder(Callback):
             rundir.snapshot()
             rundir.delete(rundir.state(trial.config["run_id"]))
             if completed:
-                self._completed = delete_worse(rundir, self._completed, self._study.mode)
+                self._completed = prune_weights(rundir, self._completed, self._study.mode)
 
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: object
     ) -> None:
-        """Do with a trial that did not end well what `study.failures` says of it."""
+        """Do with a trial that did not end well what `choose_retry` says."""
         run_id, attempt = trial.config["run_id"], trial.config["attempt"]
         failure = _failure_of(trial)
         state: Literal["diverged", "failed"] = "failed"
         reason, traceback = failure.reason, failure.traceback
-        if failure.kind == "storage":
-            self._stop.reason = StorageError(reason)
-            return
+        losses = 0
         if failure.kind == "lost":
             if hang := find_hang(self._study, run_id, attempt):
                 reason, traceback = hang.reason, hang.traceback
@@ -153,16 +162,24 @@ class SearchRecorder(Callback):
                 trial.trial_id, came_further=run_id in self._came_further
             )
             self._came_further.discard(run_id)
-            if losses <= self._study.config.max_failures:
+        max_failures = self._study.config.max_failures
+        match choose_retry(
+            failure.kind, losses=losses, max_failures=max_failures, alone=self._alone
+        ):
+            case "stop":
+                self._stop.reason = StorageError(reason)
+                return
+            case "now":
                 self._searcher.put_back(trial.trial_id)
                 self._screen.run_set_aside(run_id, f"{reason}; it goes on from its last state")
                 return
-            reason = f"lost {losses} times; the last time {reason}"
-        elif failure.kind == "memory":
-            if not self._alone:
+            case "alone":
                 self._searcher.set_aside(trial.trial_id)
                 self._screen.run_set_aside(run_id, f"{reason}; it runs again at the end, alone")
                 return
+        if failure.kind == "lost":
+            reason = f"lost {losses} times; the last time {reason}"
+        elif failure.kind == "memory":
             reason = f"without another run beside it, {reason}"
         elif failure.kind == "diverged":
             state = "diverged"

@@ -16,6 +16,7 @@ import tyro
 from study.errors import UserError
 from study.screen import Screen
 from study.storage.location import Location
+from study.storage.lock import exclusive_access
 from study.storage.object_store import is_uri
 from study.study import Study, parse_config, resolve_study
 from study.system.cli import parse_arguments, run_command
@@ -47,9 +48,6 @@ def main(words: Sequence[str] | None = None) -> int:
     def body() -> int:
         arguments = parse_arguments(ExportArguments, PROG, sys.argv[1:] if words is None else words)
         study = find_study(arguments)
-        # Only now: torch takes seconds to import, which a wrong argument need not wait for.
-        from study.phases import export_again
-
         export_again(study, arguments.to, Screen())
         return 0
 
@@ -82,6 +80,35 @@ def find_study(arguments: ExportArguments) -> Study:
         raise UserError(str(error).replace("--export ", "--arm ")) from None
 
 
+def export_again(study: Study, to: Path | None, screen: Screen) -> None:
+    """Export another model of a study that has ended.
+
+    Args:
+        study: With the wanted model as its `export`.
+        to: The folder; None: best_model/ of the run directory.
+        screen: Shows where the model is.
+
+    Raises:
+        UserError: There is no such model, or data or weights are not those of the study.
+        RunDirError: A file of the run directory cannot be read.
+    """
+    # Only now: torch takes seconds to import, which a wrong argument need not wait for.
+    from study.export.write import export_best_model, show_export
+    from study.inputs import load_inputs
+    from study.provenance import describe_inputs
+    from study.resume import check_same_inputs, pinned_sources
+    from study.search.champions import find_champions
+
+    with exclusive_access(study.rundir, study.remote, screen.print) as rundir:
+        study = replace(study, rundir=rundir)
+        record = rundir.read_study()
+        inputs, _ = load_inputs(study, pinned_sources(record), None)
+        check_same_inputs(record, describe_inputs(inputs))
+        champions = find_champions(rundir, study.space)
+        exported = export_best_model(study, champions, inputs, to)
+    show_export(study, exported, to, screen)
+
+
 def check_place(folder: Path) -> None:
     """Make sure that writing to a folder replaces an exported model, or nothing.
 
@@ -99,7 +126,3 @@ def check_place(folder: Path) -> None:
             f"--to {folder}: holds other files; give a folder that is new, empty, or an exported"
             " model."
         )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -11,8 +11,8 @@ from typing import IO
 
 import numpy as np
 
-from study import standalone
 from study.errors import StudyStoppedError
+from study.export import standalone
 from study.system.progress import progress
 
 #: What an exported file must keep of the model, in fp32, over all test images.
@@ -97,7 +97,7 @@ def verify(
     Raises:
         StudyStoppedError: The file cannot be run, or its answers are others.
     """
-    found = ask(running, pixels, rows, expected.shape[1])
+    found = compute_probabilities(running, pixels, rows, expected.shape[1])
     agreement = Agreement(
         images=len(rows),
         same_answers=float((found.argmax(axis=1) == expected.argmax(axis=1)).mean()),
@@ -116,7 +116,9 @@ def verify(
     return agreement
 
 
-def ask(running: Running, pixels: np.ndarray, rows: np.ndarray, classes: int) -> np.ndarray:
+def compute_probabilities(
+    running: Running, pixels: np.ndarray, rows: np.ndarray, classes: int
+) -> np.ndarray:
     """Probabilities by an exported file, fp32 [rows, classes].
 
     Args:

@@ -8,19 +8,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from analysis.rundir import ConfirmRow, RunDirError
+from analysis.rundir import ConfirmRow, RunDir, RunDirError
 from analysis.rundir.metric import Metric, is_better
 from analysis.rundir.predictions import read_predictions
 from search_spaces import Value
-from study.champions import Champion
-from study.confirm import best_of
+from study.confirm.run import best_of
 from study.errors import UserError
+from study.search.champions import Champion
 from study.study import Study
 from study.training.evaluate import balanced_accuracy, loss_and_accuracy
 
 
 @dataclass(frozen=True)
-class Chosen:
+class Selection:
     """The run whose model is exported, or the runs whose heads make an ensemble."""
 
     run_ids: tuple[str, ...]
@@ -38,7 +38,7 @@ class Chosen:
     """Whether the ensemble's score is better than that."""
 
 
-def choose(study: Study, champions: Sequence[Champion]) -> Chosen:
+def select_model(study: Study, champions: Sequence[Champion]) -> Selection:
     """What `--export` asks for.
 
     Args:
@@ -54,14 +54,14 @@ def choose(study: Study, champions: Sequence[Champion]) -> Chosen:
     wanted = [row for row in rows if what in ("best", row.setting)]
     if wanted:
         row = best_of(wanted, study.config.metric)
-        weights = _weights(study, row.run_id)
-        return Chosen((row.run_id,), dict(row.hyperparameters), row.score, (weights,), (row,))
+        weights = _weights(study.rundir, row.run_id)
+        return Selection((row.run_id,), dict(row.hyperparameters), row.score, (weights,), (row,))
     if rows:
         raise UserError(f"--export {what}: no confirmation run of that setting has ended well.")
     return _choose_champion(study, [c for c in champions if what in ("best", c.arm)])
 
 
-def _choose_champion(study: Study, champions: Sequence[Champion]) -> Chosen:
+def _choose_champion(study: Study, champions: Sequence[Champion]) -> Selection:
     best: Champion | None = None
     for champion in champions:
         if champion.run_id and (
@@ -74,10 +74,12 @@ def _choose_champion(study: Study, champions: Sequence[Champion]) -> Chosen:
             " confirmation runs (--seeds 0)."
         )
     run_id = str(best.run_id)
-    return Chosen((run_id,), dict(best.hyperparameters), best.score, (_weights(study, run_id),), ())
+    return Selection(
+        (run_id,), dict(best.hyperparameters), best.score, (_weights(study.rundir, run_id),), ()
+    )
 
 
-def _choose_ensemble(study: Study, rows: Sequence[ConfirmRow]) -> Chosen:
+def _choose_ensemble(study: Study, rows: Sequence[ConfirmRow]) -> Selection:
     """Of all recipes with all settings, the one whose runs together are best on val."""
     metric = study.config.metric
     cells: dict[tuple[str, str], list[ConfirmRow]] = {}
@@ -86,27 +88,27 @@ def _choose_ensemble(study: Study, rows: Sequence[ConfirmRow]) -> Chosen:
     best: list[ConfirmRow] = []
     best_score = 0.0
     for cell in cells.values():
-        score = _score_together(study, cell, metric)
+        score = _score_together(study.rundir, cell, metric)
         if not best or is_better(score, best_score, metric):
             best, best_score = cell, score
     best_single = best_of(rows, metric).score
-    return Chosen(
+    return Selection(
         tuple(row.run_id for row in best),
         dict(best[0].hyperparameters),
         best_score,
-        tuple(_weights(study, row.run_id) for row in best),
+        tuple(_weights(study.rundir, row.run_id) for row in best),
         tuple(best),
         best_single,
         is_better(best_score, best_single, metric),
     )
 
 
-def _score_together(study: Study, rows: Sequence[ConfirmRow], metric: Metric) -> float:
+def _score_together(rundir: RunDir, rows: Sequence[ConfirmRow], metric: Metric) -> float:
     """The metric on val of the runs' mean probabilities, from their stored predictions."""
     stored = []
     for row in rows:
-        file = study.rundir.predictions(row.run_id)
-        study.rundir.fetch(file)
+        file = rundir.predictions(row.run_id)
+        rundir.fetch(file)
         try:
             stored.append(read_predictions(file, "val"))
         except RunDirError as error:
@@ -121,9 +123,9 @@ def _score_together(study: Study, rows: Sequence[ConfirmRow], metric: Metric) ->
     }[metric]
 
 
-def _weights(study: Study, run_id: str) -> dict[str, Tensor]:
-    file = study.rundir.weights(run_id)
-    study.rundir.fetch(file)
+def _weights(rundir: RunDir, run_id: str) -> dict[str, Tensor]:
+    file = rundir.weights(run_id)
+    rundir.fetch(file)
     try:
         return load_file(file)
     except (OSError, SafetensorError) as error:

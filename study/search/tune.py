@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import optuna
-import ray
 from ray import tune
 from ray.air._internal import usage
 from ray.tune.experiment import Trial
@@ -20,50 +19,41 @@ from ray.tune.experiment import Trial
 from analysis.rundir import TrialRow
 from analysis.rundir.optuna_db import open_storage
 from study.cluster.resources import Resources
-from study.errors import storage_error
-from study.failures import EmergencyStop, Failure, failure_of
-from study.recorder import SearchRecorder
-from study.scheduler import SCORE, ArmScheduler
+from study.errors import UserError, storage_error
+from study.runs.context import RunContext
+from study.runs.failures import Failure, failure_of
+from study.runs.worker import run_trial
 from study.screen import EndedRun, Screen
-from study.searcher import ArmSearch, StudySearch
+from study.search.callback import EmergencyStop, SearchCallback
+from study.search.scheduler import SCORE, ArmScheduler
+from study.search.searcher import ArmSearch, StudySearch
+from study.search.trials import count_interrupted, recover, trial_rows
 from study.study import Study
-from study.training.data import TrainingArrays
-from study.trials import count_interrupted, tidy, trial_rows
-from study.worker import RunSettings, run_trial
 
 if TYPE_CHECKING:
-    from study.tracking import TrialTracker
+    from study.search.mlflow_tracking import TrialTracker
 
 
-def search(
-    study: Study,
-    training: "ray.ObjectRef[TrainingArrays]",
-    settings: RunSettings,
-    resources: Resources,
-    screen: Screen,
-) -> None:
+def run_search(study: Study, context: RunContext) -> None:
     """Run the trials that are missing, then write trials.csv.
 
     A trial that ran out of memory beside others is set aside; these run last, one by one.
 
     Args:
         study: Its run directory holds what earlier starts left.
-        training: The data without `test`, in Ray's object store.
-        settings: What all runs have in common.
-        resources: Of one trial.
-        screen: Shows the progress.
+        context: What every trial gets, and the screen that shows them.
 
     Raises:
         UserError: The run directory cannot be written to, or trial after trial has failed.
     """
     if not study.searched:
         return
-    config = study.config
+    config, screen = study.config, context.screen
     storage = open_storage(study.rundir.optuna_db)
     tracker = _make_tracker(study, screen)
     if not study.rundir.confirm.exists():
         deadline = None if config.time_budget is None else time.time() + 60 * config.time_budget
-        tidy(study, storage)
+        recover(study, storage)
         study.rundir.snapshot()
         groups = {arm.name: study.trials_per_arm[arm.name] for arm in study.searched}
         with screen.phase("Search", config.metric, config.epochs, groups) as view:
@@ -77,9 +67,7 @@ def search(
                     f" {interrupted or 'none'} were interrupted and go on from their last states"
                 )
             try:
-                _run_missing(
-                    study, storage, training, settings, resources, screen, deadline, tracker
-                )
+                _run_missing(study, storage, context, deadline, tracker)
             except BaseException:
                 if tracker:
                     tracker.interrupt()
@@ -91,12 +79,33 @@ def search(
         tracker.catch_up(ended)
 
 
+def check_tracking(study: Study) -> None:
+    """Make sure, before anything is written, that MLflow can be reached where it is asked for.
+
+    Raises:
+        UserError: It is not installed, or `check_server` says why not.
+    """
+    uri = study.config.mlflow
+    if uri is None:
+        return
+    try:
+        # Optional, and slow to import.
+        from study.search.mlflow_tracking import check_server
+    except ImportError as error:
+        raise UserError(
+            f"--mlflow: MLflow cannot be imported ({error}); install it with `pip install -e"
+            " .[mlflow]`, or run `uv run --extra mlflow run_study.py`."
+        ) from error
+    name = str(study.config.name)
+    check_server(uri, name, is_new=not study.location.holds(name))
+
+
 def _make_tracker(study: Study, screen: Screen) -> "TrialTracker | None":
     """What logs the trials to MLflow, where that is asked for."""
     if study.config.mlflow is None:
         return None
     # MLflow is optional, and slow to import.
-    from study.tracking import TrialTracker
+    from study.search.mlflow_tracking import TrialTracker
 
     return TrialTracker(study, screen)
 
@@ -104,27 +113,22 @@ def _make_tracker(study: Study, screen: Screen) -> "TrialTracker | None":
 def _run_missing(
     study: Study,
     storage: optuna.storages.RDBStorage,
-    training: "ray.ObjectRef[TrainingArrays]",
-    settings: RunSettings,
-    resources: Resources,
-    screen: Screen,
+    context: RunContext,
     deadline: float | None,
     tracker: "TrialTracker | None",
 ) -> None:
     """Run the trials that are missing, at last and one by one those that were set aside."""
+    screen = context.screen
     for alone in (False, True):
         if alone:
-            resources = resources.one_at_a_time()
-            settings = replace(settings, gpu_share=resources.gpus)
+            context = context.one_at_a_time()
         while True:
             arms = _arm_searches(study, storage, alone=alone)
             if all(arm.exhausted for arm in arms.values()):
                 break
             searcher, stop = StudySearch(arms, study.mode, deadline), EmergencyStop()
             try:
-                _tuner(
-                    study, storage, training, settings, resources, searcher, stop, screen, tracker
-                ).fit()
+                _tuner(study, storage, context, searcher, stop, tracker).fit()
             except Exception as error:  # whatever broke under Ray: what is known of it goes first
                 known = stop.reason or storage_error(_whole_text(error), study.rundir.path)
                 failure = failure_of(error.__cause__ or error)
@@ -133,11 +137,12 @@ def _run_missing(
                 # Ray Tune gives up where Ray's memory monitor ends a worker. Which trial it was
                 # that took so much is not known.
                 if failure.kind == "memory":
-                    resources = replace(resources, at_once=max(1, resources.at_once // 2))
+                    half = max(1, context.resources.at_once // 2)
+                    context = context.with_resources(replace(context.resources, at_once=half))
                 _lose_all(study, searcher, failure, screen)
                 screen.print(
                     f"{failure.reason}; the trials under way go on from their last states,"
-                    f" {resources.at_once} at once"
+                    f" {context.resources.at_once} at once"
                 )
                 continue
             if stop.reason is not None:
@@ -181,22 +186,21 @@ def _arm_searches(
 def _tuner(
     study: Study,
     storage: optuna.storages.RDBStorage,
-    training: "ray.ObjectRef[TrainingArrays]",
-    settings: RunSettings,
-    resources: Resources,
+    context: RunContext,
     searcher: StudySearch,
     stop: EmergencyStop,
-    screen: Screen,
     tracker: "TrialTracker | None",
 ) -> tune.Tuner:
-    ended = trial_rows(study, storage)
-    recorder = SearchRecorder(study, searcher, screen, stop, ended, alone=resources.alone)
+    ended, resources = trial_rows(study, storage), context.resources
+    recorder = SearchCallback(study, searcher, context.screen, stop, ended, alone=resources.alone)
     import_no_loggers()
     arms = [arm.name for arm in study.space.arms]
     epochs = study.rundir.read_epochs()
     scheduler = ArmScheduler(arms, study.mode, study.config.epochs, epochs)
     # The reference travels in a list so that Ray hands on the reference, not the arrays.
-    trainable = tune.with_parameters(run_trial, shared=[training], settings=settings)
+    trainable = tune.with_parameters(
+        run_trial, shared=[context.training], settings=context.settings
+    )
     return tune.Tuner(
         tune.with_resources(trainable, _placement(resources)),
         tune_config=tune.TuneConfig(

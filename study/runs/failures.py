@@ -1,18 +1,12 @@
-"""Why a run failed, and what follows from that.
+"""Why a run failed, and what an error means to the user."""
 
-A run that fails by itself would fail again. A run that was lost with its process or its machine is
-tried again, one that ran out of memory too, but alone; and where nothing can be written any more,
-the study stops, since nothing else would be kept.
-"""
-
-import re
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from ray import tune
 from ray.exceptions import (
     NodeDiedError,
+    OutOfDiskError,
     OutOfMemoryError,
     RayActorError,
     RayError,
@@ -23,7 +17,7 @@ from ray.exceptions import (
 from study.errors import StorageError, StudyStoppedError, first_line, storage_error
 from study.training.loop import NonFiniteLossError
 
-Kind = Literal["diverged", "failed", "memory", "lost", "storage"]
+FailureKind = Literal["diverged", "failed", "memory", "lost", "storage"]
 
 #: How the C and C++ allocators under torch, and CUDA's libraries, say that there is no memory left.
 _NO_MEMORY = (
@@ -40,7 +34,7 @@ _NO_MEMORY = (
 class Failure:
     """How a run ended that did not end well."""
 
-    kind: Kind
+    kind: FailureKind
     reason: str
     """One line."""
     traceback: str
@@ -73,51 +67,28 @@ def failure_from_text(traceback: str) -> Failure:
     return Failure("lost", f"Ray has lost it ({lines[-1]})", traceback)
 
 
-class EmergencyStop(tune.Stopper):
-    """Ends the search early where going on makes no sense; trials under way stay interrupted."""
-
-    def __init__(self) -> None:
-        self.reason: StudyStoppedError | None = None
-
-    def __call__(self, trial_id: str, result: dict[str, object]) -> bool:
-        """Whether to stop one trial: never."""
-        return False
-
-    def stop_all(self) -> bool:
-        """Whether to stop everything."""
-        return self.reason is not None
-
-
-class FailureStreak:
-    """Runs that fail one after the other for the same cause."""
-
-    def __init__(self, limit: int) -> None:
-        """Start with none; `limit` is how many are too many."""
-        self._limit = limit
-        self._cause, self._length = "", 0
-
-    def end(self) -> None:
-        """A run ended well."""
-        self._cause, self._length = "", 0
-
-    def add(self, reason: str) -> StudyStoppedError | None:
-        """A run failed: why the study should stop, if it should."""
-        # Addresses, sizes and process numbers differ where the cause is the same.
-        cause = re.sub(r"0x[0-9a-f]+|\d+", "", reason)
-        self._length = self._length + 1 if cause == self._cause else 1
-        self._cause = cause
-        if self._length < self._limit:
-            return None
-        return StudyStoppedError(
-            f"{self._length} runs in a row have failed for the same cause: {reason}. Their"
-            " tracebacks are in failures/ of the run directory. Mend the cause, or let more of them"
-            " fail with --stop-after-failures."
-        )
-
-
 def _loss(error: RayError) -> str:
     if "node has died" in str(error) or isinstance(error, NodeDiedError):
         return "its machine was lost"
     if isinstance(error, RayActorError | WorkerCrashedError):
         return "its process died"
     return f"Ray has lost it ({type(error).__name__}: {first_line(error)})"
+
+
+def as_user_error(error: BaseException, run_dir: object) -> StudyStoppedError | None:
+    """What an error of the disk or of Ray means to the user; None for any other.
+
+    Args:
+        error: The error.
+        run_dir: The run directory, for the message.
+    """
+    if isinstance(error, OutOfDiskError):
+        return StudyStoppedError(
+            "Ray's object store in memory cannot hold the data, and the disk that it lays the rest"
+            " on (that of RAY_TMPDIR, else of /tmp) is too full for that: free some space there."
+        )
+    if isinstance(error, RayError):
+        return StudyStoppedError(f"Ray has failed: {type(error).__name__}: {first_line(error)}.")
+    if isinstance(error, OSError):
+        return storage_error(error, run_dir)
+    return None

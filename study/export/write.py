@@ -15,20 +15,21 @@ from torch import Tensor
 
 from analysis.frames import load_frames
 from analysis.rundir import write_whole
+from analysis.rundir.metric import Metric
 from analysis.stats.verdict import compute_verdict, describe_loss
-from study import bundle, portable, verify
-from study.bundle import Bundle
-from study.card import Measured, measure, write_card
-from study.champions import Champion
-from study.choose import Chosen, choose
 from study.errors import UserError, storage_error
+from study.export import bundle, formats, verify
+from study.export.model import ModelParts, predict_logits
+from study.export.model_card import ExportMetrics, compute_export_metrics, write_card
+from study.export.select import Selection, select_model
+from study.export.verify import Agreement
 from study.features.standardise import no_standardisation
 from study.inputs import Inputs
 from study.models.state_dict import part_of
-from study.screen import describe_score
+from study.screen import Screen, describe_score
+from study.search.champions import Champion
 from study.study import Study
 from study.system.cache import sha256_of
-from study.verify import Agreement
 
 SUMS, REQUIREMENTS = "SHA256SUMS", "requirements.txt"
 
@@ -37,13 +38,13 @@ SUMS, REQUIREMENTS = "SHA256SUMS", "requirements.txt"
 class Exported:
     """What was exported, and how good it is."""
 
-    chosen: Chosen
-    measured: Measured
+    chosen: Selection
+    measured: ExportMetrics
     agreements: Mapping[str, Agreement]
     """By the name of the file."""
 
 
-def export(
+def export_best_model(
     study: Study, champions: Sequence[Champion], inputs: Inputs, to: Path | None = None
 ) -> Exported:
     """Write the model that `--export` asks for and evaluate it as it will be used.
@@ -64,7 +65,7 @@ def export(
     """
     dataset, test = inputs.dataset, inputs.split.test
     height, width = dataset.pixels.shape[1:3]
-    chosen = choose(study, champions)
+    chosen = select_model(study, champions)
     content = _bundle(chosen, inputs)
     record = _record(study, chosen, inputs)
     path = to or study.rundir.best_model
@@ -77,17 +78,17 @@ def export(
         labels = np.asarray(dataset.labels[test])
         with ExitStack() as processes:
             running = {}
-            for name, write in portable.WRITERS.items():
+            for name, write in formats.WRITERS.items():
                 write(model, folder / name)
                 # It loads the file while this process goes on.
                 started = verify.start(folder / name, height, width, model.images_at_once)
                 running[name] = processes.enter_context(started)
-            logits = bundle.compute_logits(model, dataset.pixels, test, "Measuring the best model")
-            measured = measure(logits, torch.from_numpy(labels))
+            logits = predict_logits(model, dataset.pixels, test, "Measuring the best model")
+            measured = compute_export_metrics(logits, torch.from_numpy(labels))
             expected = logits.softmax(dim=1).numpy()
             agreements = {
                 name: verify.verify(running[name], dataset.pixels, test, labels, expected)
-                for name in (portable.ONNX, portable.PROGRAM)
+                for name in (formats.ONNX, formats.PROGRAM)
             }
         record["test"] = {**asdict(measured), "how": "from the images, in fp32"}
         record["verified"] = {name: asdict(found) for name, found in agreements.items()}
@@ -101,7 +102,7 @@ def export(
     return Exported(chosen, measured, agreements)
 
 
-def describe(exported: Exported) -> str:
+def describe_export(exported: Exported) -> str:
     """The exported model in a phrase, with its test accuracy measured anew."""
     chosen, measured = exported.chosen, exported.measured
     name = chosen.run_ids[0] if len(chosen.run_ids) == 1 else f"{len(chosen.run_ids)} heads"
@@ -114,11 +115,18 @@ def describe(exported: Exported) -> str:
     )
 
 
-def describe_ensemble_gain(study: Study, chosen: Chosen) -> str:
+def show_export(study: Study, exported: Exported, to: Path | None, screen: Screen) -> None:
+    """Print where the exported model is, and how good."""
+    if gain := describe_ensemble_gain(exported.chosen, study.config.metric):
+        screen.print(gain)
+    place = study.where(study.rundir.best_model) if to is None else str(to)
+    screen.print(f"Best model: {place} ({describe_export(exported)})")
+
+
+def describe_ensemble_gain(chosen: Selection, metric: Metric) -> str:
     """What an ensemble gains on val over the best single run, as a sentence; empty for others."""
     if chosen.best_single is None:
         return ""
-    metric = study.config.metric
     return (
         f"On val the ensemble of {len(chosen.run_ids)} heads has"
         f" {describe_score(chosen.score, metric)}, the best single run"
@@ -127,9 +135,9 @@ def describe_ensemble_gain(study: Study, chosen: Chosen) -> str:
     )
 
 
-def _bundle(chosen: Chosen, inputs: Inputs) -> Bundle:
+def _bundle(chosen: Selection, inputs: Inputs) -> ModelParts:
     backbone = _backbone(chosen.trained[0])
-    return Bundle(
+    return ModelParts(
         classes=inputs.dataset.classes,
         preprocess=inputs.preprocess,
         side=inputs.dataset.side,
@@ -147,7 +155,7 @@ def _backbone(trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k: value for k, value in backbone.items() if not k.endswith("num_batches_tracked")}
 
 
-def _record(study: Study, chosen: Chosen, inputs: Inputs) -> dict[str, Any]:
+def _record(study: Study, chosen: Selection, inputs: Inputs) -> dict[str, Any]:
     """What config.json says of where the model comes from."""
     verdict = compute_verdict(load_frames(study.rundir.path))
     record: dict[str, Any] = {
@@ -166,7 +174,7 @@ def _record(study: Study, chosen: Chosen, inputs: Inputs) -> dict[str, Any]:
     return record
 
 
-def _find_exported(path: Path, chosen: Chosen, record: Mapping[str, Any]) -> Exported | None:
+def _find_exported(path: Path, chosen: Selection, record: Mapping[str, Any]) -> Exported | None:
     """What stands at a place already, if it is whole and what would be written there."""
     try:
         config = bundle.read_config(path)
@@ -180,7 +188,7 @@ def _find_exported(path: Path, chosen: Chosen, record: Mapping[str, Any]) -> Exp
         for name in ("accuracy_interval", "class_accuracy"):
             measured[name] = tuple(measured[name])
         agreements = {name: Agreement(**found) for name, found in config["verified"].items()}
-        return Exported(chosen, Measured(**measured), agreements)
+        return Exported(chosen, ExportMetrics(**measured), agreements)
     except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 

@@ -5,10 +5,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from analysis.frames import compute_champions, load_frames
-from analysis.rundir import TrialRow
-from search_spaces import Value
+from analysis.rundir import RunDir, TrialRow
+from search_spaces import Space, Value
 from study.errors import UserError
-from study.study import Study
 
 
 @dataclass(frozen=True)
@@ -23,19 +22,19 @@ class Champion:
     """NaN where the arm has nothing to search."""
 
 
-def champions(study: Study) -> tuple[Champion, ...]:
+def find_champions(rundir: RunDir, space: Space) -> tuple[Champion, ...]:
     """The champion of each arm in the space's order, from trials.csv.
 
     Raises:
         UserError: No trial of an arm reached the last epoch.
     """
-    trials = study.rundir.read_trials()
-    chosen = set(compute_champions(load_frames(study.rundir.path))["run_id"])
+    trials = rundir.read_trials()
+    chosen = set(compute_champions(load_frames(rundir.path))["run_id"])
     best = {row.arm: row for row in trials if row.run_id in chosen}
     found = []
-    for arm in study.space.arms:
-        if not study.space.searches(arm):
-            found.append(Champion(arm.name, study.space.fixed_values(arm), None, math.nan))
+    for arm in space.arms:
+        if not space.searches(arm):
+            found.append(Champion(arm.name, space.fixed_values(arm), None, math.nan))
         elif arm.name in best:
             row = best[arm.name]
             found.append(Champion(arm.name, row.hyperparameters, row.run_id, row.score))

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from study.bundle import Model
+from study.export.model import Model
 
 ONNX, PROGRAM = "model.onnx", "model.pt2"
 #: The newest that onnxruntime has had for long enough to be found everywhere.

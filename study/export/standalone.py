@@ -1,11 +1,11 @@
 """Runs model.onnx or model.pt2 in a process that has nothing of this project.
 
-    python -I study/standalone.py model.onnx HEIGHT WIDTH BATCH
+    python -I study/export/standalone.py model.onnx HEIGHT WIDTH BATCH
 
 Images go in on standard input, their bytes one after the other; for each BATCH of them, and for
-what is left at the end, the probabilities come out on standard output, fp32. study/verify.py starts
-it by its path; it imports the one library that a user of the file would have, and makes sure that
-neither Ray nor this project is there to help.
+what is left at the end, the probabilities come out on standard output, fp32.
+study/export/verify.py starts it by its path; it imports the one library that a user of the file
+would have, and makes sure that neither Ray nor this project is there to help.
 """
 
 import sys

@@ -15,11 +15,11 @@ from analysis.rundir import write_whole
 from analysis.rundir.predictions import Predictions
 from analysis.stats.calibration import bin_predictions
 from search_spaces import PARAMETERS
-from study.choose import Chosen
+from study.export.select import Selection
+from study.export.verify import Agreement
 from study.inputs import Inputs
 from study.study import Study
 from study.training.evaluate import balanced_accuracy, loss_and_accuracy
-from study.verify import Agreement
 
 CARD = "README.md"
 TEMPLATE = "model_card.md.j2"
@@ -49,7 +49,7 @@ BASE_MODELS = {"imagenet-v1": "timm/resnet50.tv_in1k", "imagenet-v2": "timm/resn
 
 
 @dataclass(frozen=True)
-class Measured:
+class ExportMetrics:
     """A model on the test images, in fp32."""
 
     images: int
@@ -69,7 +69,7 @@ class Measured:
     """Of each class; None for one without a test image."""
 
 
-def measure(logits: Tensor, labels: Tensor) -> Measured:
+def compute_export_metrics(logits: Tensor, labels: Tensor) -> ExportMetrics:
     """Measure logits [n, classes] by labels [n]."""
     loss, accuracy = loss_and_accuracy(logits, labels)
     right = round(accuracy * len(labels))
@@ -77,7 +77,7 @@ def measure(logits: Tensor, labels: Tensor) -> Measured:
     predictions = Predictions(logits.numpy(), labels.numpy())
     hits = predictions.guesses == predictions.labels
     by_class = [hits[predictions.labels == number] for number in range(logits.shape[1])]
-    return Measured(
+    return ExportMetrics(
         images=len(labels),
         loss=loss,
         accuracy=accuracy,
@@ -92,9 +92,9 @@ def measure(logits: Tensor, labels: Tensor) -> Measured:
 def write_card(
     folder: Path,
     study: Study,
-    chosen: Chosen,
+    chosen: Selection,
     inputs: Inputs,
-    measured: Measured,
+    measured: ExportMetrics,
     agreements: Mapping[str, Agreement],
     verdict: Sequence[str],
 ) -> None:
@@ -148,7 +148,7 @@ def write_card(
     write_whole(folder / CARD, content)
 
 
-def _metadata(study: Study, inputs: Inputs, measured: Measured) -> dict[str, Any]:
+def _metadata(study: Study, inputs: Inputs, measured: ExportMetrics) -> dict[str, Any]:
     """The card's head, in the fields that Hugging Face knows."""
     weights, dataset = inputs.weights, inputs.dataset
     data: dict[str, Any] = {"name": dataset.name, "type": dataset.name, "split": "test"}

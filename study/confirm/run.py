@@ -1,14 +1,9 @@
-"""The confirmation phase: the champions' recipes crossed with the champions' factor settings.
-
-Two searches find two recipes, and the luck of a search is as large as dropout's effect. So each
-recipe is trained anew with each setting of the factor, over seeds that the search has not used;
-runs of one recipe and one seed are matched pairs that differ in the factor alone.
-"""
+"""The confirmation phase: trains the confirmation runs that are missing, and writes confirm.csv."""
 
 from collections import Counter, deque
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import ray
 from ray.exceptions import RayError
@@ -16,92 +11,28 @@ from ray.exceptions import RayError
 from analysis.rundir import ConfirmRow, EpochRow, RunDir, RunDirError
 from analysis.rundir.metric import Metric, is_better
 from analysis.rundir.predictions import read_predictions
-from search_spaces import Fixed, Space, Value
-from study.champions import Champion
-from study.cluster.resources import Resources
+from study.confirm.design import PlannedRun, cells, planned_runs
 from study.errors import StorageError, UserError, storage_error
-from study.failures import FailureStreak, failure_of
-from study.hangs import find_hang
 from study.models.state_dict import is_readable, save_whole
+from study.runs.context import RunContext
+from study.runs.failures import failure_of
+from study.runs.hang_reports import find_hang
+from study.runs.retry import FailureStreak, Retry, choose_retry
+from study.runs.worker import Attempt, Confirmation, Process, run_confirmation
 from study.screen import EndedRun, Screen
-from study.seeds import derive_seed
+from study.search.champions import Champion
 from study.study import Study
 from study.system import signals
 from study.training.checkpoint import epochs_in_state
-from study.training.data import PartArrays, TrainingArrays
+from study.training.data import PartArrays
 from study.training.loop import EpochMetrics
-from study.worker import Attempt, Confirmation, Process, RunSettings, run_confirmation
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A recipe with a setting of the factor."""
-
-    recipe: str
-    """The arm whose champion the recipe comes from."""
-    setting: str
-    """The arm whose champion's factor value it has, or a setting of the space's own."""
-    hyperparameters: dict[str, Value]
-
-    @property
-    def name(self) -> str:
-        """How the cell is called on the screen."""
-        return f"recipe {self.recipe} · {self.setting}"
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """A confirmation run to do."""
-
-    cell: Cell
-    index: int
-    """Of the seed, from 0."""
-    seed: int
-
-    @property
-    def run_id(self) -> str:
-        """The run's name wherever it appears."""
-        return f"{self.cell.recipe}-recipe-{self.cell.setting}-{self.index}"
-
-
-def cells(space: Space, champions: Sequence[Champion]) -> tuple[Cell, ...]:
-    """Every recipe with every setting of the factor; equal cells once, under the first's name."""
-    factor = space.factor_names
-    settings = {
-        setting.name: {name: _value(setting.factor[name]) for name in factor}
-        for setting in space.settings
-    } or {
-        champion.arm: {name: champion.hyperparameters[name] for name in factor}
-        for champion in champions
-    }
-    crossed = [
-        Cell(champion.arm, name, {**champion.hyperparameters, **values})
-        for champion in champions
-        for name, values in settings.items()
-    ]
-    first: dict[tuple[tuple[str, Value], ...], Cell] = {}
-    for cell in crossed:
-        first.setdefault(tuple(sorted(cell.hyperparameters.items())), cell)
-    return tuple(first.values())
-
-
-def planned_runs(crossed: Sequence[Cell], seed: int, seeds: int) -> list[PlannedRun]:
-    """Every cell under every seed, seed by seed, so that matched pairs end together."""
-    return [
-        PlannedRun(cell, index, derive_seed(seed, "confirm", index))
-        for index in range(seeds)
-        for cell in crossed
-    ]
-
-
-def confirm(
+def run_confirmations(
     study: Study,
     champions: Sequence[Champion],
-    training: "ray.ObjectRef[TrainingArrays]",
+    context: RunContext,
     test: "ray.ObjectRef[PartArrays]",
-    settings: RunSettings,
-    resources: Resources,
-    screen: Screen,
 ) -> None:
     """Train the confirmation runs that are missing, then write confirm.csv.
 
@@ -111,20 +42,17 @@ def confirm(
     Args:
         study: Its run directory holds what earlier starts left.
         champions: The arms' champions.
-        training: The data without `test`, in Ray's object store.
+        context: What every run gets, and the screen that shows them.
         test: The test part; this is the only phase that reads it.
-        settings: What all runs have in common.
-        resources: Of one run, and how many run at once.
-        screen: Shows the progress.
 
     Raises:
         UserError: No run succeeded, too many failed in a row, or the run directory cannot be
             written to.
     """
-    config, rundir = study.config, study.rundir
+    config, rundir, screen = study.config, study.rundir, context.screen
     crossed = cells(study.space, champions)
     planned = planned_runs(crossed, config.seed, config.seeds)
-    done = find_done(study, planned, screen)
+    done = find_done(rundir, config.metric, planned, screen)
     if rundir.confirm_holds(_in_order(planned, done)):
         return
     groups = {cell.name: config.seeds for cell in crossed}
@@ -134,22 +62,22 @@ def confirm(
                 view.count(_ended(run, done[run.run_id]))
         view.already = view.ended
         streak = FailureStreak(config.stop_after_failures)
-        phase = _Phase(study, screen, planned, [training, test], done, streak)
+        phase = _Phase(study, screen, planned, [context.training, test], done, streak)
         while waiting := [r for r in planned if r.run_id not in {*phase.done, *phase.failed}]:
-            set_aside = _run_all(phase, waiting, settings, resources)
+            set_aside = _run_all(phase, waiting, context)
             if set_aside:
-                alone = resources.one_at_a_time()
-                _run_all(phase, set_aside, replace(settings, gpu_share=alone.gpus), alone)
+                _run_all(phase, set_aside, context.one_at_a_time())
             # A run that was trained again may have turned out worse than one whose weights are
             # not kept.
-            phase.done = done = find_done(study, planned, screen, phase.failed)
+            phase.done = done = find_done(rundir, config.metric, planned, screen, phase.failed)
     if not done:
         raise UserError("every confirmation run failed; the reasons stand above and in log.txt.")
     rundir.write_confirm(_in_order(planned, done))
 
 
 def find_done(
-    study: Study,
+    rundir: RunDir,
+    metric: Metric,
     planned: Sequence[PlannedRun],
     screen: Screen,
     failed: Collection[str] = (),
@@ -160,12 +88,12 @@ def find_done(
     no use for, since a champion has changed, are kept in a folder of their own.
 
     Args:
-        study: Of its run directory.
+        rundir: The study's.
+        metric: By which the best run of a cell is known.
         planned: All runs of the confirmation.
         screen: Is told of damage.
         failed: Run ids of those that have failed and are not tried again.
     """
-    rundir = study.rundir
     wanted = {run.run_id: run for run in planned}
     written = Counter(row.run_id for row in rundir.read_epochs())
     done: dict[str, ConfirmRow] = {}
@@ -190,7 +118,7 @@ def find_done(
         rows = _in_order(cell, done)
         ended = len(rows) + sum(run.run_id in failed for run in cell)
         # While runs are missing, the best may be among them.
-        best = best_of(rows, study.config.metric) if rows and ended == len(cell) else None
+        best = best_of(rows, metric) if rows and ended == len(cell) else None
         if best:
             rundir.fetch(rundir.weights(best.run_id))
         if best and not is_readable(rundir.weights(best.run_id)):
@@ -229,11 +157,9 @@ class _Phase:
     """By run, how many epochs its state had when it was last lost."""
 
 
-def _run_all(
-    phase: _Phase, runs: Sequence[PlannedRun], settings: RunSettings, resources: Resources
-) -> list[PlannedRun]:
+def _run_all(phase: _Phase, runs: Sequence[PlannedRun], context: RunContext) -> list[PlannedRun]:
     """Run everything that waits; what ran out of memory beside others is given back."""
-    study, screen = phase.study, phase.screen
+    study, screen, resources = phase.study, phase.screen, context.resources
     new_process = ray.remote(Process).options(
         num_cpus=resources.cpus,
         num_gpus=resources.gpus,
@@ -250,7 +176,7 @@ def _run_all(
             attempts[run.run_id] += 1
             attempt = Attempt(run.run_id, attempts[run.run_id], run.cell.hyperparameters, run.seed)
             process: Any = free.pop() if free else new_process.remote()
-            result = process.do.remote(run_confirmation, attempt, phase.shared, settings)
+            result = process.do.remote(run_confirmation, attempt, phase.shared, context.settings)
             running[result] = run, process
             screen.run_goes_on(run.run_id, 0, None)
         signals.raise_if_received()
@@ -266,7 +192,7 @@ def _run_all(
             match _what_follows(phase, run, attempts[run.run_id], error, alone=resources.alone):
                 case "now":
                     waiting.appendleft(run)
-                case "at the end":
+                case "alone":
                     set_aside.append(run)
         else:
             phase.streak.end()
@@ -279,7 +205,7 @@ def _run_all(
 
 def _what_follows(
     phase: _Phase, run: PlannedRun, attempt: int, error: RayError, *, alone: bool
-) -> Literal["now", "at the end", "never"]:
+) -> Retry:
     """Whether a run that did not end well is tried again.
 
     Raises:
@@ -287,27 +213,32 @@ def _what_follows(
     """
     rundir, screen = phase.study.rundir, phase.screen
     failure = failure_of(error)
-    if failure.kind == "storage":
-        raise StorageError(failure.reason) from error
-    if failure.kind == "lost":
+    kind = failure.kind
+    if kind == "lost":
         failure = find_hang(phase.study, run.run_id, attempt) or failure
         epochs = _epochs_saved(rundir, run.run_id)
         # A machine that comes and goes may be lost often: what counts are losses without progress.
         came_further = epochs > phase.saved[run.run_id]
         phase.losses[run.run_id] = 1 if came_further else phase.losses[run.run_id] + 1
         phase.saved[run.run_id] = epochs
-        if phase.losses[run.run_id] <= phase.study.config.max_failures:
+    max_failures = phase.study.config.max_failures
+    losses = phase.losses[run.run_id]
+    retry = choose_retry(kind, losses=losses, max_failures=max_failures, alone=alone)
+    match retry:
+        case "stop":
+            raise StorageError(failure.reason) from error
+        case "now":
             screen.run_set_aside(run.run_id, f"{failure.reason}; it goes on from its last state")
-            return "now"
-    if failure.kind == "memory" and not alone:
-        screen.run_set_aside(run.run_id, f"{failure.reason}; it runs again at the end, alone")
-        return "at the end"
+            return retry
+        case "alone":
+            screen.run_set_aside(run.run_id, f"{failure.reason}; it runs again at the end, alone")
+            return retry
     rundir.write_failure(run.run_id, attempt, failure.traceback)
     phase.failed.add(run.run_id)
     screen.run_ended(_failed(run, failure.reason))
     if stop := phase.streak.add(failure.reason):
         raise stop from error
-    return "never"
+    return retry
 
 
 def _epochs_saved(rundir: RunDir, run_id: str) -> int:
@@ -411,8 +342,3 @@ def _failed(run: PlannedRun, reason: str) -> EndedRun:
     return EndedRun(
         run.run_id, run.cell.name, "failed", 0, None, run.cell.hyperparameters, 0.0, reason
     )
-
-
-def _value(values: object) -> Value:
-    assert isinstance(values, Fixed)
-    return values.value

@@ -4,15 +4,14 @@ A run that leaves the GPU idle between its kernels leaves room for others; a run
 not. Memory and CPU cores bound how many fit.
 """
 
-import itertools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 
-from search_spaces import Space, Value, hidden_widths
-from study.models.head import FEATURES
+from search_spaces import Space, Value
+from study.models.head import head_parameters
 from study.training.augment import draw_views
 from study.training.data import TrainingData
 from study.training.evaluate import evaluate
@@ -74,7 +73,7 @@ def memory_share(gpu_share: float) -> float:
     return max(gpu_share * (1 - RESERVE) - CONTEXT_BYTES / total, 0.01)
 
 
-def hungriest(space: Space) -> dict[str, Value]:
+def largest_run(space: Space) -> dict[str, Value]:
     """The hyperparameters of a space's run that asks for most: widest head, largest batch."""
     arm = space.arms[-1]
     values: dict[str, Value] = {}
@@ -93,13 +92,7 @@ def hungriest(space: Space) -> dict[str, Value]:
     return values
 
 
-def head_parameters(head: str, classes: int) -> int:
-    """How many parameters a head has."""
-    widths = (FEATURES, *hidden_widths({"head": head}), classes)
-    return sum((a + 1) * b for a, b in itertools.pairwise(widths))
-
-
-def measure(hyperparameters: Mapping[str, Value], data: TrainingData) -> Load:
+def measure_load(hyperparameters: Mapping[str, Value], data: TrainingData) -> Load:
     """Train a few steps and evaluate once, as a run does, and measure what that takes.
 
     Args:

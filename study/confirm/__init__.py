@@ -1,0 +1,1 @@
+"""The confirmation phase: the winners trained again, in matched pairs."""

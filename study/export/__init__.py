@@ -1,0 +1,1 @@
+"""The exported model: chosen, written in every format, verified and described."""

@@ -1,0 +1,184 @@
+"""The phases of a study, in order; each is skipped when its outputs are there."""
+
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from study.cluster.machines import Machines
+from study.cluster.resources import plan_cores
+from study.cluster.session import find_machines, ray_session
+from study.confirm.run import run_confirmations
+from study.errors import UserError
+from study.features.distributed import on_cluster
+from study.features.extract import Compute
+from study.inputs import Inputs, load_inputs, warn_about_images
+from study.plan import check_disk, plan_disk, plan_table
+from study.provenance import add_start, describe_inputs, is_extended
+from study.resume import (
+    check_same_inputs,
+    describe_changes,
+    load_or_create_record,
+    pinned_sources,
+)
+from study.runs.context import RunContext, run_settings
+from study.runs.failures import as_user_error
+from study.runs.gpu_sharing import choose_resources
+from study.runs.preflight import check_cluster
+from study.screen import Screen
+from study.search.champions import find_champions
+from study.search.tune import check_tracking, run_search
+from study.storage.lock import exclusive_access
+from study.study import Study
+from study.system import signals
+from study.system.malloc import give_back_freed
+from study.system.phase_timer import PhaseTimer
+from study.training.prepare import Prepared
+
+if TYPE_CHECKING:
+    from analysis.report.write import Report
+    from study.export.write import Exported
+
+
+def run(study: Study, started: float | None = None) -> None:
+    """Run a study from its data to its best model, from where an earlier start stopped.
+
+    Args:
+        study: What to run.
+        started: When the command started, in Unix seconds; None: now.
+
+    Raises:
+        UserError: Something is missing or wrong that the user can fix.
+        RunDirError: Not a run directory, or of another format.
+    """
+    started = time.time() if started is None else started
+    check_tracking(study)
+    screen = Screen()
+    machines = find_machines(study.config.address, verbose=study.config.verbose)
+    screen.print(plan_table(study, machines))
+    screen.print()
+    if study.config.dry_run:
+        return
+    with exclusive_access(study.rundir, study.remote, screen.print) as rundir:
+        study = replace(study, rundir=rundir)
+        try:
+            report, exported = run_phases(study, machines, PhaseTimer(rundir, started), screen)
+        except BaseException as error:
+            known = as_user_error(error, rundir.path)
+            screen.log_error(known or error)
+            if known is None:
+                raise
+            raise known from error
+    show_results(study, report, exported, screen)
+
+
+def run_phases(
+    study: Study, machines: Machines, timer: PhaseTimer, screen: Screen
+) -> "tuple[Report, Exported]":
+    """Prepare, search, confirm, report, export."""
+    config = study.config
+    compute = check_nodes(study, machines, screen)
+    record = load_or_create_record(study)
+    timer.started()
+    with ExitStack() as session:
+        # First of all, unless it was started early: Ray's processes import what runs need while
+        # this one loads the data.
+        with timer.phase("ray"):
+            cores = None if machines.is_cluster else plan_cores(config, machines)
+            session.enter_context(ray_session(config.address, cores, verbose=config.verbose))
+        inputs, prepared = prepare(study, machines, record, compute, timer, screen)
+        with timer.phase("hand over"):
+            training, test = ray.put(prepared.training), ray.put(prepared.test)
+            del prepared  # what Ray holds need not be in memory twice
+            give_back_freed()
+            resources = choose_resources(study, machines, training, screen)
+            check_disk(study.location, plan_disk(study, resources.at_once))
+            context = RunContext(training, run_settings(study, resources), resources, screen)
+        if study.searched:
+            with timer.phase("search", resources.at_once):
+                run_search(study, context)
+        signals.raise_if_received()
+        champions = find_champions(study.rundir, study.space)
+        if config.seeds:
+            with timer.phase("confirm", resources.at_once):
+                run_confirmations(study, champions, context, test)
+    signals.raise_if_received()
+    with timer.phase("report"):
+        # Only now: pandas, matplotlib and the exporters take seconds to import, and training need
+        # not wait for them.
+        from analysis.report.write import write_report
+
+        report = write_report(study.rundir.path)
+    signals.raise_if_received()
+    with timer.phase("export"):
+        from study.export.write import export_best_model
+
+        exported = export_best_model(study, champions, inputs)
+        if config.mlflow is not None:
+            from study.search.mlflow_tracking import register_best_model
+
+            register_best_model(study, screen)
+    return report, exported
+
+
+def check_nodes(study: Study, machines: Machines, screen: Screen) -> Compute | None:
+    """Check every node of a cluster; returns how features are computed there, None on one machine.
+
+    Raises:
+        UserError: Names each node that is not fit for a trial, and why.
+    """
+    if not machines.is_cluster:
+        return None
+    place = study.remote or study.rundir.path.absolute()
+    precision = check_cluster(study.config, machines, place, screen.print)
+    return on_cluster(machines, precision)
+
+
+def prepare(
+    study: Study,
+    machines: Machines,
+    record: Mapping[str, Any],
+    compute: Compute | None,
+    timer: PhaseTimer,
+    screen: Screen,
+) -> tuple[Inputs, Prepared]:
+    """Load what the study needs, compare it with what an earlier start had, and record it.
+
+    An error in a new study leaves nothing behind.
+    """
+    rundir, is_new = study.rundir, not record.get("starts")
+    try:
+        inputs, prepared = load_inputs(study, pinned_sources(record), compute, timer.phase)
+    except UserError:
+        if is_new:
+            rundir.delete(rundir.phases)
+            rundir.delete(rundir.study_json)
+        raise
+    used = describe_inputs(inputs)
+    check_same_inputs(record, used)
+    screen.keep_log(rundir.log)
+    for warning in warn_about_images(used["data"], study.config.metric):
+        screen.print(warning)
+    if not is_new and (changes := describe_changes(record)):
+        screen.print(f"Not as at this study's start: {changes}.")
+    if is_extended(record, study.config):
+        # In this order: a crash in between leaves the study as it was, or extended.
+        rundir.put_confirm_away()
+    rundir.write_study(add_start(record, study, machines, used))
+    return inputs, prepared
+
+
+def show_results(study: Study, report: "Report", exported: "Exported", screen: Screen) -> None:
+    """Print what a study ends with."""
+    from study.export.write import show_export
+
+    for part in report.as_rich():
+        screen.print()
+        screen.print(part)
+    screen.print()
+    screen.print(f"Used: {report.inputs}")
+    screen.print(f"Report: {study.where(report.path)}")
+    show_export(study, exported, None, screen)

@@ -1,0 +1,1 @@
+"""The search phase: Ray Tune, Optuna and ASHA, one bracket per arm."""
