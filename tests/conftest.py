@@ -17,10 +17,16 @@ from study.data.load import load_dataset
 from study.models.backbone import TORCHVISION
 from study.models.preprocess import PREPROCESSES
 from study.models.weights import Weights, check_state, digest, load_weights
-from tests import s3
-from tests.command import SMALL, STUDY, Finished, run
+from tests.support import FIXTURES
+from tests.support.command import SMALL, STUDY, Finished, run
+from tests.support.servers import s3
 
-FIXTURES = Path(__file__).parent / "fixtures"
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what stands in tests/integration/, but for what takes longer still."""
+    for item in items:
+        if "integration" in item.path.parts and not item.get_closest_marker("full"):
+            item.add_marker(pytest.mark.integration)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from scipy import stats
 from torch import Tensor
 
@@ -109,15 +109,6 @@ def write_card(
         agreements: How the other formats agree with the model, by file.
         verdict: What the study says, sentence by sentence.
     """
-    templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=False,  # noqa: S701 - Markdown, not HTML
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    templates.filters |= {"percent": _percent, "cell": _cell}
     names, dataset, split = inputs.dataset.classes, inputs.dataset, inputs.split
     in_train = np.bincount(dataset.labels[split.train], minlength=len(names))
     classes = [
@@ -125,7 +116,7 @@ def write_card(
         for name, accuracy, count in zip(names, measured.class_accuracy, in_train, strict=True)
     ]
     hardest = sorted(classes, key=lambda row: 1.0 if row[1] is None else row[1])
-    content = templates.get_template(TEMPLATE).render(
+    content = load_template().render(
         metadata=yaml.safe_dump(
             _metadata(study, inputs, measured), sort_keys=False, allow_unicode=True
         ),
@@ -146,6 +137,20 @@ def write_card(
         square=dataset.side,
     )
     write_whole(folder / CARD, content)
+
+
+def load_template() -> Template:
+    """The card's template, a file of this package."""
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=False,  # noqa: S701 - Markdown, not HTML
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    templates.filters |= {"percent": _percent, "cell": _cell}
+    return templates.get_template(TEMPLATE)
 
 
 def _metadata(study: Study, inputs: Inputs, measured: ExportMetrics) -> dict[str, Any]:

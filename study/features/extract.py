@@ -2,7 +2,7 @@
 
 The fast path: BatchNorm folded into the convolutions; in bf16 where the processor multiplies it
 natively, with channels last, on a CPU in oneDNN's operators; else, on a CPU, in ONNX Runtime. The
-reference is `build_backbone` in fp32; tests/test_features.py holds the two together,
+reference is `build_backbone` in fp32; tests/study/features/test_extract.py holds the two together,
 tests/benchmarks/features.py times them.
 """
 

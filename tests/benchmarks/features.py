@@ -185,7 +185,7 @@ def onnx_net(backbone: nn.Module, size: int) -> Callable[[Tensor], Tensor]:
 
 
 def check_alike(name: str, found: Tensor, reference: Tensor, precision: Precision) -> None:
-    """Make sure that a contender computes the same, up to rounding, as tests/test_features.py does.
+    """Make sure that a contender computes the same, up to rounding, as test_extract.py does.
 
     Features are rounded to bf16 in any case, which alone is about 0.002.
     """

@@ -26,8 +26,7 @@ from study.models.weights import load_weights
 from study.system.hardware import cpu_count
 from tests.benchmarks.paired import Spread, about, ratio, show
 from tests.benchmarks.processes import cache_without_features, watch_memory
-
-ROOT = Path(__file__).parents[2]
+from tests.support import ROOT
 
 #: Seconds between two looks at the memory: one costs a twentieth of a second of a core.
 LOOK_EVERY = 5.0

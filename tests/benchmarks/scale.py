@@ -70,7 +70,7 @@ from study.search.tune import run_search
 from study.study import Study
 from study.system.hardware import cpu_count
 from tests.benchmarks.sleeping import SleepSettings, sleep_and_report
-from tests.tiny import make_study
+from tests.support.tiny_study import make_study
 
 SPACE = find_space("dropout")
 

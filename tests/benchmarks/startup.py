@@ -23,8 +23,7 @@ from pathlib import Path
 
 from analysis.rundir import RunDir
 from tests.benchmarks.paired import Spread, about, in_turn, ratio, show
-
-ROOT = Path(__file__).parents[2]
+from tests.support import ROOT
 
 BARE = """
 import os

@@ -32,9 +32,8 @@ from tests.benchmarks.paired import Spread, about, in_turn, ratio, show
 from tests.benchmarks.peers.ours import study_config
 from tests.benchmarks.peers.work import Answer, Work, choose_trials, read_answer
 from tests.benchmarks.processes import cache_without_features, watch_memory
-from tests.environments import make_environment
-
-ROOT = Path(__file__).parents[3]
+from tests.support import ROOT
+from tests.support.environments import make_environment
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""What holds for the whole: layers, costs, docs, launch files."""

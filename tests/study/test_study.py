@@ -1,0 +1,201 @@
+"""Options: what is checked before anything is written, in one line each."""
+
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis.rundir import RunDir, RunDirError
+from study.cluster import session
+from study.config import StudyConfig, resume_command
+from study.errors import UserError
+from study.study import parse_config, resolve_study
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--trial 3", "did you mean --trials?"),
+        ("--trials many", "--trials"),
+        ("--metric accuracy", "Expected one of ('val_accuracy', 'val_loss', "),
+        ("extra", "extra"),
+        ("--trials 0", "--trials 0: must be 1 or more."),
+        ("--trials 1", "searches 2 arms; give at least 2 trials."),
+        ("--space dropuot", "did you mean 'dropout'?"),
+        ("--space nowhere.module:SPACE", "nowhere"),
+        ("--image-size 31", "--image-size 31: must be 32 or more."),
+        ("--epochs 0", "--epochs 0: must be 1 or more."),
+        ("--seeds -1", "--seeds -1: must be 0 or more."),
+        ("--cpus-per-trial 0", "--cpus-per-trial 0: must be a number above 0."),
+        ("--gpus-per-trial 2", "between 0 and 1"),
+        ("--time-budget -5", "--time-budget -5: must be a number above 0."),
+        ("--trial-timeout 0", "--trial-timeout 0: must be a number above 0."),
+        ("--cpus-per-trial inf", "--cpus-per-trial inf: must be a number above 0."),
+        ("--data cifar100", "--data: there is no cifar100; give 'cifar10'"),
+        ("--max-failures -1", "--max-failures -1: must be 0 or more."),
+        ("--stop-after-failures 0", "--stop-after-failures 0: must be 1 or more."),
+        ("--data no/such/folder", "--data: there is no no/such/folder"),
+        ("--weights no-such-file.pth", "--weights: there is no no-such-file.pth"),
+        ("--name a/b", "use letters, digits"),
+        ("--resume", "there is no study in runs"),
+        ("--space article --seeds 0", "nothing to search"),
+        ("--gpus-per-trial some", "--gpus-per-trial"),
+        ("--transfer frozen --augment flip", "add --transfer finetune"),
+        ("--space tests.support.spaces:WARM_UP --transfer frozen", "give --transfer finetune"),
+    ],
+)
+def test_bad_input_is_one_line_that_says_what_to_do(
+    arguments: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as error:
+        resolve_study(parse_config(arguments.split()))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_name_that_exists_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    config = StudyConfig(storage=str(tmp_path), name="mine")
+    with pytest.raises(UserError, match="exists; choose another name, or add --resume"):
+        resolve_study(config)
+
+
+def test_resume_without_a_name_takes_the_latest(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    words = ["--resume", "--storage", str(tmp_path)]
+    assert resolve_study(parse_config([])).rundir.path.name not in ("first", "second")
+    for name in ("first", "second"):
+        RunDir(tmp_path / name).write_study({"config": {}})
+    assert resolve_study(parse_config(words)).rundir.path.name == "second"
+    assert resolve_study(parse_config([*words, "--name", "first"])).rundir.path.name == "first"
+
+
+def test_the_space_sets_options_that_the_user_left_open(tmp_path: Path) -> None:
+    article = resolve_study(StudyConfig(space="article", storage=str(tmp_path)))
+    assert (article.config.image_size, article.config.preprocess) == (32, "raw")
+    assert article.weights == "keras"
+    mixed = resolve_study(StudyConfig(space="article", image_size=64, storage=str(tmp_path)))
+    assert (mixed.image_size, mixed.config.preprocess) == (64, "raw")
+    default = resolve_study(StudyConfig(storage=str(tmp_path), transfer="frozen"))
+    assert (default.image_size, default.config.preprocess, default.weights) == (96, "own", "auto")
+
+
+def test_auto_is_finetune_where_there_is_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It also picks the space: a head's learning rate would wreck a backbone."""
+
+    def chosen(gpus: int, **options: Any) -> tuple[str | None, str, str]:
+        monkeypatch.setattr(session, "gpu_count", lambda: gpus)
+        config = resolve_study(StudyConfig(storage=str(tmp_path), **options)).config
+        return config.space, config.transfer, str(config.augment)
+
+    assert chosen(0) == ("dropout", "frozen", "none")
+    assert chosen(1) == ("finetune", "finetune", "flip")
+    assert chosen(1, transfer="frozen") == ("dropout", "frozen", "none")
+    assert chosen(0, transfer="finetune") == ("finetune", "finetune", "flip")
+    assert chosen(0, space="finetune") == ("finetune", "finetune", "flip")
+    assert chosen(1, space="article") == ("article", "finetune", "none")
+    assert chosen(0, space="article") == ("article", "frozen", "none")
+    assert chosen(0, space="article", augment="crop-flip", transfer="finetune")[2] == "crop-flip"
+
+
+def test_what_concerns_a_frozen_backbone_falls_away(tmp_path: Path) -> None:
+    study = resolve_study(StudyConfig(space="article", transfer="frozen", storage=str(tmp_path)))
+    assert [arm.name for arm in study.space.arms] == ["no-dropout", "dropout"]
+    assert study.left_out == ("as-printed",)
+    assert "backbone_lr_ratio" not in study.space.recipe
+    whole = resolve_study(StudyConfig(space="article", transfer="finetune", storage=str(tmp_path)))
+    assert [arm.name for arm in whole.space.arms] == ["no-dropout", "dropout", "as-printed"]
+    assert whole.left_out == ()
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> RunDir:
+    """The run directory of a study that has begun with options of its own."""
+    options = "--transfer finetune --image-size 64 --epochs 7 --time-budget 5 --name a"
+    study = resolve_study(parse_config([*options.split(), "--storage", str(tmp_path)]))
+    study.rundir.path.mkdir()
+    config = {**asdict(study.config), "storage": "elsewhere", "verbose": True}
+    study.rundir.write_study({"config": config})
+    return study.rundir
+
+
+def go_on(rundir: RunDir, *options: str) -> StudyConfig:
+    place = ["--storage", str(rundir.path.parent), "--name", rundir.path.name]
+    return resolve_study(parse_config(["--resume", *place, *options])).config
+
+
+def test_a_study_that_goes_on_keeps_its_options(begun: RunDir) -> None:
+    """On a machine with a GPU, say, where it began on one without; but how it is run is new."""
+    again = go_on(begun)
+    assert (again.transfer, again.space, again.image_size) == ("finetune", "finetune", 64)
+    assert (again.epochs, again.time_budget, again.images) == (7, 5.0, None)
+    assert (again.storage, again.verbose) == (str(begun.path.parent), False)
+    assert go_on(begun, "--trials", "80", "--time-budget", "9").trials == 80
+
+
+def test_the_command_of_an_interrupted_study_goes_on_with_it(begun: RunDir) -> None:
+    command = resume_command(go_on(begun)).split()
+    assert command[:2] == ["python", "run_study.py"]
+    assert resolve_study(parse_config(command[2:])).config == go_on(begun)
+    assert resume_command(StudyConfig(name="b")) == "python run_study.py --resume --name b"
+
+
+def test_a_record_that_makes_no_sense_is_refused(begun: RunDir) -> None:
+    for config in ({"epochs": "many"}, {"no_such_option": 1}, {"metric": "luck"}):
+        begun.write_study({"config": config})
+        with pytest.raises(RunDirError, match=r"study\.json: its config makes no sense: ") as error:
+            go_on(begun)
+        assert "\n" not in str(error.value)
+
+
+def test_a_study_that_is_not_there_yet_begins(tmp_path: Path) -> None:
+    """So that a machine that starts the same command again and again needs to know nothing."""
+    config = resolve_study(
+        parse_config(["--resume", "--name", "new", "--storage", str(tmp_path)])
+    ).config
+    assert (config.name, config.trials) == ("new", 40)
+
+
+def test_trials_are_shared_equally_and_the_rest_goes_to_the_first(tmp_path: Path) -> None:
+    def shares(space: str, trials: int) -> dict[str, int]:
+        config = StudyConfig(space=space, trials=trials, storage=str(tmp_path), transfer="frozen")
+        return resolve_study(config).trials_per_arm
+
+    assert shares("dropout", 40) == {"no-dropout": 20, "dropout": 20}
+    assert shares("dropout", 41) == {"no-dropout": 21, "dropout": 20}
+    assert shares("article", 40) == {"no-dropout": 0, "dropout": 0}
+    assert shares("dose", 40) == {"any-dropout": 40}
+
+
+@pytest.mark.parametrize(
+    ("epochs", "rungs"), [(15, (3, 9)), (9, (3,)), (10, (3, 9)), (3, ()), (1, ()), (28, (3, 9, 27))]
+)
+def test_rungs(epochs: int, rungs: tuple[int, ...], tmp_path: Path) -> None:
+    assert resolve_study(StudyConfig(epochs=epochs, storage=str(tmp_path))).rungs == rungs
+
+
+def test_the_default_name_says_the_space_and_the_time(tmp_path: Path) -> None:
+    name = resolve_study(StudyConfig(space="dose", storage=str(tmp_path))).rundir.path.name
+    assert name.startswith("dose-20")
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("ray://head:10001", "Submit it as a job: ray job submit"),
+        ("head", "give auto, local, or host:port of the cluster's head"),
+        ("head:", "give auto, local, or host:port of the cluster's head"),
+    ],
+)
+def test_an_address_that_a_study_cannot_use_is_refused(
+    tmp_path: Path, address: str, says: str
+) -> None:
+    with pytest.raises(UserError, match=f"^--address {re.escape(address)}: .*{says}"):
+        resolve_study(StudyConfig(storage=str(tmp_path), address=address))

@@ -1,0 +1,6 @@
+"""What tests are made of: the command, small studies, faults, servers."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+FIXTURES = ROOT / "tests" / "fixtures"

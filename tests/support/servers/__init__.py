@@ -1,0 +1,1 @@
+"""Real servers and clusters in processes of their own."""

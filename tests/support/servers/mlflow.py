@@ -1,0 +1,71 @@
+"""A real MLflow server in a process and an environment of its own, on loopback.
+
+The whole of MLflow wants another pyarrow than this project; its client gets on with ours.
+"""
+
+import os
+import signal
+import subprocess
+import time
+from importlib.metadata import version
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from tests.support.environments import make_environment
+from tests.support.servers.s3 import free_port
+
+
+def install_mlflow(folder: Path) -> Path:
+    """Make an environment with the whole of MLflow, of the client's version; its Python."""
+    return make_environment(folder, f"mlflow=={version('mlflow-skinny')}")
+
+
+def start_mlflow(
+    python: Path, folder: Path, port: int | None = None
+) -> "tuple[subprocess.Popen[bytes], str]":
+    """Start a server.
+
+    Args:
+        python: From `install_mlflow`.
+        folder: Holds what the server keeps, and its log.
+        port: Where it listens; by default any free one.
+
+    Returns:
+        The process, which leads a group of its own, and the server's URI.
+    """
+    port = port or free_port()
+    server = [str(python), "-m", "mlflow", "server"]
+    options = {
+        "host": "127.0.0.1",
+        "port": str(port),
+        "workers": "1",
+        "backend-store-uri": f"sqlite:///{folder}/mlflow.db",
+        "artifacts-destination": str(folder / "artifacts"),
+    }
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    log = folder / "log"
+    with log.open("ab") as file:
+        process = subprocess.Popen(
+            [*server, *words],
+            stdout=file,
+            stderr=file,
+            cwd=folder,
+            env=environment,
+            start_new_session=True,
+        )
+    end = time.monotonic() + 300
+    while True:
+        try:
+            urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+            return process, f"http://127.0.0.1:{port}"
+        except (URLError, OSError):
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < end, "the server does not answer"
+            time.sleep(0.1)
+
+
+def kill_mlflow(pid: int) -> None:
+    """End a server at once, with all of its processes."""
+    os.killpg(pid, signal.SIGKILL)
