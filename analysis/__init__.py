@@ -1,4 +1,4 @@
-"""What is read from a run directory: frames, statistics, tables, figures and the report."""
+"""Analyse a run directory: frames, statistics, tables, figures and the report."""
 
 from os import PathLike
 from pathlib import Path
@@ -9,19 +9,19 @@ if TYPE_CHECKING:
 
 
 def load(run_dir: str | PathLike[str]) -> "StudyFrames":
-    """A study as tidy pandas frames.
+    """Load a study as tidy pandas frames.
 
     Args:
-        run_dir: Its run directory.
+        run_dir: The study's run directory.
 
     Returns:
-        `epochs`, `trials` and `confirm`, a row per epoch, trial and confirmation run, with the
-        columns that `analysis.rundir` describes, and `record`, which is study.json.
+        `epochs`, `trials` and `confirm` with one row per epoch, trial and confirmation run, whose
+        columns `analysis.rundir` describes, and `record`, the content of study.json.
 
     Raises:
-        RunDirError: It is no run directory, or a file in it cannot be read.
+        RunDirError: Not a run directory, or a file in it is unreadable.
     """
-    # pandas takes a second to import, which whoever needs the layout only need not wait for.
+    # pandas takes a second to import; code that needs only the layout should not wait for it.
     from analysis.frames import load_frames
 
     return load_frames(Path(run_dir))

@@ -1,4 +1,4 @@
-"""Write the report of a study anew: `python -m analysis runs/NAME`; of several, one page."""
+"""Write the report of a study, or one page comparing several: `python -m analysis runs/NAME`."""
 
 import argparse
 import sys
@@ -10,15 +10,15 @@ from analysis.report.compare import write_comparison
 from analysis.report.write import write_report
 from analysis.rundir import RunDirError
 
-#: Columns of the output where no terminal says how wide it is.
+#: Width of the output in columns when it does not go to a terminal.
 PIPE_WIDTH = 140
 
-#: The page about several studies.
+#: The page that compares several studies.
 COMPARISON = Path("comparison.html")
 
 
 def main() -> int:
-    """Write and print the report; returns the exit status."""
+    """Write and print the report, and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m analysis",
         description="Write the report of a study into its run directory. With several studies,"

@@ -1,4 +1,4 @@
-"""The run directory as pandas frames: what every table and figure starts from."""
+"""The run directory as pandas frames, the basis of every table and figure."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -13,23 +13,23 @@ from analysis.words import count
 
 Row = TypeVar("Row")
 
-#: Whether settings are compared by confirmation runs, or for want of them by the champions.
+#: Runs that settings are compared by: confirmation runs, or the champions if there are none yet.
 Evidence = Literal["confirmation", "champions"]
 
 
 @dataclass(frozen=True)
 class StudyFrames:
-    """What a study has written so far; columns as `analysis.rundir` describes them.
+    """Everything a study has written so far; `analysis.rundir` describes the columns.
 
     Attributes:
         path: The run directory.
-        record: study.json.
-        epochs: A row per epoch of every run, its last attempt.
-        trials: A row per trial; empty before the search has ended.
-        confirm: A row per confirmation run; empty before all have ended.
-        hyperparameters: Names of the hyperparameters among the columns of trials and confirm.
-        problems: What could not be read, or is not there yet; a sentence each.
-        phases: A row per phase of each start; empty where that is not written down.
+        record: Content of study.json.
+        epochs: A row per epoch of every run, from its last attempt.
+        trials: A row per trial; empty until the search has finished.
+        confirm: A row per confirmation run; empty until all have finished.
+        hyperparameters: Names of the columns of trials and confirm that are hyperparameters.
+        problems: One sentence for each file that is unreadable or not written yet.
+        phases: A row per phase of each start; empty if phases.jsonl does not exist.
     """
 
     path: Path
@@ -43,32 +43,32 @@ class StudyFrames:
 
     @property
     def metric(self) -> str:
-        """What scores measure: `val_accuracy`, `val_loss` or `val_balanced_accuracy`."""
+        """The metric of the scores: `val_accuracy`, `val_loss` or `val_balanced_accuracy`."""
         return str(self.record.get("config", {}).get("metric", "val_accuracy"))
 
     @property
     def own_images(self) -> bool:
-        """Whether the images are the user's own, which the article's figures say nothing about."""
+        """True if the images are the user's own, so the article's figures do not apply."""
         return bool(self.record.get("data", {}).get("source_key") == "folder")
 
     @property
     def accuracy(self) -> str:
-        """By which accuracy settings are compared, as columns name it after the part."""
+        """The accuracy that settings are compared by, as it follows the split in column names."""
         return "balanced_accuracy" if self.metric == "val_balanced_accuracy" else "accuracy"
 
     @property
     def test_accuracy_words(self) -> str:
-        """The same in words."""
+        """That accuracy on the test set, in words."""
         return f"{'balanced ' * (self.accuracy != 'accuracy')}test accuracy"
 
 
 @dataclass(frozen=True)
 class ComparedRuns:
-    """The runs by which the settings of the factor are compared.
+    """The runs that the settings of the factor are compared by.
 
     Attributes:
-        evidence: What kind of runs they are.
-        runs: A row each, of `confirm` or of `trials`, with the column `setting`.
+        evidence: The kind of runs.
+        runs: Rows of `confirm` or `trials`, with a column `setting`.
         settings: The values of that column, in the study's order.
     """
 
@@ -81,7 +81,7 @@ def load_frames(run_dir: Path) -> StudyFrames:
     """Read a run directory.
 
     Raises:
-        RunDirError: It is none, or a file in it cannot be read.
+        RunDirError: Not a run directory, or a file in it is unreadable.
     """
     directory = RunDir(run_dir)
     return _frames(
@@ -95,10 +95,10 @@ def load_frames(run_dir: Path) -> StudyFrames:
 
 
 def load_readable_frames(run_dir: Path) -> StudyFrames:
-    """Read a run directory that may be damaged or half finished, and say what is missing.
+    """Read a run directory that may be damaged or unfinished, and list what is missing.
 
     Raises:
-        RunDirError: It is no run directory, or one of another format.
+        RunDirError: Not a run directory, or one of another format.
     """
     directory, problems = RunDir(run_dir), list[str]()
 
@@ -109,21 +109,21 @@ def load_readable_frames(run_dir: Path) -> StudyFrames:
         try:
             return rows()
         except RunDirError as error:
-            problems.append(f"Damaged, and left out: {error}.")
+            problems.append(f"Skipped a damaged file: {error}.")
             return []
 
     record = directory.read_study()
-    epochs = read(directory.epochs, directory.read_epochs, "No epoch has ended yet.")
+    epochs = read(directory.epochs, directory.read_epochs, "No epoch has finished yet.")
     trials: list[TrialRow] = []
     if directory.trials.exists() or _searches(record):
-        missing = "There is no trials.csv: the search has not ended."
+        missing = "trials.csv is missing: the search has not finished."
         trials = read(directory.trials, directory.read_trials, missing)
     done = len(list(directory.confirm_dir.glob("*.json")))
     confirm = read(
         directory.confirm,
         directory.read_confirm,
-        f"There is no confirm.csv: {count(done, 'confirmation run')} done; they are compared when"
-        " all have ended.",
+        f"confirm.csv is missing: {count(done, 'confirmation run')} done so far; they are compared"
+        " once all have finished.",
     )
     phases: list[PhaseRow] = []
     if directory.phases.exists():
@@ -133,13 +133,13 @@ def load_readable_frames(run_dir: Path) -> StudyFrames:
 
 
 def _searches(record: Mapping[str, Any]) -> bool:
-    """Whether the study has anything to search; also where it has not written that down."""
+    """Return whether the study has anything to search; assume so if no arms are recorded."""
     arms = record.get("arms")
     return not arms or any(arm.get("trials", 1) for arm in arms.values())
 
 
 def compute_champions(frames: StudyFrames) -> pd.DataFrame:
-    """The rows of the champions: per arm the best score among the trials that reached the end."""
+    """Return the champions' rows: each arm's best-scoring trial that reached the last epoch."""
     completed = frames.trials[frames.trials["state"] == "completed"]
     ascending = mode(frames.metric) == "min"
     best_first = completed.sort_values("score", ascending=ascending, kind="stable")
@@ -147,9 +147,9 @@ def compute_champions(frames: StudyFrames) -> pd.DataFrame:
 
 
 def settings_in_order(confirm: pd.DataFrame) -> tuple[str, ...]:
-    """The settings of the factor in the study's order, whichever confirmation runs failed.
+    """Return the factor's settings in the study's order, even if some confirmation runs failed.
 
-    Every seed's runs stand in that order; the one with the most runs shows most of it.
+    Each seed's runs are in that order; the seed with the most runs shows the most of it.
     """
     if confirm.empty:
         return ()
@@ -159,7 +159,7 @@ def settings_in_order(confirm: pd.DataFrame) -> tuple[str, ...]:
 
 
 def compute_compared_runs(frames: StudyFrames) -> ComparedRuns:
-    """The confirmation runs where there are any, else the champions of the search."""
+    """Return the confirmation runs if there are any, else the champions of the search."""
     if len(frames.confirm):
         evidence: Evidence = "confirmation"
         runs, settings = frames.confirm, settings_in_order(frames.confirm)

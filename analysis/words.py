@@ -1,4 +1,4 @@
-"""Figures in words, the same everywhere."""
+"""Uniform formatting of numbers in text."""
 
 import math
 
@@ -6,7 +6,7 @@ MINUS = "\N{MINUS SIGN}"
 
 
 def signed(value: float, digits: int = 2) -> str:
-    """A difference, its sign always written, with a typographer's minus."""
+    """Format a difference with an explicit sign and a typographic minus."""
     if math.isnan(value):
         return "unknown"
     if math.isinf(value):
@@ -16,7 +16,7 @@ def signed(value: float, digits: int = 2) -> str:
 
 
 def p_value(p: float) -> str:
-    """Two significant digits; never rounded across 0.05."""
+    """Format a p-value to two significant digits, never rounding it across 0.05."""
     if p < 0.001:
         return "< 0.001"
     text = f"{p:.2g}"
@@ -24,7 +24,7 @@ def p_value(p: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A duration: "12 s", "3 min 05 s" or "2 h 07 min"."""
+    """Format a duration: "12 s", "3 min 05 s" or "2 h 07 min"."""
     if not math.isfinite(seconds):
         return "unknown"
     whole = round(seconds)
@@ -36,5 +36,5 @@ def duration(seconds: float) -> str:
 
 
 def count(number: int, word: str) -> str:
-    """A number with its noun: 1 seed, 8 seeds."""
+    """Format a number with its noun: 1 seed, 8 seeds."""
     return f"{number} {word}{'' if number == 1 else 's'}"

@@ -1,4 +1,4 @@
-"""What may vary in a study: hyperparameters, arms and spaces, as data."""
+"""Search spaces as data: hyperparameters, their ranges, arms and spaces."""
 
 from search_spaces.parameters import (
     PARAMETERS,

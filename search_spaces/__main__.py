@@ -1,4 +1,4 @@
-"""List the spaces: `python -m search_spaces`, or one of them: `python -m search_spaces NAME`."""
+"""List all spaces (`python -m search_spaces`), or show one (`python -m search_spaces NAME`)."""
 
 import argparse
 import sys
@@ -12,18 +12,18 @@ from search_spaces.ranges import SpaceError, readable
 from search_spaces.registry import SPACES, find_space
 from search_spaces.space import Space
 
-#: Columns of the output where no terminal says how wide it is.
+#: Width of the output in columns when it is not a terminal.
 PIPE_WIDTH = 100
 
 
 def main() -> int:
-    """Print the spaces; returns the exit status."""
+    """Print the spaces and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m search_spaces",
-        description="List what the spaces vary: their arms, and the ranges of their recipes.",
+        description="List the search spaces: their arms and the ranges of their recipes.",
     )
     parser.add_argument(
-        "space", nargs="?", metavar="NAME", help="only this space; also package.module:NAME"
+        "space", nargs="?", metavar="NAME", help="show only this space; also package.module:NAME"
     )
     wanted = parser.parse_args().space
     try:
@@ -51,7 +51,7 @@ def _show_space(space: Space, console: Console) -> None:
     console.print(table)
     if space.options:
         options = ", ".join(f"{name} {value}" for name, value in space.options.items())
-        console.print(f"Sets, unless you do: {options}\n")
+        console.print(f"Option defaults set by this space: {options}\n")
 
 
 def _show_meanings(spaces: list[Space], console: Console) -> None:
@@ -60,7 +60,7 @@ def _show_meanings(spaces: list[Space], console: Console) -> None:
     for name, parameter in PARAMETERS.items():
         if name in used:
             table.add_row(name, readable(parameter.default), parameter.meaning)
-    console.print("[bold]What they mean[/bold]")
+    console.print("[bold]Hyperparameters[/bold]")
     console.print(table)
 
 

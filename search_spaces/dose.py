@@ -3,8 +3,8 @@
     python run_study.py --space dose --trials 40
 
 One search, in which dropout varies freely, finds one recipe; the confirmation runs then train it at
-seven rates. The curve comes from these alone: the trials of a search are drawn where the search
-expects good scores, and show the search's taste as much as dropout's effect.
+seven rates. The curve is computed from these runs only: a search samples where it expects good
+scores, so its trials reflect the sampler as much as the effect of dropout.
 """
 
 from search_spaces.parameters import typical

@@ -1,10 +1,10 @@
-"""Does dropout in the head help, when both sides get the recipe that suits them best?
+"""Does dropout in the head help when each arm gets the recipe that suits it best?
 
     python run_study.py --space dropout --trials 40
 
-The default where the backbone is frozen. Both arms search the same recipe with the same number of
-trials. The arms do not touch: a rate below 0.05 hardly differs from none, and would let the
-dropout arm win with a model that has no dropout to speak of.
+The default for a frozen backbone. Both arms search the same recipe with the same number of trials.
+There is a gap between the arms: a rate below 0.05 is hardly different from 0, and would let the
+dropout arm win with a model that has virtually no dropout.
 """
 
 from search_spaces.parameters import typical

@@ -1,10 +1,10 @@
-"""Does dropout in the head help, when all layers train?
+"""Does dropout in the head help when all layers train?
 
     python run_study.py --transfer finetune --trials 40
 
-The default where the backbone trains. The backbone has a learning rate of its own, as a multiple of
-the head's: what suits a new head would wreck a pretrained backbone. As in `dropout`, both arms
-search the same recipe with the same number of trials.
+The default for fine-tuning. The backbone has its own learning rate, a multiple of the head's: one
+that suits a new head would wreck a pretrained backbone. As in `dropout`, both arms search the same
+recipe with the same number of trials.
 """
 
 from search_spaces.parameters import typical
@@ -13,7 +13,7 @@ from search_spaces.space import Arm, Space
 
 SPACE = Space(
     name="finetune",
-    question="Does dropout in the head help, when all layers train?",
+    question="Does dropout in the head help when all layers train?",
     arms=(
         Arm("no-dropout", {"dropout": Fixed(0.0)}),
         Arm("dropout", typical("dropout")),

@@ -1,8 +1,8 @@
-"""Does dropout help, when each hidden layer may have its own rate?
+"""Does dropout help when each hidden layer has its own rate?
 
     python run_study.py --space layerwise --trials 40
 
-Heads of two hidden layers only, so that every trial has the same two rates to search.
+All heads have two hidden layers, so that every trial searches the same two rates.
 """
 
 from search_spaces.parameters import typical
@@ -11,7 +11,7 @@ from search_spaces.space import Arm, Space
 
 SPACE = Space(
     name="layerwise",
-    question="Does dropout help, with a rate of its own for each hidden layer?",
+    question="Does dropout help when each hidden layer has its own rate?",
     arms=(
         Arm("no-dropout", {"dropout_1": Fixed(0.0), "dropout_2": Fixed(0.0)}),
         Arm("dropout", typical("dropout_1", "dropout_2")),

@@ -1,4 +1,4 @@
-"""Every hyperparameter there is, each once: its name, meaning, default and typical range."""
+"""All hyperparameters: name, meaning, default and typical range of each."""
 
 import math
 import re
@@ -10,11 +10,11 @@ from search_spaces.ranges import Choice, Fixed, Float, Range, SpaceError, Value,
 
 @dataclass(frozen=True)
 class Rule:
-    """What every value of a hyperparameter must be.
+    """A constraint on the values of a hyperparameter.
 
     Attributes:
-        words: The rule, as it ends the sentence "x is not ...".
-        allows: Whether a value obeys it.
+        words: The constraint as a phrase that completes "expected ...".
+        allows: Returns whether a value satisfies the constraint.
     """
 
     words: str
@@ -26,13 +26,13 @@ class Parameter:
     """A hyperparameter.
 
     Attributes:
-        name: Its name in spaces, tables and files.
-        meaning: What it is; a phrase.
-        default: Its value where a space does not mention it.
-        range: Where to search it; for what concerns the head, when the backbone is frozen.
-        rule: What every value of it must be.
-        backbone: Whether it concerns the training of the backbone, and so means nothing where the
-            backbone is frozen.
+        name: Name in spaces, tables and files.
+        meaning: A phrase that describes it.
+        default: Value used if a space does not set it.
+        range: Typical search range; for the head's hyperparameters, with a frozen backbone.
+        rule: Constraint on its values.
+        backbone: True if it affects only the training of the backbone, and so has no effect if
+            the backbone is frozen.
     """
 
     name: str
@@ -47,25 +47,25 @@ class Parameter:
         self.check(self.range)
 
     def check(self, values: Range) -> None:
-        """Make sure that every value of a range is allowed.
+        """Check that every value in a range is allowed.
 
         Raises:
-            SpaceError: One is not.
+            SpaceError: A value violates the rule.
         """
         for value in values.ends:
             if not self.rule.allows(value):
-                raise SpaceError(f"{self.name}: {value!r} is not {self.rule.words}")
+                raise SpaceError(f"{self.name}: {value!r} is invalid; expected {self.rule.words}")
 
 
 def _number(value: Value) -> float:
-    """The value, or NaN, which fails every comparison, where it is no finite number."""
+    """Return the value if it is a finite number, else NaN, which fails every comparison."""
     if isinstance(value, str | bool) or not is_finite(value):
         return math.nan
     return value
 
 
 def is_count(value: Value, low: int = 1) -> bool:
-    """Whether it is a whole number of so many or more."""
+    """Return whether the value is a whole number of at least `low`."""
     return isinstance(value, int) and _number(value) >= low
 
 
@@ -74,12 +74,12 @@ def _is_whole(value: Value) -> bool:
 
 
 def one_of(*options: str) -> Rule:
-    """The rule that a value is one of some words."""
+    """Return the rule that a value is one of some words."""
     words = f"{', '.join(map(repr, options[:-1]))} or {options[-1]!r}"
     return Rule(words, lambda value: value in options)
 
 
-#: Widths of at most six digits: no network is wider.
+#: Widths have at most six digits, which is wider than any network.
 WIDTH_PATTERN = r"[1-9][0-9]{0,5}(-[1-9][0-9]{0,5})*"
 
 
@@ -87,14 +87,14 @@ def _is_widths(value: Value) -> bool:
     return isinstance(value, str) and re.fullmatch(WIDTH_PATTERN, value) is not None
 
 
-RATE = Rule("a number from 0 up to, but not including, 1", lambda value: 0 <= _number(value) < 1)
+RATE = Rule("a number in [0, 1)", lambda value: 0 <= _number(value) < 1)
 POSITIVE = Rule("a number above 0", lambda value: _number(value) > 0)
 NOT_NEGATIVE = Rule("a number of 0 or more", lambda value: _number(value) >= 0)
 COUNT = Rule("a whole number of 1 or more", is_count)
 WHOLE = Rule("a whole number of 0 or more", _is_whole)
-WIDTHS = Rule("text such as '512' or '512-256'", _is_widths)
+WIDTHS = Rule("layer widths such as '512' or '512-256'", _is_widths)
 
-#: The dropout rates of single hidden layers, the first layer's first.
+#: Dropout rates of the individual hidden layers, in layer order.
 LAYER_RATES = ("dropout_1", "dropout_2", "dropout_3", "dropout_4")
 
 PARAMETERS: Mapping[str, Parameter] = {
@@ -102,7 +102,7 @@ PARAMETERS: Mapping[str, Parameter] = {
     for parameter in (
         Parameter(
             "head",
-            "widths of the hidden layers, from the backbone to the classes",
+            "widths of the hidden layers, from the backbone to the output",
             default="1024",
             range=Choice(
                 ("512-256-512-128", "256", "512", "1024", "512-256", "1024-512", "2048-512")
@@ -111,21 +111,21 @@ PARAMETERS: Mapping[str, Parameter] = {
         ),
         Parameter(
             "learning_rate",
-            "step size of the optimizer",
+            "learning rate of the head",
             default=5e-4,
             range=Float(3e-5, 3e-3, log=True),
             rule=POSITIVE,
         ),
         Parameter(
             "weight_decay",
-            "decoupled with adamw; an L2 term of the gradient with adam",
+            "decoupled with adamw; an L2 penalty added to the gradient with adam",
             default=1e-2,
             range=Float(1e-6, 1e-1, log=True),
             rule=NOT_NEGATIVE,
         ),
         Parameter(
             "batch_size",
-            "images per step",
+            "images per training step",
             default=256,
             range=Choice((256, 512, 1024)),
             rule=COUNT,
@@ -139,7 +139,7 @@ PARAMETERS: Mapping[str, Parameter] = {
         ),
         Parameter(
             "dropout",
-            "chance that a unit is dropped in training, the same in every hidden layer",
+            "probability of dropping a unit in training, the same in every hidden layer",
             default=0.0,
             range=Float(0.05, 0.6),
             rule=RATE,
@@ -147,7 +147,7 @@ PARAMETERS: Mapping[str, Parameter] = {
         *(
             Parameter(
                 name,
-                f"chance that a unit of hidden layer {layer} is dropped in training",
+                f"probability of dropping a unit of hidden layer {layer} in training",
                 default=0.0,
                 range=Float(0.05, 0.6),
                 rule=RATE,
@@ -156,22 +156,22 @@ PARAMETERS: Mapping[str, Parameter] = {
         ),
         Parameter(
             "label_smoothing",
-            "share of the target that training spreads over all classes; losses are measured"
-            " without it",
+            "share of the target spread evenly over all classes in training; reported losses do"
+            " not include it",
             default=0.0,
             range=Choice((0.0, 0.1)),
             rule=RATE,
         ),
         Parameter(
             "lr_warmup_epochs",
-            "epochs over which the learning rates rise from 0, step by step",
+            "epochs over which the learning rates rise linearly from 0, step by step",
             default=0,
             range=Choice((0, 1)),
             rule=WHOLE,
         ),
         Parameter(
             "lr_schedule",
-            "the learning rates after that: constant, or falling to 0 along half a cosine",
+            "learning rates after the warm-up: constant, or decaying to 0 along half a cosine",
             default="constant",
             range=Choice(("constant", "cosine")),
             rule=one_of("constant", "cosine"),
@@ -186,7 +186,7 @@ PARAMETERS: Mapping[str, Parameter] = {
         ),
         Parameter(
             "frozen_layers",
-            "what of the backbone stays as it was pretrained: none, the stem, or all to stage 3",
+            "frozen part of the backbone: none, the stem, or everything up to stage 3",
             default="none",
             range=Choice(("none", "stem", "stage-3")),
             rule=one_of("none", "stem", "stage-3"),
@@ -194,8 +194,8 @@ PARAMETERS: Mapping[str, Parameter] = {
         ),
         Parameter(
             "batch_norm",
-            "what BatchNorm normalises by in training: the batch's statistics (batch), which also"
-            " update the running ones, or the pretrained ones, unchanged (pretrained)",
+            "BatchNorm statistics used in training: those of the batch, which also update the"
+            " running ones (batch), or the pretrained ones, unchanged (pretrained)",
             default="batch",
             range=Choice(("batch", "pretrained")),
             rule=one_of("batch", "pretrained"),
@@ -204,7 +204,7 @@ PARAMETERS: Mapping[str, Parameter] = {
         Parameter(
             "backbone_warmup_epochs",
             "epochs for which the backbone first trains under another head, without dropout, which"
-            " is then thrown away",
+            " is then discarded",
             default=0,
             range=Choice((0, 5)),
             rule=WHOLE,
@@ -212,7 +212,7 @@ PARAMETERS: Mapping[str, Parameter] = {
         ),
         Parameter(
             "mask_stream",
-            "which stream of dropout masks a seed stands for; changes nothing else: a placebo",
+            "stream of dropout masks drawn for a seed; has no other effect: a placebo",
             default=1,
             range=Choice((1, 2)),
             rule=COUNT,
@@ -222,18 +222,18 @@ PARAMETERS: Mapping[str, Parameter] = {
 
 
 def parameter(name: str) -> Parameter:
-    """The hyperparameter of that name.
+    """Return the hyperparameter of that name.
 
     Raises:
-        SpaceError: There is none.
+        SpaceError: The name is unknown.
     """
     if name not in PARAMETERS:
-        raise SpaceError(f"unknown hyperparameter {name!r}; there are {', '.join(PARAMETERS)}")
+        raise SpaceError(f"unknown hyperparameter {name!r}; choose from {', '.join(PARAMETERS)}")
     return PARAMETERS[name]
 
 
 def typical(*names: str) -> dict[str, Range]:
-    """The typical ranges of some hyperparameters, to build a recipe from.
+    """Return the typical ranges of some hyperparameters, to build a recipe from.
 
     Raises:
         SpaceError: A name is unknown.
@@ -242,32 +242,32 @@ def typical(*names: str) -> dict[str, Range]:
 
 
 def value_of(hyperparameters: Mapping[str, Value], name: str) -> Value:
-    """The value of a hyperparameter in one run: its own, else the default.
+    """Return the value of a hyperparameter in one run, or its default if the run does not set it.
 
     Args:
         hyperparameters: The values of one run.
-        name: Of a hyperparameter in `PARAMETERS`.
+        name: Name of a hyperparameter in `PARAMETERS`.
     """
     return hyperparameters.get(name, PARAMETERS[name].default)
 
 
 def hidden_widths(hyperparameters: Mapping[str, Value]) -> tuple[int, ...]:
-    """The widths of the head's hidden layers: `{"head": "512-256"}` gives (512, 256)."""
+    """Return the widths of the head's hidden layers: (512, 256) for `{"head": "512-256"}`."""
     return tuple(int(width) for width in str(hyperparameters["head"]).split("-"))
 
 
 def dropout_rates(hyperparameters: Mapping[str, Value]) -> tuple[float, ...]:
-    """The dropout rate after each hidden layer of the head, each in [0, 1).
+    """Return the dropout rate after each hidden layer of the head, each in [0, 1).
 
     Args:
-        hyperparameters: The values of one run; either `dropout`, the same for every layer, or
-            `dropout_1`, `dropout_2`, ..., as many as the head has hidden layers; 0 where neither.
+        hyperparameters: The values of one run, with either `dropout`, one rate for all layers, or
+            `dropout_1`, `dropout_2`, ..., one per hidden layer; 0 if neither is set.
 
     Returns:
-        As many rates as the head has hidden layers.
+        One rate per hidden layer.
 
     Raises:
-        SpaceError: There are rates of single layers, but not one for each.
+        SpaceError: Rates per layer are given, but not exactly one for each hidden layer.
     """
     depth = len(hidden_widths(hyperparameters))
     given = [name for name in LAYER_RATES if name in hyperparameters]
@@ -275,12 +275,13 @@ def dropout_rates(hyperparameters: Mapping[str, Value]) -> tuple[float, ...]:
         return (float(value_of(hyperparameters, "dropout")),) * depth
     if given != list(LAYER_RATES[:depth]):
         raise SpaceError(
-            f"head {hyperparameters['head']} needs {depth} rates, got {', '.join(given)}"
+            f"head {hyperparameters['head']} needs {depth} dropout rates, one per hidden layer;"
+            f" got {', '.join(given)}"
         )
     return tuple(float(hyperparameters[name]) for name in given)
 
 
 def without_dropout(hyperparameters: Mapping[str, Value]) -> dict[str, Value]:
-    """The same hyperparameters with every dropout rate at 0."""
+    """Return the hyperparameters with every dropout rate set to 0."""
     rates = {"dropout", *LAYER_RATES} & hyperparameters.keys()
     return {**hyperparameters, **dict.fromkeys(rates, 0.0)}

@@ -2,8 +2,8 @@
 
     python run_study.py --space placebo --trials 40
 
-Both arms have the same dropout and differ in a number that only selects another stream of dropout
-masks. A verdict that claims a difference is a false alarm: at most one study in twenty may.
+Both arms have the same dropout and differ only in the number that selects the stream of dropout
+masks. A verdict that claims a difference is a false positive: at most one study in twenty may.
 """
 
 from search_spaces.parameters import typical

@@ -1,4 +1,4 @@
-"""From what a hyperparameter takes its values: one value, an interval, or a few options."""
+"""Ranges of hyperparameters: one value, an interval, or a few options."""
 
 import math
 from dataclasses import dataclass
@@ -7,15 +7,15 @@ Value = float | int | str
 
 
 def is_finite(value: float) -> bool:
-    """Whether it is a number that a float can hold."""
+    """Return whether the value is finite and fits into a float."""
     try:
         return math.isfinite(value)
-    except OverflowError:  # a whole number that is too large
+    except OverflowError:  # an integer too large for a float
         return False
 
 
 class SpaceError(ValueError):
-    """A space that makes no sense, or cannot be found; the message is one line."""
+    """A space is invalid or cannot be found; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Fixed:
 
     @property
     def ends(self) -> tuple[Value, ...]:
-        """The values that must be allowed for the whole range to be."""
+        """The values to check: if these are allowed, the whole range is."""
         return (self.value,)
 
     def __str__(self) -> str:
@@ -39,15 +39,15 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Float:
-    """Any number of an interval.
+    """Any number in an interval.
 
     Attributes:
-        low: Its lower end, included; above 0 where `log` is set.
-        high: Its upper end, included; above `low`.
-        log: Draw evenly on a logarithmic scale.
+        low: Lower end, inclusive; above 0 if `log` is set.
+        high: Upper end, inclusive; above `low`.
+        log: Sample uniformly on a logarithmic scale.
 
     Raises:
-        SpaceError: The ends are no such interval.
+        SpaceError: The ends are invalid.
     """
 
     low: float
@@ -56,13 +56,17 @@ class Float:
 
     def __post_init__(self) -> None:
         if not (is_finite(self.low) and is_finite(self.high) and self.low < self.high):
-            raise SpaceError(f"Float({self.low}, {self.high}): low must be below high")
+            raise SpaceError(
+                f"Float({self.low}, {self.high}): low and high must be finite, and low below high"
+            )
         if self.log and self.low <= 0:
-            raise SpaceError(f"Float({self.low}, {self.high}, log=True): low must be above 0")
+            raise SpaceError(
+                f"Float({self.low}, {self.high}, log=True): low must be above 0 on a log scale"
+            )
 
     @property
     def ends(self) -> tuple[Value, ...]:
-        """The values that must be allowed for the whole range to be."""
+        """The values to check: if these are allowed, the whole range is."""
         return (float(self.low), float(self.high))
 
     def __str__(self) -> str:
@@ -74,25 +78,27 @@ class Choice:
     """One of a few options.
 
     Attributes:
-        options: At least two different values of one type; no order between them is assumed.
+        options: At least two distinct values of one type; no order between them is assumed.
 
     Raises:
-        SpaceError: There are fewer than two options, or two are equal, or the types are mixed.
+        SpaceError: There are fewer than two options, duplicates, or mixed types.
     """
 
     options: tuple[Value, ...]
 
     def __post_init__(self) -> None:
         if len(self.options) < 2:
-            raise SpaceError(f"Choice({self.options}): use Fixed for fewer than two options")
+            raise SpaceError(
+                f"Choice({self.options}): give at least two options, or use Fixed for one value"
+            )
         if len(set(self.options)) < len(self.options):
-            raise SpaceError(f"Choice({self.options}): an option stands there twice")
+            raise SpaceError(f"Choice({self.options}): an option is listed twice")
         if len({type(option) for option in self.options}) > 1:
-            raise SpaceError(f"Choice({self.options}): all options must be of one type")
+            raise SpaceError(f"Choice({self.options}): all options must have the same type")
 
     @property
     def ends(self) -> tuple[Value, ...]:
-        """The values that must be allowed for the whole range to be."""
+        """The values to check: if these are allowed, the whole range is."""
         return self.options
 
     def __str__(self) -> str:
@@ -103,7 +109,7 @@ Range = Fixed | Float | Choice
 
 
 def readable(value: Value) -> str:
-    """A value as a person writes it: six digits at most, whole numbers without a point."""
+    """Format a value: at most six significant digits, whole numbers without a decimal point."""
     if isinstance(value, float):
         return f"{value:g}"
     return str(value)

@@ -1,4 +1,4 @@
-"""The spaces that come with the project, and how to find one or the user's own."""
+"""The built-in spaces, and the lookup of built-in and user-defined ones."""
 
 import difflib
 import importlib
@@ -22,22 +22,22 @@ SPACES: Mapping[str, Space] = {
 
 
 def find_space(spec: str) -> Space:
-    """Find a space by what the user typed.
+    """Find a space by its name or import path.
 
     Args:
-        spec: A name of the registry, or `package.module:NAME` for a space of the user's own, in a
-            module that Python can import from where it runs.
+        spec: The name of a built-in space, or `package.module:NAME` for a user-defined one, whose
+            module must be importable.
 
     Raises:
-        SpaceError: There is no such space, its module cannot be imported, or it is no space; the
-            message is one line.
+        SpaceError: There is no such space, its module cannot be imported, or the object is not a
+            Space; the message is one line.
     """
     if ":" in spec:
         return _import_space(spec)
     if spec not in SPACES:
         raise SpaceError(
-            f"unknown space {spec!r}; there are {', '.join(SPACES)}, and package.module:NAME for"
-            f" your own{_closest(spec, SPACES)}"
+            f"unknown space {spec!r}; choose from {', '.join(SPACES)}, or give your own as"
+            f" package.module:NAME{_closest(spec, SPACES)}"
         )
     return SPACES[spec]
 
@@ -46,12 +46,12 @@ def _import_space(spec: str) -> Space:
     module_name, _, name = spec.partition(":")
     try:
         module = importlib.import_module(module_name)
-    # Whatever the user's module does wrong, the user hears of it here; a script may also exit.
+    # The user's module may raise anything; a script may also exit.
     except (Exception, SystemExit) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise SpaceError(f"cannot import the module of space {spec!r}: {reason}") from error
     if not hasattr(module, name):
-        raise SpaceError(f"module {module_name} holds no {name!r}{_closest(name, vars(module))}")
+        raise SpaceError(f"module {module_name} has no {name!r}{_closest(name, vars(module))}")
     space = getattr(module, name)
     if not isinstance(space, Space):
         raise SpaceError(f"{spec} is of type {type(space).__name__}, not a search_spaces.Space")

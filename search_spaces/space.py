@@ -1,4 +1,4 @@
-"""A space: what a study varies, as data. The factor stands in arms, all else in the recipe."""
+"""A space: what a study varies, as data. Arms hold the factor, the recipe everything else."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -15,7 +15,7 @@ from search_spaces.parameters import (
 )
 from search_spaces.ranges import Fixed, Range, SpaceError, Value
 
-#: The study's options for which a space may have a better default than the study.
+#: Options of the study that a space may give its own default.
 OPTIONS: Mapping[str, Rule] = {
     "transfer": one_of("auto", "frozen", "finetune"),
     "image_size": Rule("a whole number of 32 or more", lambda value: is_count(value, 32)),
@@ -24,7 +24,7 @@ OPTIONS: Mapping[str, Rule] = {
     "augment": one_of("none", "flip", "crop-flip"),
 }
 
-#: What every run needs; the default stands in where a space leaves one out.
+#: Hyperparameters that every run needs; those a space omits get their default.
 NEEDED = ("head", "learning_rate", "weight_decay", "batch_size", "optimizer")
 
 
@@ -33,8 +33,8 @@ class Arm:
     """One setting of the factor, fixed or ranged.
 
     Attributes:
-        name: Letters, digits, dots, dashes and underscores; it becomes a part of file names.
-        factor: The hyperparameters that make the difference between the arms, at least one.
+        name: Letters, digits, dots, dashes and underscores; it becomes part of file names.
+        factor: The hyperparameters that differ between the arms, at least one.
 
     Raises:
         SpaceError: The name, a hyperparameter's name or one of its values is not allowed.
@@ -45,15 +45,18 @@ class Arm:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
-            raise SpaceError(f"arm {self.name!r}: use letters, digits, dots and dashes in its name")
+            raise SpaceError(
+                f"arm {self.name!r}: the name must start with a letter or digit, and contain only"
+                " letters, digits, dots, dashes and underscores"
+            )
         if not self.factor:
-            raise SpaceError(f"arm {self.name}: its factor holds no hyperparameter")
+            raise SpaceError(f"arm {self.name}: the factor needs at least one hyperparameter")
         for name, values in self.factor.items():
             parameter(name).check(values)
 
     @property
     def fixed(self) -> bool:
-        """Whether every value of the factor is fixed."""
+        """True if every value of the factor is fixed."""
         return all(isinstance(values, Fixed) for values in self.factor.values())
 
 
@@ -62,18 +65,18 @@ class Space:
     """What a study varies.
 
     Attributes:
-        name: The name under which `--space` finds it.
-        question: What a study of this space answers, one sentence.
+        name: Name of the space, as given to `--space`.
+        question: The question that a study of this space answers, one sentence.
         arms: One or more; each is searched with the same number of trials.
-        recipe: All other hyperparameters, searched alike in every arm; one that is left out has
-            its default.
-        settings: Values of the factor at which the confirmation runs try the champions' recipes;
-            where empty, they are the champions' own.
-        options: The study's options that this space sets unless the user does: `transfer`,
-            `image_size` (pixels), `preprocess`, `weights`, `augment`.
+        recipe: All other hyperparameters, searched alike in every arm; omitted ones have their
+            default.
+        settings: Values of the factor at which the confirmation runs test the champions' recipes;
+            if empty, the champions' own.
+        options: Defaults for options of the study: `transfer`, `image_size` (pixels),
+            `preprocess`, `weights`, `augment`.
 
     Raises:
-        SpaceError: The parts do not fit together.
+        SpaceError: The space is invalid or inconsistent.
     """
 
     name: str
@@ -85,7 +88,9 @@ class Space:
 
     def __post_init__(self) -> None:
         if not self.name.isprintable():
-            raise SpaceError(f"space {self.name!r}: use letters, digits and dashes in its name")
+            raise SpaceError(
+                f"space {self.name!r}: the name must contain printable characters only"
+            )
         try:
             self._check_arms()
             self._check_recipe()
@@ -100,35 +105,35 @@ class Space:
         return tuple(self.arms[0].factor)
 
     def ranges(self, arm: Arm) -> dict[str, Range]:
-        """The range of every hyperparameter of a run: the recipe's and the arm's factor."""
+        """Return the range of every hyperparameter of a run: the recipe and the arm's factor."""
         named = {**self.recipe, **arm.factor}
         defaults = {name: Fixed(PARAMETERS[name].default) for name in NEEDED if name not in named}
         return {**defaults, **named}
 
     def fixed_values(self, arm: Arm) -> dict[str, Value]:
-        """The hyperparameters of an arm's runs that are not searched."""
+        """Return the fixed hyperparameters of an arm's runs."""
         ranges = self.ranges(arm)
         return {name: r.value for name, r in ranges.items() if isinstance(r, Fixed)}
 
     def searches(self, arm: Arm) -> bool:
-        """Whether the arm has anything to search; where not, it goes straight to confirmation."""
+        """Return whether the arm has anything to search; if not, it skips the search."""
         return not all(isinstance(values, Fixed) for values in self.ranges(arm).values())
 
     def with_frozen_backbone(self) -> "Space":
-        """What is left of the space where the backbone is frozen.
+        """Return the space reduced to what applies to a frozen backbone.
 
-        The hyperparameters of the backbone's training fall away, and with them the arms and
-        settings that differ from an earlier one in nothing else.
+        Hyperparameters of the backbone's training are removed, and so are arms and settings that
+        then equal an earlier one.
 
         Raises:
-            SpaceError: The arms differ in nothing else, so that there is no question left.
+            SpaceError: The arms differ only in hyperparameters of the backbone's training.
         """
         if not any(PARAMETERS[name].backbone for name in self.ranges(self.arms[0])):
             return self
         if all(PARAMETERS[name].backbone for name in self.factor_names):
             raise SpaceError(
-                f"space {self.name}: its arms differ in {', '.join(self.factor_names)} only, which"
-                " means nothing with a frozen backbone"
+                f"space {self.name}: its arms differ only in {', '.join(self.factor_names)}, which"
+                " has no effect with a frozen backbone"
             )
         return replace(
             self,
@@ -139,14 +144,15 @@ class Space:
 
     def _check_arms(self) -> None:
         if not self.arms:
-            raise SpaceError("it has no arms")
+            raise SpaceError("it has no arms; at least one is required")
         _refuse_twins("arms", self.arms)
         _refuse_twins("settings", self.settings)
         for arm in (*self.arms, *self.settings):
             if set(arm.factor) != set(self.factor_names):
                 raise SpaceError(
                     f"{arm.name} sets {', '.join(arm.factor)}, but {self.arms[0].name} sets"
-                    f" {', '.join(self.factor_names)}; the factor must be the same everywhere"
+                    f" {', '.join(self.factor_names)}; all arms and settings must set the"
+                    " same hyperparameters"
                 )
         for setting in self.settings:
             if not setting.fixed:
@@ -156,19 +162,22 @@ class Space:
         for name, values in self.recipe.items():
             parameter(name).check(values)
             if name in self.factor_names:
-                raise SpaceError(f"{name} stands in the recipe and in the factor; choose one")
+                raise SpaceError(f"{name} is in both the recipe and the factor; remove one")
 
     def _check_rates(self) -> None:
         ranges = self.ranges(self.arms[0])
         rates = [name for name in LAYER_RATES if name in ranges]
         if rates and "dropout" in ranges:
-            raise SpaceError(f"dropout and {rates[0]} together; choose one way")
+            raise SpaceError(
+                f"dropout and {rates[0]} cannot be combined; set one rate for all hidden layers, or"
+                " one per layer"
+            )
         for head in ranges["head"].ends if rates else ():
             depth = len(hidden_widths({"head": head}))
             if rates != list(LAYER_RATES[:depth]):
                 raise SpaceError(
-                    f"head {head} has {depth} hidden layers, but there are rates for"
-                    f" {', '.join(rates)}"
+                    f"head {head} has {depth} hidden layers, but the dropout rates are"
+                    f" {', '.join(rates)}; give one per hidden layer"
                 )
 
     def _check_options(self) -> None:
@@ -176,11 +185,13 @@ class Space:
             if name not in OPTIONS:
                 raise SpaceError(f"unknown option {name!r}; a space may set {', '.join(OPTIONS)}")
             if not OPTIONS[name].allows(value):
-                raise SpaceError(f"option {name}: {value!r} is not {OPTIONS[name].words}")
+                raise SpaceError(
+                    f"option {name}: {value!r} is invalid; expected {OPTIONS[name].words}"
+                )
 
 
 def _without_backbone(arms: Iterable[Arm]) -> tuple[Arm, ...]:
-    """The arms without what concerns the backbone's training; of equal ones the first."""
+    """Remove hyperparameters of the backbone's training from arms, and then duplicate arms."""
     kept: list[Arm] = []
     for arm in arms:
         factor = _of_the_head(arm.factor)
@@ -197,4 +208,4 @@ def _refuse_twins(what: str, arms: Iterable[Arm]) -> None:
     names = [arm.name for arm in arms]
     for name in names:
         if names.count(name) > 1:
-            raise SpaceError(f"two {what} are named {name}")
+            raise SpaceError(f"two {what} are named {name}; names must be unique")

@@ -20,7 +20,7 @@ from analysis.frames import StudyFrames
 
 __all__ = ["FIGURES", "Picture", "make_pictures", "render_file", "render_inline"]
 
-#: Section of the page, and what is drawn there; a maker returns None where its data is missing.
+#: The figures of each section of the page; a maker returns None if its data is missing.
 FIGURES: Mapping[str, tuple[Callable[[StudyFrames], Picture | None], ...]] = {
     "comparison": (
         partial(make_curves, quantity="accuracy"),
@@ -36,6 +36,6 @@ FIGURES: Mapping[str, tuple[Callable[[StudyFrames], Picture | None], ...]] = {
 
 
 def make_pictures(frames: StudyFrames) -> Mapping[str, tuple[Picture, ...]]:
-    """Every figure that the study has the data for, by section."""
+    """Return every figure that the study has the data for, by section."""
     made = {section: [make(frames) for make in makers] for section, makers in FIGURES.items()}
     return {name: tuple(p for p in pictures if p is not None) for name, pictures in made.items()}

@@ -1,4 +1,4 @@
-"""Test accuracy class by class, for every setting of the factor."""
+"""Test accuracy by class, for every setting of the factor."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from analysis.frames import StudyFrames
 from analysis.rundir.predictions import Predictions, load_predictions
 from analysis.words import signed
 
-#: More classes than this would not fit a screen; then those are shown where settings differ most.
+#: At most this many classes fit a screen; of more, those where settings differ most are shown.
 MOST_CLASSES = 25
 
 CIFAR10 = (
@@ -32,13 +32,13 @@ CIFAR10 = (
 
 @dataclass(frozen=True)
 class SettingClasses:
-    """The test accuracy of one setting, class by class, as fractions.
+    """The test accuracy of one setting by class, as fractions.
 
     Attributes:
         setting: Its name.
         n: Number of runs.
-        mean: [classes], over the runs; NaN for a class without a test image.
-        sd: [classes], between the runs; NaN for a single run.
+        mean: [classes], over runs; NaN for a class without test images.
+        sd: [classes], over runs; NaN for a single run.
     """
 
     setting: str
@@ -49,11 +49,11 @@ class SettingClasses:
 
 @dataclass(frozen=True)
 class Classes:
-    """The test accuracy of a study's settings, class by class.
+    """The test accuracy of a study's settings by class.
 
     Attributes:
-        names: Of the classes, in the order of their numbers.
-        settings: In the study's order; those without stored predictions are left out.
+        names: Class names, by class index.
+        settings: In the study's order; those without stored predictions are omitted.
     """
 
     names: tuple[str, ...]
@@ -66,11 +66,11 @@ class Classes:
 
 
 def class_names(frames: StudyFrames, classes: int) -> tuple[str, ...]:
-    """What the classes are called, by number; their numbers where nobody knows.
+    """Return the class names by index; "class N" where they are not recorded.
 
     Args:
-        frames: Of the study.
-        classes: How many there are.
+        frames: The study.
+        classes: Number of classes.
     """
     data = frames.record.get("data") or {}
     known = data.get("classes") or (CIFAR10 if data.get("name") == "cifar10" else ())
@@ -80,7 +80,7 @@ def class_names(frames: StudyFrames, classes: int) -> tuple[str, ...]:
 
 
 def make_classes(frames: StudyFrames) -> Picture | None:
-    """A row per class, a point per setting."""
+    """Make the figure: a row per class, a point per setting."""
     classes = compute_classes(frames)
     if classes is None:
         return None
@@ -92,7 +92,7 @@ def make_classes(frames: StudyFrames) -> Picture | None:
 
 
 def compute_classes(frames: StudyFrames) -> Classes | None:
-    """Mean and deviation over the runs of each setting; None without stored predictions."""
+    """Return mean and sd over the runs of each setting; None without stored predictions."""
     settings = []
     for setting, runs in frames.confirm.groupby("setting", sort=False):
         loaded = (load_predictions(frames.path, run_id) for run_id in runs["run_id"])
@@ -108,7 +108,7 @@ def compute_classes(frames: StudyFrames) -> Classes | None:
 
 
 def class_accuracy(predictions: Predictions) -> NDArray[np.float64]:
-    """Share of each class's images that are recognised; NaN for a class without any."""
+    """Return the accuracy per class; NaN for a class without images."""
     labels, classes = predictions.labels, predictions.logits.shape[1]
     right = np.bincount(labels[predictions.guesses == labels], minlength=classes)
     with np.errstate(invalid="ignore"):
@@ -116,24 +116,24 @@ def class_accuracy(predictions: Predictions) -> NDArray[np.float64]:
 
 
 def choose_classes(classes: Classes) -> list[int]:
-    """The numbers of the classes to be drawn, the best recognised first."""
+    """Return the indices of the classes to draw, in order of decreasing accuracy."""
     mean = classes.means.mean(axis=0)
     tested = np.flatnonzero(np.isfinite(mean))
     if len(tested) > MOST_CLASSES:
-        # With one setting there are no differences; then the hardest classes tell most.
-        worth = -mean if len(classes.settings) == 1 else np.ptp(classes.means, axis=0)
-        tested = tested[np.argsort(-worth[tested], kind="stable")[:MOST_CLASSES]]
+        # A single setting has no differences: show its hardest classes.
+        relevance = -mean if len(classes.settings) == 1 else np.ptp(classes.means, axis=0)
+        tested = tested[np.argsort(-relevance[tested], kind="stable")[:MOST_CLASSES]]
     return [int(number) for number in tested[np.argsort(-mean[tested], kind="stable")]]
 
 
 def draw_classes(classes: Classes, shown: list[int], ink: Mapping[str, str], ax: Axes) -> None:
-    """Draw a row per class: a point per setting, with its deviation between runs as a line.
+    """Draw a row per class: a point per setting, with its sd over runs as a line.
 
     Args:
         classes: At least one setting.
-        shown: Numbers of the classes, from the top.
+        shown: Indices of the classes, from the top.
         ink: The colour of every setting.
-        ax: Where to draw.
+        ax: The axes to draw on.
     """
     settings = len(classes.settings)
     heights = np.linspace(-0.16, 0.16, settings) if settings > 1 else [0.0]
@@ -157,13 +157,13 @@ def draw_classes(classes: Classes, shown: list[int], ink: Mapping[str, str], ax:
 
 
 def _shows_sd(classes: Classes) -> bool:
-    # The lines of many settings would only cover each other.
+    # With many settings the lines would overlap.
     return len(classes.settings) <= 2 and any(setting.n > 1 for setting in classes.settings)
 
 
 def _title(classes: Classes, shown: list[int]) -> str:
     runs = " or ".join(map(str, sorted({setting.n for setting in classes.settings})))
-    spread = ", line: ± sd" if _shows_sd(classes) else ""
+    spread = "; line: ± sd" if _shows_sd(classes) else ""
     which = ""
     if len(shown) < len(classes.names):
         which = f"; {len(shown)} of {len(classes.names)} classes"
@@ -171,11 +171,11 @@ def _title(classes: Classes, shown: list[int]) -> str:
 
 
 def _caption(classes: Classes) -> str:
-    """Where the settings differ most; of a single setting, the class that is hardest."""
+    """Name the class on which settings differ most; for a single setting, the hardest class."""
     means = 100 * classes.means
     if len(classes.settings) == 1:
         at = int(np.nanargmin(means[0]))
-        return f"The hardest class is {classes.names[at]}: {means[0, at]:.1f} % are recognised."
+        return f"The hardest class is {classes.names[at]}, with {means[0, at]:.1f} % accuracy."
     at = int(np.nanargmax(np.ptp(means, axis=0)))
     low, high = int(means[:, at].argmin()), int(means[:, at].argmax())
     if len(classes.settings) == 2:

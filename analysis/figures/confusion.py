@@ -1,4 +1,4 @@
-"""Which classes are taken for which, by the runs that are best on `val`."""
+"""Confusion matrix on test of the recipe and setting that are best on `val`."""
 
 from dataclasses import dataclass
 
@@ -14,21 +14,22 @@ from analysis.rundir.metric import mode
 from analysis.rundir.predictions import Predictions, load_predictions
 from analysis.words import count
 
-#: Of more classes than this, only the most frequent confusions are drawn.
+#: With more classes, only the most frequent confusions are drawn.
 MOST_CLASSES = 15
 MOST_CONFUSIONS = 15
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """The answers on the test images, mean over the runs of one recipe and setting.
+    """The confusion matrix on test, a mean over the runs of one recipe and setting.
 
     Attributes:
         recipe: The recipe.
         setting: The setting.
         n: Number of runs.
-        names: Of the classes, in the order of their numbers.
-        shares: [true class, answer], in per cent of the true class; NaN where it has no image.
+        names: Class names, by class index.
+        shares: [true class, predicted class], in per cent of the true class; NaN for a class
+            without images.
     """
 
     recipe: str
@@ -39,14 +40,14 @@ class Confusion:
 
     @property
     def errors(self) -> NDArray[np.float64]:
-        """The shares without the right answers and the unknown, which count as zero."""
+        """The shares with correct predictions and NaN set to zero."""
         errors = np.nan_to_num(self.shares)
         np.fill_diagonal(errors, 0)
         return errors
 
 
 def make_confusion(frames: StudyFrames) -> Picture | None:
-    """The confusion matrix; of many classes, the most frequent confusions."""
+    """Make the figure: the confusion matrix; for many classes, the most frequent confusions."""
     confusion = compute_confusion(frames)
     if confusion is None:
         return None
@@ -62,7 +63,7 @@ def make_confusion(frames: StudyFrames) -> Picture | None:
 
 
 def compute_confusion(frames: StudyFrames) -> Confusion | None:
-    """The mean confusion matrix of the best cell; None without its stored predictions."""
+    """Return the mean confusion matrix of the best cell; None without stored predictions."""
     cell = best_cell(frames)
     if cell is None:
         return None
@@ -77,7 +78,7 @@ def compute_confusion(frames: StudyFrames) -> Confusion | None:
 
 
 def best_cell(frames: StudyFrames) -> tuple[str, str] | None:
-    """Recipe and setting of the best mean score, which is measured on `val`; None without one."""
+    """Return recipe and setting with the best mean score on `val`; None without scores."""
     scores = frames.confirm.dropna(subset="score").groupby(["recipe", "setting"], sort=False)
     means = scores["score"].mean().reset_index()
     if means.empty:
@@ -87,7 +88,7 @@ def best_cell(frames: StudyFrames) -> tuple[str, str] | None:
 
 
 def confusion_shares(predictions: Predictions) -> NDArray[np.float64]:
-    """How often each class is taken for each, in per cent of the true class: [true, answer]."""
+    """Return the confusion matrix in per cent of the true class: [true, predicted]."""
     classes = predictions.logits.shape[1]
     pairs = predictions.labels * classes + predictions.guesses
     counts = np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
@@ -96,22 +97,22 @@ def confusion_shares(predictions: Predictions) -> NDArray[np.float64]:
 
 
 def draw_confusion(confusion: Confusion, colour: str, ax: Axes) -> None:
-    """Draw a cell per true class and answer; the more frequent an error, the darker.
+    """Draw a cell per true and predicted class, darker for more frequent errors.
 
     Args:
-        confusion: Of few classes.
-        colour: Of the setting.
-        ax: Where to draw.
+        confusion: At most `MOST_CLASSES` classes.
+        colour: The colour of the setting.
+        ax: The axes to draw on.
     """
     names, errors = confusion.names, confusion.errors
     cells = np.tile(mpl.colors.to_rgba(colour), (*errors.shape, 1))
     cells[..., 3] = 0.65 * errors / max(errors.max(), 1e-9)
-    # Right answers stand apart in grey: on one scale with them no error would be seen.
+    # Correct predictions are grey: on a scale shared with them, errors would be invisible.
     cells[np.diag_indices(len(names))] = mpl.colors.to_rgba(GRID, 0.6)
     ax.pcolormesh(range(len(names)), range(len(names)), cells, shading="nearest", linewidth=0)
     for (true, answer), share in np.ndenumerate(confusion.shares):
         right = true == answer
-        # Numbers that would read 0.0 hide the others.
+        # Numbers that would read 0.0 only clutter the matrix.
         if np.isfinite(share) and (right or share >= 0.05):
             ax.text(
                 answer,
@@ -124,7 +125,7 @@ def draw_confusion(confusion: Confusion, colour: str, ax: Axes) -> None:
                 fontsize=8.5 if len(names) <= 12 else 7,
             )
     limits = (-0.5, len(names) - 0.5)
-    ax.set(xlim=limits, ylim=limits[::-1], xlabel="answer", ylabel="true class")
+    ax.set(xlim=limits, ylim=limits[::-1], xlabel="predicted class", ylabel="true class")
     slant = 45 if max(map(len, names)) > 6 and len(names) > 12 else 0
     ax.set_xticks(range(len(names)), names, rotation=slant)
     ax.set_yticks(range(len(names)), names)
@@ -137,9 +138,9 @@ def draw_confusions(confusion: Confusion, colour: str, ax: Axes) -> None:
     """Draw a bar for each of the most frequent confusions.
 
     Args:
-        confusion: Of many classes.
-        colour: Of the setting.
-        ax: Where to draw.
+        confusion: More than `MOST_CLASSES` classes.
+        colour: The colour of the setting.
+        ax: The axes to draw on.
     """
     errors, names = confusion.errors, confusion.names
     most = np.argsort(-errors, axis=None, kind="stable")[:MOST_CONFUSIONS]
@@ -150,16 +151,17 @@ def draw_confusions(confusion: Confusion, colour: str, ax: Axes) -> None:
     ax.invert_yaxis()
     ax.grid(visible=False, axis="y")
     ax.grid(visible=True, axis="x")
-    ax.set_xlabel("per cent of the true class")
+    ax.set_xlabel("% of the true class")
 
 
 def _title(confusion: Confusion) -> str:
-    drawn = "" if len(confusion.names) <= MOST_CLASSES else f", the {MOST_CONFUSIONS} most frequent"
-    return f"Confusions on the test images, in per cent of each true class{drawn}"
+    few = len(confusion.names) <= MOST_CLASSES
+    drawn = "Confusion matrix" if few else f"The {MOST_CONFUSIONS} most frequent confusions"
+    return f"{drawn} on the test images, in % of each true class"
 
 
 def _caption(confusion: Confusion) -> str:
-    """The most frequent confusion, and whose answers these are."""
+    """Name the most frequent confusion, and the runs that it is from."""
     basis = (
         f"recipe {confusion.recipe}, setting {confusion.setting}, the best on val;"
         f" mean of {count(confusion.n, 'run')}"
@@ -167,9 +169,9 @@ def _caption(confusion: Confusion) -> str:
     errors, names = confusion.errors, confusion.names
     true, answer = divmod(int(errors.argmax()), len(names))
     if errors[true, answer] == 0:
-        return f"No test image is taken for another class ({basis})."
+        return f"No test image is misclassified ({basis})."
     return (
         f"The most frequent confusion: {errors[true, answer]:.1f} % of the images of {names[true]}"
-        f" are taken for {names[answer]}, and {errors[answer, true]:.1f} % the other way round"
+        f" are classified as {names[answer]}, and {errors[answer, true]:.1f} % the other way round"
         f" ({basis})."
     )

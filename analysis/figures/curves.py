@@ -25,9 +25,9 @@ class Band:
 
     Attributes:
         epochs: [epochs], from 1.
-        mean: [epochs], over the runs.
-        low: [epochs], the lowest run.
-        high: [epochs], the highest run.
+        mean: [epochs], mean over runs.
+        low: [epochs], lowest run.
+        high: [epochs], highest run.
     """
 
     epochs: NDArray[np.float64]
@@ -57,7 +57,7 @@ class Curves:
 
     Attributes:
         evidence: The kind of runs behind them.
-        settings: In the study's order; those without a row in epochs.jsonl are left out.
+        settings: In the study's order; those without a row in epochs.jsonl are omitted.
     """
 
     evidence: Evidence
@@ -65,7 +65,7 @@ class Curves:
 
 
 def compute_curves(frames: StudyFrames) -> Curves:
-    """Mean and extent of every measure over the runs of each setting."""
+    """Return mean and range of every measure over the runs of each setting."""
     compared = compute_compared_runs(frames)
     setting_of = compared.runs[["run_id", "setting"]]
     epochs = frames.epochs.merge(setting_of, on="run_id")
@@ -89,7 +89,7 @@ def _band(rows: pd.DataFrame, measure: str) -> Band:
 
 
 def make_curves(frames: StudyFrames, quantity: Quantity) -> Picture | None:
-    """One quantity on the training images beside the same on the validation images."""
+    """Make the figure of one quantity: training images on the left, validation on the right."""
     curves = compute_curves(frames)
     if not curves.settings:
         return None
@@ -101,7 +101,7 @@ def make_curves(frames: StudyFrames, quantity: Quantity) -> Picture | None:
             draw_curves(curves, f"{images}_{quantity}", ink, ax)
             ax.set_title(IMAGES[images])
             ax.set_xlabel("epoch")
-        # Where names must give way depends on the limits, which the panels share.
+        # The panels share their limits, and the placement of the names depends on them.
         for images, ax in panels:
             name_ends(_ends(curves, f"{images}_{quantity}"), ink, ax)
         figure.axes[0].set_ylabel(UNITS[quantity][0])
@@ -109,13 +109,13 @@ def make_curves(frames: StudyFrames, quantity: Quantity) -> Picture | None:
 
 
 def draw_curves(curves: Curves, measure: str, ink: Mapping[str, str], ax: Axes) -> None:
-    """Draw the mean of every setting as a line, and the extent of its runs as a band.
+    """Draw the mean of every setting as a line, and the range of its runs as a band.
 
     Args:
         curves: At least one setting.
         measure: `train_accuracy`, `val_accuracy`, `train_loss` or `val_loss`.
         ink: The colour of every setting.
-        ax: Where to draw.
+        ax: The axes to draw on.
     """
     scale = scale_of(measure)
     for index, setting in enumerate(curves.settings):
@@ -146,11 +146,11 @@ def _ends(curves: Curves, measure: str) -> dict[str, float]:
 
 
 def _caption(curves: Curves, quantity: Quantity) -> str:
-    """Where the settings end on val, and where each was best."""
-    measure, said = f"val_{quantity}", []
+    """Describe best and last mean of every setting on val."""
+    measure, parts = f"val_{quantity}", []
     for setting in curves.settings:
         mean = setting.bands[measure].mean
         at = int(mean.argmax() if quantity == "accuracy" else mean.argmin())
         best, last = (describe_measured(measure, float(mean[epoch])) for epoch in (at, -1))
-        said.append(f"{setting.setting} {best} after epoch {at + 1}, {last} at the end")
-    return f"On the validation images, best and last mean: {'; '.join(said)}."
+        parts.append(f"{setting.setting} {best} after epoch {at + 1}, {last} at the end")
+    return f"On the validation images, best and last mean: {'; '.join(parts)}."

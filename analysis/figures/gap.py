@@ -24,10 +24,10 @@ from analysis.figures.style import INK, STYLE, Picture, colours, new_figure
 from analysis.frames import StudyFrames
 from analysis.words import count, signed
 
-#: The runs that have a gap: completed trials, and confirmation runs.
+#: Kinds of runs with a gap: completed trials and confirmation runs.
 Kind = Literal["trials", "confirmation"]
 
-#: How each kind is drawn, and on which side of its rate, lest one hide the other.
+#: Marker of each kind, and the side of its rate on which it is drawn, to avoid overlap.
 GAP_MARKERS: Mapping[Kind, tuple[str, float]] = {
     "trials": ("o", -1),
     "confirmation": ("D", 1),
@@ -40,15 +40,14 @@ GAP_WORDS: Mapping[Kind, tuple[str, str]] = {
 
 @dataclass(frozen=True)
 class Gaps:
-    """How much better runs are on train than on images that they have not seen.
+    """Generalisation gaps: how much better runs are on train than on unseen images.
 
     Attributes:
         name: The arm of the trials, or the setting of the confirmation runs.
         kind: `trials` for the completed trials of an arm, measured on val; `confirmation`
             for confirmation runs, measured on test.
         rates: [runs], dropout rates.
-        gaps: [runs], accuracy on train minus accuracy on the other images, in points, at the best
-            epoch.
+        gaps: [runs], train accuracy minus accuracy on unseen images, in points, at the best epoch.
     """
 
     name: str
@@ -58,7 +57,7 @@ class Gaps:
 
 
 def make_gap(frames: StudyFrames) -> Picture | None:
-    """A point per run, at its dropout rate."""
+    """Make the figure: a point per run, at its dropout rate."""
     gaps = compute_gap(frames)
     rates = [float(rate) for group in gaps for rate in group.rates]
     if len(set(rates)) < 2:
@@ -77,10 +76,10 @@ def make_gap(frames: StudyFrames) -> Picture | None:
 
 
 def compute_gap(frames: StudyFrames) -> tuple[Gaps, ...]:
-    """The gaps of the completed trials by arm, then of the confirmation runs by setting.
+    """Return the gaps of the completed trials by arm, then of the confirmation runs by setting.
 
-    Settings that differ from the first one in more than dropout are left out, and so are the arms
-    of their names: their gap is not the rate's.
+    Settings that differ from the first in more than dropout are omitted, as are the arms of the
+    same name: the rate alone does not explain their gap.
     """
     frames = leave_out(frames, find_other_settings(frames))
     completed = frames.trials[frames.trials["state"] == "completed"]
@@ -105,7 +104,7 @@ def draw_gap(gaps: tuple[Gaps, ...], ink: Mapping[str, str], ax: Axes) -> None:
     Args:
         gaps: At least one group.
         ink: The colour of every arm and setting.
-        ax: Where to draw.
+        ax: The axes to draw on.
     """
     aside = ASIDE * np.ptp(np.concatenate([group.rates for group in gaps]))
     for group in gaps:
@@ -131,7 +130,7 @@ def draw_gap(gaps: tuple[Gaps, ...], ink: Mapping[str, str], ax: Axes) -> None:
     for key, kind in zip(keys, kinds, strict=True):
         key.set_markerfacecolor(INK if kind == "confirmation" else "none")
     if "confirmation" in kinds:
-        keys.append(Line2D([], [], color=INK, linestyle="", label="their mean", **MEAN))
+        keys.append(Line2D([], [], color=INK, linestyle="", label="mean at each rate", **MEAN))
     ax.legend(handles=keys, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0)
 
 
@@ -146,8 +145,8 @@ def _key(kind: Kind) -> str:
 
 
 def _caption(gaps: tuple[Gaps, ...]) -> str:
-    """The mean gaps without and with dropout."""
-    said = []
+    """Describe the mean gaps without and with dropout."""
+    parts = []
     for kind, (word, images) in GAP_WORDS.items():
         groups = [group for group in gaps if group.kind == kind]
         if groups:
@@ -158,5 +157,5 @@ def _caption(gaps: tuple[Gaps, ...]) -> str:
                 for where, chosen in (("at rate 0", rates == 0), ("above it", rates > 0))
                 if chosen.any()
             ]
-            said.append(f"{' and '.join(means)} ({count(len(values), word)}, on {images})")
-    return f"The mean gap is {'; '.join(said)}."
+            parts.append(f"{' and '.join(means)} ({count(len(values), word)}, on {images})")
+    return f"The mean gap is {'; '.join(parts)}."

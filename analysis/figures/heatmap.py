@@ -1,4 +1,4 @@
-"""Scores by dropout rate and head: where in the space the good trials are."""
+"""Heatmap of scores by dropout rate and head."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ from analysis.figures.rates import name_rate, read_rates
 from analysis.figures.style import GRID, MUTED, STYLE, Picture, new_figure
 from analysis.frames import StudyFrames
 
-#: Width of the bins of the dropout rate; a rate of 0 has a bin of its own.
+#: Width of the bins of the dropout rate; a rate of 0 has its own bin.
 BIN = 0.1
 
-#: For the text on colours, which stay the same in light and dark: not the page's own.
+#: Text on coloured cells, which do not change in dark mode: distinct from the page's colours.
 ON_DARK, ON_LIGHT = "#fefefe", "#101010"
 
 
@@ -27,12 +27,12 @@ class Heatmap:
     """The trials of all arms by head and dropout rate.
 
     Attributes:
-        metric: What the scores measure: `val_accuracy` (a fraction) or `val_loss`.
-        heads: Names of the rows, the smallest first.
+        metric: The study's metric: `val_accuracy` (a fraction) or `val_loss`.
+        heads: Names of the rows, smallest head first.
         rates: Names of the columns.
-        scores: [heads, rates], mean score of the completed trials; NaN where there is none.
-        completed: [heads, rates], how many these are.
-        trials: [heads, rates], how many trials there are in all.
+        scores: [heads, rates], mean score of the completed trials; NaN without any.
+        completed: [heads, rates], number of completed trials.
+        trials: [heads, rates], number of all trials.
     """
 
     metric: str
@@ -44,7 +44,7 @@ class Heatmap:
 
 
 def make_heatmap(frames: StudyFrames) -> Picture | None:
-    """A cell per head and range of rates, coloured by the mean score."""
+    """Make the figure: a cell per head and range of rates, coloured by the mean score."""
     heatmap = compute_heatmap(frames)
     if heatmap is None or heatmap.scores.size < 2 or not heatmap.completed.any():
         return None
@@ -58,17 +58,17 @@ def make_heatmap(frames: StudyFrames) -> Picture | None:
         bar.outline.set_visible(False)
     return Picture(
         "heatmap",
-        "Mean score by dropout rate and head; below it, how many of the trials completed",
+        "Mean score by dropout rate and head, with the number of completed trials",
         _caption(heatmap),
         figure,
     )
 
 
 def compute_heatmap(frames: StudyFrames) -> Heatmap | None:
-    """Count and average the trials; None without trials, heads or dropout rates."""
+    """Count the trials and average their scores; None without trials, heads or dropout rates."""
     if "head" not in frames.trials:
         return None
-    # Right-closed bins, so that 0 has one of its own and 0.6 needs none.
+    # Right-closed bins, so that 0 has its own bin and 0.6 does not need one.
     bins = np.ceil((read_rates(frames.trials) / BIN).round(9))
     trials = frames.trials.assign(bin=bins).dropna(subset=["head", "bin"])
     if trials.empty:
@@ -104,18 +104,18 @@ def _name_bin(column: int) -> str:
 
 
 def draw_heatmap(heatmap: Heatmap, ax: Axes) -> QuadMesh:
-    """Draw the cells; one without a completed trial has no colour, one without any no text.
+    """Draw the cells: no colour without a completed trial, no text without any trial.
 
     Args:
         heatmap: At least one completed trial.
-        ax: Where to draw.
+        ax: The axes to draw on.
 
     Returns:
-        What a colour bar needs.
+        The mesh, for a colour bar.
     """
     quantity = quantity_of(heatmap.metric)
     scores = scale_of(heatmap.metric) * heatmap.scores
-    # So few shades that the colour bar stays a drawing; the better score is the lighter.
+    # Few shades, so that the colour bar stays a vector graphic; lighter is better.
     shades = mpl.colormaps["viridis" if quantity == "accuracy" else "viridis_r"].resampled(32)
     mesh = ax.pcolormesh(np.ma.masked_invalid(scores), cmap=shades, edgecolors=GRID, linewidth=1)
     for row, column in np.argwhere(heatmap.trials):
@@ -135,7 +135,7 @@ def draw_heatmap(heatmap: Heatmap, ax: Axes) -> QuadMesh:
 
 
 def _readable(background: Iterable[float]) -> str:
-    """White or black, whichever stands out more (relative luminance as in WCAG)."""
+    """Return white or black, whichever has more contrast (relative luminance as in WCAG)."""
     red, green, blue, _ = (
         c / 12.92 if c < 0.04 else ((c + 0.055) / 1.055) ** 2.4 for c in background
     )
@@ -151,6 +151,6 @@ def _caption(heatmap: Heatmap) -> str:
     none_completed = int(((heatmap.trials > 0) & (heatmap.completed == 0)).sum())
     return (
         f"The best mean is {best} with head {heatmap.heads[row]} and dropout rate"
-        f" {heatmap.rates[column]} ({among} trials completed); of {heatmap.trials.size} cells,"
-        f" {no_trial} hold no trial and {none_completed} none that completed."
+        f" {heatmap.rates[column]} ({among} trials completed). Cells without trials: {no_trial}"
+        f" of {heatmap.trials.size}; with trials but none completed: {none_completed}."
     )

@@ -1,4 +1,4 @@
-"""Which hyperparameters set the good trials of an arm apart, by Optuna's PED-ANOVA."""
+"""Hyperparameter importance in each arm, by Optuna's PED-ANOVA."""
 
 import math
 import warnings
@@ -17,11 +17,11 @@ from analysis.figures.style import MUTED, STYLE, Picture, colours, new_figure
 from analysis.frames import StudyFrames
 from analysis.rundir.optuna_db import load_searches
 
-#: With fewer completed trials an arm is left out.
+#: Arms with fewer completed trials are omitted.
 FEWEST_COMPLETED = 5
 
-#: PED-ANOVA compares the best trials with all: a tenth of them, but where that is fewer, so many as
-#: Optuna's manual asks for, and never more than half.
+#: PED-ANOVA compares the best trials with all: a tenth of them, but at least as many as Optuna's
+#: documentation asks for, and at most half.
 TOP_SHARE, FEWEST_TOP, MOST_TOP_SHARE = 0.1, 5, 0.5
 
 
@@ -31,9 +31,9 @@ class ArmImportance:
 
     Attributes:
         arm: Its name.
-        completed: How many completed trials it rests on.
-        top: How many of them are compared with all, as the best.
-        shares: By hyperparameter that was searched; they add up to 1.
+        completed: Number of completed trials.
+        top: Number of best trials that are compared with all completed ones.
+        shares: By searched hyperparameter; they add up to 1.
     """
 
     arm: str
@@ -43,7 +43,7 @@ class ArmImportance:
 
 
 def make_importance(frames: StudyFrames) -> Picture | None:
-    """A group of bars per hyperparameter, a bar per arm."""
+    """Make the figure: a group of bars per hyperparameter, a bar per arm."""
     arms = compute_importance(frames)
     if not arms:
         return None
@@ -53,14 +53,14 @@ def make_importance(frames: StudyFrames) -> Picture | None:
         draw_importance(arms, colours(frames), figure.subplots())
     return Picture(
         "importance",
-        "Importance of the hyperparameters for a good score, by arm (PED-ANOVA)",
+        "Hyperparameter importance by arm (PED-ANOVA)",
         _caption(arms),
         figure,
     )
 
 
 def compute_importance(frames: StudyFrames) -> tuple[ArmImportance, ...]:
-    """Optuna's importances of every arm with enough completed trials, in the study's order."""
+    """Return the importances of every arm with enough completed trials, in the study's order."""
     searches = load_searches(frames.path)
     arms = [str(arm) for arm in frames.trials["arm"].unique()]
     found = [_importance(arm, searches[arm]) for arm in arms if arm in searches]
@@ -68,13 +68,13 @@ def compute_importance(frames: StudyFrames) -> tuple[ArmImportance, ...]:
 
 
 def _importance(arm: str, study: optuna.Study) -> ArmImportance | None:
-    """Nothing with too few trials, or where the best of them do not stand out."""
+    """Return None with too few trials, or if the best trials do not stand out."""
     completed = len(study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]))
     if completed < FEWEST_COMPLETED:
         return None
     share = max(TOP_SHARE, min(MOST_TOP_SHARE, FEWEST_TOP / completed))
     with warnings.catch_warnings():
-        # What Optuna warns of, that all trials are equally good, is seen in the sum below.
+        # Optuna warns if all trials are equally good; the sum below covers that case.
         warnings.simplefilter("ignore")
         evaluator = PedAnovaImportanceEvaluator(target_quantile=share)
         raw = get_param_importances(study, evaluator=evaluator, normalize=False)
@@ -86,7 +86,7 @@ def _importance(arm: str, study: optuna.Study) -> ArmImportance | None:
 
 
 def _names(arms: tuple[ArmImportance, ...]) -> list[str]:
-    """The hyperparameters, the most important first: in the mean of the arms that searched it."""
+    """Return the hyperparameters by decreasing importance, averaged over the arms with them."""
     names = dict.fromkeys(name for arm in arms for name in arm.shares)
     return sorted(
         names, key=lambda name: -fmean(arm.shares[name] for arm in arms if name in arm.shares)
@@ -94,12 +94,12 @@ def _names(arms: tuple[ArmImportance, ...]) -> list[str]:
 
 
 def draw_importance(arms: tuple[ArmImportance, ...], ink: Mapping[str, str], ax: Axes) -> None:
-    """Draw a bar per arm and hyperparameter, with its share in words.
+    """Draw a bar per arm and hyperparameter, labelled with its share.
 
     Args:
         arms: At least one.
         ink: The colour of every arm.
-        ax: Where to draw.
+        ax: The axes to draw on.
     """
     names, height = _names(arms), 0.8 / len(arms)
     for index, arm in enumerate(arms):
@@ -123,19 +123,19 @@ def draw_importance(arms: tuple[ArmImportance, ...], ink: Mapping[str, str], ax:
     ax.grid(visible=False, axis="y")
     ax.grid(visible=True, axis="x")
     ax.margins(x=0.1)
-    ax.set_xlabel("share of the importance of all (%)")
+    ax.set_xlabel("share of total importance (%)")
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=min(len(arms), 2), borderaxespad=0)
 
 
 def _caption(arms: tuple[ArmImportance, ...]) -> str:
-    said = []
+    parts = []
     for arm in arms:
         first = max(arm.shares, key=lambda name: arm.shares[name])
-        said.append(
-            f"{first} in {arm.arm} ({100 * arm.shares[first]:.0f} %, the best {arm.top} against all"
+        parts.append(
+            f"{first} in {arm.arm} ({100 * arm.shares[first]:.0f} %, best {arm.top} against all"
             f" {arm.completed} completed trials)"
         )
     return (
-        f"What sets the best trials apart most is {' and '.join(said)}; with few trials this is a"
-        " hint only, and it knows nothing of the trials that ASHA stopped."
+        f"The most important hyperparameter is {' and '.join(parts)}; with few trials this is only"
+        " a hint, and trials stopped by ASHA do not count."
     )

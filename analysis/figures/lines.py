@@ -1,4 +1,4 @@
-"""Lines that carry their names at the right-hand end instead of a legend."""
+"""Lines labelled at their right-hand end instead of in a legend."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,22 +9,22 @@ from scipy.optimize import isotonic_regression
 
 from analysis.figures.style import DASHES, INK
 
-#: The least distance between two names, as a share of the panel's height.
+#: Minimum distance between two labels, as a fraction of the panel's height.
 GAP = 0.06
 
 
 def dashes_of(index: int, count: int) -> Any:
-    """The dashes of one of several lines: two are told apart in grey print as well."""
+    """Return the line style of one of several lines: two also differ in greyscale print."""
     return DASHES[index] if count == len(DASHES) else "-"
 
 
 def name_ends(ends: Mapping[str, float], ink: Mapping[str, str], ax: Axes) -> None:
-    """Write names at the right of a panel, none over another.
+    """Label lines at the right of a panel, without overlap.
 
     Args:
-        ends: By name, the height at which its line ends; one that is NaN is left out.
-        ink: By name, the colour; the text's own where there is none.
-        ax: Where the lines are drawn, its limits as they will be.
+        ends: By name, the height at which its line ends; NaN is skipped.
+        ink: By name, the colour; the text colour by default.
+        ax: The axes of the lines, with their final limits.
     """
     drawn = {name: end for name, end in ends.items() if not np.isnan(end)}
     low, high = ax.get_ylim()
@@ -43,15 +43,15 @@ def name_ends(ends: Mapping[str, float], ink: Mapping[str, str], ax: Axes) -> No
 
 
 def spread(heights: Sequence[float], gap: float) -> list[float]:
-    """Move heights as little apart as lets labels stand beside them, in the same order.
+    """Move label heights apart as little as needed, keeping their order.
 
     Args:
-        heights: Where the labels would stand.
-        gap: The least distance between two of them, above 0.
+        heights: The desired heights.
+        gap: Minimum distance between two labels, above 0.
     """
     order = np.argsort(heights, kind="stable")
     steps = gap * np.arange(len(order))
-    # Least squares under "each at least a gap above the one below it".
+    # Least squares, subject to each label being at least a gap above the one below.
     moved = isotonic_regression(np.asarray(heights)[order] - steps).x + steps
     result = np.empty_like(moved)
     result[order] = moved

@@ -1,4 +1,4 @@
-"""The paired differences, seed by seed: what the verdict rests on."""
+"""The paired differences that the verdict rests on, seed by seed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,14 +18,14 @@ MARKERS = "os^Dv"
 
 @dataclass(frozen=True)
 class PairedDifferences:
-    """A setting against the baseline, in points.
+    """The differences of a setting from the baseline, in points.
 
     Attributes:
         setting: The setting.
-        baseline: The setting that it is measured against.
-        by_recipe: Per recipe, the difference at each seed, in the order of the seeds.
+        baseline: The setting it is compared with.
+        by_recipe: Per recipe, the difference at each seed, in seed order.
         effect: The mean over recipes and seeds, with its interval.
-        measure: What differs, in words.
+        measure: Name of the measure, for labels.
     """
 
     setting: str
@@ -36,7 +36,7 @@ class PairedDifferences:
 
 
 def make_pairs(frames: StudyFrames) -> Picture | None:
-    """The differences of every setting, as points around their mean and its interval."""
+    """Make the figure: the differences of every setting, with their mean and its interval."""
     compared = compute_differences(frames)
     if not compared:
         return None
@@ -53,7 +53,7 @@ def make_pairs(frames: StudyFrames) -> Picture | None:
 
 
 def compute_differences(frames: StudyFrames) -> tuple[PairedDifferences, ...]:
-    """The differences of every setting against the first; nothing without matched pairs."""
+    """Return the differences of every setting from the first; empty without matched pairs."""
     if frames.confirm.empty:
         return ()
     return tuple(
@@ -78,7 +78,7 @@ def draw_differences(
     labels: list[str] = []
     for pairs in compared:
         for marker, (recipe, values) in zip(MARKERS, pairs.by_recipe.items(), strict=False):
-            # Seeds keep their height within a row, so that a seed's pairs can be found again.
+            # A seed has the same height within every row, so that its pairs can be matched by eye.
             heights = len(labels) + np.linspace(-0.22, 0.22, len(values))
             ax.plot(values, heights, marker, color=ink[pairs.setting], alpha=0.75, markersize=5)
             labels.append(f"{pairs.setting}, recipe {recipe}")
@@ -92,16 +92,16 @@ def draw_differences(
     ax.invert_yaxis()
     ax.grid(visible=False, axis="y")
     ax.grid(visible=True, axis="x")
-    ax.set_xlabel(f"points of {compared[0].measure} against {compared[0].baseline}")
+    ax.set_xlabel(f"difference in {compared[0].measure} from {compared[0].baseline} (points)")
 
 
 def _caption(compared: tuple[PairedDifferences, ...]) -> str:
-    said = []
+    parts = []
     for pairs in compared:
         values = [value for row in pairs.by_recipe.values() for value in row]
         above = sum(value > 0 for value in values)
-        said.append(
-            f"{above} of {len(values)} pairs are in favour of {pairs.setting}; their mean is"
+        parts.append(
+            f"{above} of {len(values)} are in favour of {pairs.setting}; the mean of all is"
             f" {signed(pairs.effect.mean)} points (95 % CI {interval(pairs.effect)})"
         )
-    return f"Each point is a matched pair: {'; '.join(said)}."
+    return f"Each point is a matched pair: {'; '.join(parts)}."

@@ -1,4 +1,4 @@
-"""How the search went on: the best score so far, by trials ended and by time."""
+"""Search progress: the best score so far, by finished trials and by time."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ from analysis.rundir.metric import mode
 
 @dataclass(frozen=True)
 class ArmProgress:
-    """The search in one arm, trial by trial in the order in which they ended.
+    """The search in one arm, trial by trial in the order in which they finished.
 
     Attributes:
         arm: Its name.
-        minutes: [trials], when each ended, since the search began.
+        minutes: [trials], end of each trial, since the search began.
         best: [trials], the best score of a completed trial so far; NaN before the first.
     """
 
@@ -37,9 +37,9 @@ class Progress:
     """The search in every arm.
 
     Attributes:
-        metric: What the scores measure: `val_accuracy` (a fraction) or `val_loss`.
+        metric: The study's metric: `val_accuracy` (a fraction) or `val_loss`.
         arms: Those with a completed trial, in the study's order.
-        equal_n: The smallest number of trials that any arm has.
+        equal_n: The smallest number of trials in any arm.
     """
 
     metric: str
@@ -48,7 +48,7 @@ class Progress:
 
 
 def make_progress(frames: StudyFrames) -> Picture | None:
-    """By trials ended, as many in each arm; beside it by time."""
+    """Make the figure: by finished trials, equally many per arm, and by time."""
     progress = compute_progress(frames)
     if not progress.arms:
         return None
@@ -60,9 +60,9 @@ def make_progress(frames: StudyFrames) -> Picture | None:
         draw_by_trials(progress, ink, by_trials)
         draw_by_time(progress, ink, by_time)
         by_trials.set_ylabel(f"best val {label}")
-        by_trials.set_title("By trials ended, equally many per arm")
+        by_trials.set_title("By finished trials, equally many per arm")
         by_time.set_title("By time")
-        # Where names must give way depends on the limits, which the panels share.
+        # The panels share their limits, and the placement of the names depends on them.
         scale, equal_n = scale_of(progress.metric), progress.equal_n
         name_ends({a.arm: scale * a.best[equal_n - 1] for a in progress.arms}, ink, by_trials)
         name_ends({a.arm: scale * a.best[-1] for a in progress.arms}, ink, by_time)
@@ -75,13 +75,13 @@ def make_progress(frames: StudyFrames) -> Picture | None:
 
 
 def compute_progress(frames: StudyFrames) -> Progress:
-    """The running best of every arm; trials that did not reach the last epoch count as trials."""
-    # A trial that broke in its first epoch has no times: it ended soon after the one before it.
+    """Return the running best of every arm; trials cut short count as trials but do not score."""
+    # A trial that failed in its first epoch has no times: it ended soon after the previous one.
     ends = frames.trials.groupby("arm")["end"].transform(lambda arm: arm.ffill().bfill())
     trials = frames.trials.assign(end=ends).sort_values("end", kind="stable")
     by_arm = {str(arm): rows for arm, rows in trials.groupby("arm", sort=False)}
     order = [str(arm) for arm in frames.trials["arm"].unique()]
-    # The row of a trial knows its last attempt only, the rows of its epochs the earlier ones too.
+    # The row of a trial covers its last attempt only; its epochs also cover the earlier ones.
     searched = frames.epochs[frames.epochs["phase"] == "search"]
     began = pd.concat([frames.trials["start"], searched["start"]]).min()
     arms = [
@@ -106,23 +106,23 @@ def _running_best(trials: pd.DataFrame, metric: str) -> NDArray[np.float64]:
 
 
 def draw_by_trials(progress: Progress, ink: Mapping[str, str], ax: Axes) -> None:
-    """Draw the best score so far against the number of trials ended.
+    """Draw the best score so far against the number of finished trials.
 
     Args:
         progress: At least one arm.
         ink: The colour of every arm.
-        ax: Where to draw.
+        ax: The axes to draw on.
     """
     numbers = np.arange(1, progress.equal_n + 1)
     for index, arm in enumerate(progress.arms):
         _draw_steps(progress, index, numbers, arm.best[: progress.equal_n], ink[arm.arm], ax)
-    ax.set_xlabel("trials ended")
+    ax.set_xlabel("finished trials")
     ax.set_xlim(0, progress.equal_n)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def draw_by_time(progress: Progress, ink: Mapping[str, str], ax: Axes) -> None:
-    """Draw the best score so far against the time since the search began; arguments as above."""
+    """Draw the best score so far against the time since the search began, as `draw_by_trials`."""
     for index, arm in enumerate(progress.arms):
         _draw_steps(progress, index, arm.minutes, arm.best, ink[arm.arm], ax)
     ax.set_xlabel("minutes since the search began")
@@ -145,12 +145,12 @@ def _draw_steps(
 
 
 def _caption(progress: Progress) -> str:
-    said = []
+    parts = []
     for arm in progress.arms:
         best = float(arm.best[-1])
         at = int(np.flatnonzero(arm.best == best)[0])
-        said.append(
-            f"{arm.arm} reaches {describe_measured(progress.metric, best)} with trial {at + 1} of"
+        parts.append(
+            f"{arm.arm} reaches {describe_measured(progress.metric, best)} at trial {at + 1} of"
             f" {len(arm.best)}, after {arm.minutes[at]:.1f} of {arm.minutes[-1]:.1f} minutes"
         )
-    return f"In the order in which trials ended, {'; '.join(said)}."
+    return f"In the order in which trials finished, {'; '.join(parts)}."

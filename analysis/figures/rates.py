@@ -19,24 +19,24 @@ from analysis.stats.effect import Effect, estimate_effect, interval
 from analysis.stats.pairs import compute_changed, compute_pairs
 from analysis.words import signed
 
-#: How far runs of one rate stand aside, lest one hide another; a share of the rates' extent.
+#: Offset between runs of one rate, to avoid overlap; a fraction of the range of rates.
 ASIDE = 0.006
 
-#: How the mean of several runs is drawn.
+#: Marker of the mean of several runs.
 MEAN: Any = {"marker": "_", "markersize": 16, "markeredgewidth": 1.6}
 
-#: With fewer settings the one difference is shown seed by seed in a figure of its own.
+#: With fewer settings there is a single difference, which has its own figure (seed by seed).
 FEWEST_SETTINGS = 3
 
 
 def read_rates(runs: pd.DataFrame) -> "pd.Series[float]":
-    """The dropout rate of every run, the mean where each layer has its own; NaN without a rate."""
+    """Return the dropout rate of every run (mean of per-layer rates); NaN without a rate."""
     columns = [n for n in runs if _is_layers(n)] or [n for n in runs if n == "dropout"]
     return runs[columns].astype(float).mean(axis=1)
 
 
 def name_rate(frames: StudyFrames) -> str:
-    """What `read_rates` gives, as the label of an axis."""
+    """Return the axis label for `read_rates`."""
     layered = any(_is_layers(name) for name in frames.hyperparameters)
     return "dropout rate, mean of the layers" if layered else "dropout rate"
 
@@ -46,9 +46,9 @@ def _is_layers(name: object) -> bool:
 
 
 def find_other_settings(frames: StudyFrames) -> tuple[str, ...]:
-    """The settings between which and the first one lies more than a dropout rate.
+    """Return the settings that differ from the first in more than the dropout rate.
 
-    None in a study whose factor holds no dropout: there the rate belongs to the recipe.
+    Empty if dropout is not part of the factor: the rate then belongs to the recipe.
     """
     changed = compute_changed(frames)
     rates = {n for names in changed.values() for n in names if n == "dropout" or _is_layers(n)}
@@ -56,7 +56,7 @@ def find_other_settings(frames: StudyFrames) -> tuple[str, ...]:
 
 
 def leave_out(frames: StudyFrames, settings: tuple[str, ...]) -> StudyFrames:
-    """The study without some settings, and without the trials of the arms of these names."""
+    """Return the study without some settings and without the trials of the arms of that name."""
     confirm, trials = frames.confirm, frames.trials
     if not settings:
         return frames
@@ -68,11 +68,11 @@ def leave_out(frames: StudyFrames, settings: tuple[str, ...]) -> StudyFrames:
 
 
 def describe_left_out(settings: tuple[str, ...]) -> str:
-    """The end of a caption; empty where nothing is left out."""
+    """Return the sentence on omitted settings for the end of a caption; empty without any."""
     if not settings:
         return ""
     differ = "it differs" if len(settings) == 1 else "they differ"
-    return f" Left out, since {differ} in more than dropout: {', '.join(settings)}."
+    return f" Omitted because {differ} in more than dropout: {', '.join(settings)}."
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Dose:
         recipe: The recipe.
         setting: The setting.
         rate: The dropout rate.
-        accuracies: Of every run on test, in per cent.
+        accuracies: Test accuracy of every run, in per cent.
     """
 
     recipe: str
@@ -93,19 +93,19 @@ class Dose:
 
     @property
     def mean(self) -> float:
-        """Over the runs."""
+        """Mean accuracy over the runs, in per cent."""
         return float(np.mean(self.accuracies))
 
 
 @dataclass(frozen=True)
 class DoseEffect:
-    """A dropout rate against the baseline.
+    """The effect of a dropout rate relative to the baseline.
 
     Attributes:
         setting: The setting.
         rate: Its dropout rate.
-        effect: The mean difference in test accuracy, in points, with an interval at a level that
-            lets the intervals of all settings hold together at 95 %.
+        effect: The mean difference in test accuracy, in points. The level of its interval is such
+            that the intervals of all settings hold simultaneously at 95 %.
     """
 
     setting: str
@@ -119,10 +119,10 @@ class Rates:
 
     Attributes:
         doses: By recipe, then by rate.
-        effects: Every setting against the baseline, by rate; empty with fewer than two to compare.
+        effects: Every setting relative to the baseline, by rate; empty with fewer than two.
         baseline: The first setting.
         baseline_rate: Its dropout rate.
-        left_out: Settings that differ from the first one in more than dropout.
+        left_out: Omitted settings, which differ from the first in more than dropout.
     """
 
     doses: tuple[Dose, ...]
@@ -132,12 +132,12 @@ class Rates:
     left_out: tuple[str, ...] = ()
 
 
-#: Where there is nothing to show.
+#: Nothing to show.
 NO_RATES = Rates((), (), "", np.nan)
 
 
 def make_rates(frames: StudyFrames) -> Picture | None:
-    """Every confirmation run at its rate; beside it the curve of differences, if there is one."""
+    """Make the figure: confirmation runs by rate and, with several settings, their differences."""
     rates = compute_rates(frames)
     if len({dose.rate for dose in rates.doses}) < 2:
         return None
@@ -160,10 +160,10 @@ def make_rates(frames: StudyFrames) -> Picture | None:
 
 
 def compute_rates(frames: StudyFrames) -> Rates:
-    """The runs at each rate, and with three settings or more their differences to the first.
+    """Return the runs at each rate and, with three or more settings, their effects.
 
-    Nothing where rate and setting are not the same thing: there dropout belongs to the recipe, and
-    a difference between two rates may be one between recipes.
+    Empty unless each setting has one rate and each rate one setting: otherwise dropout belongs to
+    the recipe, and a difference between two rates may be one between recipes.
     """
     left_out = find_other_settings(frames)
     frames = leave_out(frames, left_out)
@@ -191,7 +191,7 @@ def _effects(frames: StudyFrames, rate_of: Mapping[str, float]) -> tuple[DoseEff
     }
     matched = {setting: values for setting, values in differences.items() if len(values)}
     effects = [
-        # Bonferroni: each interval may fail in a share of the cases in which all together may.
+        # Bonferroni: each interval gets an equal share of the total error rate.
         DoseEffect(
             setting, rate_of[setting], estimate_effect(list(values), 1 - 0.05 / len(matched))
         )
@@ -201,12 +201,12 @@ def _effects(frames: StudyFrames, rate_of: Mapping[str, float]) -> tuple[DoseEff
 
 
 def draw_doses(rates: Rates, ink: Mapping[str, str], ax: Axes) -> None:
-    """Draw the runs as points, and the means of each recipe as a line with its name.
+    """Draw the runs as points, and the means of each recipe as a labelled line.
 
     Args:
         rates: At least one dose.
         ink: The colour of every setting.
-        ax: Where to draw.
+        ax: The axes to draw on.
     """
     recipes = list(dict.fromkeys(dose.recipe for dose in rates.doses))
     aside = 4 * ASIDE * float(np.ptp([dose.rate for dose in rates.doses]))
@@ -226,12 +226,12 @@ def draw_doses(rates: Rates, ink: Mapping[str, str], ax: Axes) -> None:
 
 
 def draw_effects(rates: Rates, ink: Mapping[str, str], ax: Axes) -> None:
-    """Draw the differences to the baseline, with their intervals where they are finite.
+    """Draw the differences from the baseline, with their intervals where finite.
 
     Args:
         rates: At least one effect.
         ink: The colour of every setting.
-        ax: Where to draw.
+        ax: The axes to draw on.
     """
     ax.axhline(0, color=MUTED, linewidth=1)
     ax.plot(rates.baseline_rate, 0, "o", color=ink[rates.baseline], markersize=7)
@@ -242,7 +242,7 @@ def draw_effects(rates: Rates, ink: Mapping[str, str], ax: Axes) -> None:
         ax.plot(dose.rate, dose.effect.mean, "o", color=colour, markersize=7)
     any_finite = any(_is_finite(dose.effect) for dose in rates.effects)
     ax.set_title("Mean difference" + (", with simultaneous 95 % CIs" if any_finite else ""))
-    ax.set_ylabel(f"points against {rates.baseline}")
+    ax.set_ylabel(f"difference from {rates.baseline} (points)")
 
 
 def _is_finite(effect: Effect) -> bool:
@@ -252,26 +252,26 @@ def _is_finite(effect: Effect) -> bool:
 def _caption_rates(rates: Rates) -> str:
     if rates.effects:
         return _caption_effects(rates)
-    said = []
+    parts = []
     for recipe in dict.fromkeys(dose.recipe for dose in rates.doses):
         doses = [dose for dose in rates.doses if dose.recipe == recipe]
         means = ", ".join(f"{dose.mean:.2f} % at rate {dose.rate:.2g}" for dose in doses)
-        said.append(f"with recipe {recipe} {means}")
-    return f"Mean test accuracy {'; '.join(said)}."
+        parts.append(f"with recipe {recipe} {means}")
+    return f"Mean test accuracy {'; '.join(parts)}."
 
 
 def _caption_effects(rates: Rates) -> str:
     best = max(rates.effects, key=lambda dose: dose.effect.mean)
     finite = [dose for dose in rates.effects if _is_finite(dose.effect)]
     clear = [dose for dose in finite if dose.effect.low > 0 or dose.effect.high < 0]
-    said = (
-        f"Of the mean differences to {rates.baseline} that of {best.setting} is best,"
+    text = (
+        f"The best mean difference from {rates.baseline} is that of {best.setting},"
         f" {signed(best.effect.mean)} points"
     )
     if not finite:
-        return f"{said}; {best.effect.n} pairs are too few for simultaneous intervals."
+        return f"{text}; {best.effect.n} pairs are too few for simultaneous intervals."
     where = f" (simultaneous 95 % CI {interval(best.effect)})" if _is_finite(best.effect) else ""
     return (
-        f"{said}{where}; {len(clear)} of {len(rates.effects)} intervals"
+        f"{text}{where}; {len(clear)} of {len(rates.effects)} intervals"
         f" {'excludes' if len(clear) == 1 else 'exclude'} zero."
     )

@@ -1,4 +1,4 @@
-"""Whether a setting's confidence can be believed: the reliability diagram."""
+"""Reliability diagram: how well the confidence of each setting is calibrated."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ from analysis.stats.effect import Effect, estimate_effect, interval
 from analysis.stats.pairs import compute_pairs
 from analysis.words import count, p_value, signed
 
-#: A point of fewer images than this would be noise; it is counted but not drawn.
+#: Bins with fewer images are too noisy to draw; they still count in the calibration error.
 FEWEST_IMAGES = 20
 
 
@@ -27,7 +27,7 @@ class SettingReliability:
 
     Attributes:
         setting: Its name.
-        bins: The test images of all its runs.
+        bins: The test images of all its runs, by confidence.
         eces: The expected calibration error of each run, in points.
     """
 
@@ -41,9 +41,9 @@ class Reliability:
     """The reliability of a study's settings.
 
     Attributes:
-        settings: In the study's order; those without stored predictions are left out.
-        effect: The second setting's expected calibration error minus the first's, a mean over the
-            recipes at each seed; None with other than two settings, or without matched pairs.
+        settings: In the study's order; those without stored predictions are omitted.
+        effect: The second setting's expected calibration error minus the first's, averaged over the
+            recipes at each seed; None unless there are two settings with matched pairs.
     """
 
     settings: tuple[SettingReliability, ...]
@@ -51,7 +51,7 @@ class Reliability:
 
 
 def make_reliability(frames: StudyFrames) -> Picture | None:
-    """Accuracy by confidence, and below it how often each confidence occurs."""
+    """Make the figure: accuracy by confidence, and the histogram of confidences below."""
     reliability = compute_reliability(frames)
     if reliability is None:
         return None
@@ -65,7 +65,7 @@ def make_reliability(frames: StudyFrames) -> Picture | None:
 
 
 def compute_reliability(frames: StudyFrames) -> Reliability | None:
-    """Pool the predictions of each setting's confirmation runs; None where none are stored."""
+    """Pool the predictions of each setting's confirmation runs; None without stored ones."""
     binned: dict[str, Bins] = {}
     for run_id in frames.confirm["run_id"]:
         predictions = load_predictions(frames.path, run_id)
@@ -74,7 +74,7 @@ def compute_reliability(frames: StudyFrames) -> Reliability | None:
     if not binned:
         return None
     stored = frames.confirm[frames.confirm["run_id"].isin(list(binned))]
-    # Whichever run is missing, the first setting stays the one that others are measured against.
+    # Keep the first setting as the baseline, whichever predictions are missing.
     order = {setting: place for place, setting in enumerate(settings_in_order(frames.confirm))}
     stored = stored.sort_values("setting", key=lambda names: names.map(order), kind="stable")
     settings = []
@@ -88,7 +88,7 @@ def compute_reliability(frames: StudyFrames) -> Reliability | None:
 
 
 def _effect(frames: StudyFrames) -> Effect | None:
-    """What the second setting changes in the column `ece`, seed by seed."""
+    """Estimate the effect of the second setting on the column `ece`, paired by seed."""
     for pairs in compute_pairs(frames, "ece"):
         by_seed = pairs.by_seed.dropna()
         if len(by_seed):
@@ -97,12 +97,12 @@ def _effect(frames: StudyFrames) -> Effect | None:
 
 
 def draw_reliability(reliability: Reliability, ink: Mapping[str, str], ax: Axes) -> None:
-    """Draw accuracy by mean confidence, a line per setting, and where the two are the same.
+    """Draw accuracy by mean confidence, a line per setting, and the diagonal.
 
     Args:
         reliability: At least one setting.
         ink: The colour of every setting.
-        ax: Where to draw.
+        ax: The axes to draw on.
     """
     ax.plot([0, 100], [0, 100], color=MUTED, linewidth=1, linestyle=":")
     for index, setting in enumerate(reliability.settings):
@@ -118,19 +118,19 @@ def draw_reliability(reliability: Reliability, ink: Mapping[str, str], ax: Axes)
             color=ink.get(setting.setting, MUTED),
             label=f"{setting.setting}, ECE {_mean_sd(setting.eces)}",
         )
-    ax.text(98, 8, "too sure", ha="right", color=MUTED)
-    ax.text(42, 90, "not sure enough", color=MUTED)
+    ax.text(98, 8, "overconfident", ha="right", color=MUTED)
+    ax.text(42, 90, "underconfident", color=MUTED)
     ax.set(xlim=(0, 100.5), ylim=(0, 102), ylabel="accuracy (%)")
     ax.legend(loc="upper left")
 
 
 def draw_confidences(reliability: Reliability, ink: Mapping[str, str], ax: Axes) -> None:
-    """Draw how many of a setting's answers have which confidence.
+    """Draw the histogram of confidences of every setting.
 
     Args:
         reliability: As drawn above.
         ink: As drawn above.
-        ax: Where to draw.
+        ax: The axes to draw on.
     """
     edges = np.linspace(0, 100, BINS + 1)
     for index, setting in enumerate(reliability.settings):
@@ -138,7 +138,7 @@ def draw_confidences(reliability: Reliability, ink: Mapping[str, str], ax: Axes)
         share = 100 * setting.bins.images / setting.bins.images.sum()
         colour = ink.get(setting.setting, MUTED)
         ax.stairs(share, edges, color=colour, linestyle=dashes, linewidth=1.4)
-    ax.set(xlabel="confidence: probability of the answer (%)", ylabel="images (%)")
+    ax.set(xlabel="confidence: probability of the predicted class (%)", ylabel="images (%)")
 
 
 def _mean_sd(values: Sequence[float]) -> str:
@@ -149,19 +149,19 @@ def _mean_sd(values: Sequence[float]) -> str:
 def _title(reliability: Reliability) -> str:
     runs = sorted({len(setting.eces) for setting in reliability.settings})
     return (
-        "Confidence against accuracy on the test images, pooled over"
+        "Accuracy by confidence on the test images, pooled over"
         f" {' or '.join(map(str, runs))} confirmation runs per setting"
     )
 
 
 def _caption(reliability: Reliability) -> str:
-    """How far confidence and accuracy lie apart, and what the factor changes in it."""
+    """Describe the calibration error of every setting, and the effect of the factor on it."""
     eces = ", ".join(f"{s.setting} {_mean_sd(s.eces)}" for s in reliability.settings)
-    said = f"Expected calibration error (ECE), mean ± sd over runs, lower is better: {eces}"
+    text = f"Expected calibration error (ECE), mean ± sd over runs, lower is better: {eces}"
     effect = reliability.effect
     if effect is None:
-        return f"{said}."
+        return f"{text}."
     return (
-        f"{said}; {reliability.settings[1].setting} changes it by {signed(effect.mean)} points"
+        f"{text}; {reliability.settings[1].setting} changes it by {signed(effect.mean)} points"
         f" (95 % CI {interval(effect)}, p = {p_value(effect.p)}, {count(effect.n, 'seed')})."
     )

@@ -1,4 +1,4 @@
-"""What early stopping did: how many trials of each arm reached each rung, and went on from it."""
+"""Early stopping: how many trials of each arm reached each rung, and were promoted from it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from analysis.figures.style import MUTED, STYLE, Picture, colours, new_figure
 from analysis.frames import StudyFrames
 from analysis.words import count
 
-#: How light the bar is of the trials that reached a rung, behind those that went on.
+#: Opacity of the bar of trials that reached a rung, behind the bar of promoted ones.
 REACHED_ALPHA = 0.3
 
 
@@ -23,10 +23,10 @@ class ArmRungs:
 
     Attributes:
         arm: Its name.
-        trials: How many there are.
-        reached: Per rung, how many ASHA decided on.
-        survived: Per rung, how many of them it let go on.
-        completed: How many reached the last epoch.
+        trials: Number of trials.
+        reached: Per rung, number of trials that ASHA decided on.
+        survived: Per rung, number of trials that ASHA promoted.
+        completed: Number of trials that reached the last epoch.
     """
 
     arm: str
@@ -41,7 +41,7 @@ class Rungs:
     """The trials of a study at every rung.
 
     Attributes:
-        epochs: After which ASHA decided.
+        epochs: The epochs after which ASHA decided.
         arms: In the study's order.
     """
 
@@ -50,7 +50,7 @@ class Rungs:
 
 
 def make_rungs(frames: StudyFrames) -> Picture | None:
-    """Grouped bars: a group per rung and one for the last epoch, a bar per arm."""
+    """Make the figure: a group of bars per rung and one for the last epoch, a bar per arm."""
     rungs = compute_rungs(frames)
     if not rungs.epochs or not rungs.arms:
         return None
@@ -59,14 +59,14 @@ def make_rungs(frames: StudyFrames) -> Picture | None:
         draw_rungs(rungs, colours(frames), figure.subplots())
     return Picture(
         "rungs",
-        "Trials that reached each rung of ASHA, and those that it let go on",
+        "Trials that reached each ASHA rung, and those promoted from it",
         _caption(rungs),
         figure,
     )
 
 
 def compute_rungs(frames: StudyFrames) -> Rungs:
-    """Count ASHA's decisions by arm and rung; nothing before the search has ended."""
+    """Count ASHA's decisions by arm and rung; empty before the search has ended."""
     decided = frames.epochs[frames.epochs["rung"].isin(["continue", "stop"])]
     epochs = sorted(decided["epoch"].unique())
     arms = []
@@ -86,20 +86,20 @@ def compute_rungs(frames: StudyFrames) -> Rungs:
 
 
 def draw_rungs(rungs: Rungs, ink: Mapping[str, str], ax: Axes) -> None:
-    """Draw those that went on, solid, before those that reached the rung, light.
+    """Draw solid bars of promoted trials in front of light bars of all that reached the rung.
 
     Args:
         rungs: At least one rung and one arm.
         ink: The colour of every arm.
-        ax: Where to draw.
+        ax: The axes to draw on.
     """
     places, width = np.arange(len(rungs.epochs) + 1), 0.8 / len(rungs.arms)
     for index, arm in enumerate(rungs.arms):
         colour = ink[arm.arm]
         middles = places + (index - (len(rungs.arms) - 1) / 2) * width
-        reached, went_on = (*arm.reached, arm.completed), (*arm.survived, arm.completed)
+        reached, promoted = (*arm.reached, arm.completed), (*arm.survived, arm.completed)
         ax.bar(middles, reached, 0.92 * width, color=colour, alpha=REACHED_ALPHA)
-        ax.bar(middles, went_on, 0.92 * width, color=colour)
+        ax.bar(middles, promoted, 0.92 * width, color=colour)
         texts = [
             *(f"{n} of {among}" for n, among in zip(arm.survived, arm.reached, strict=True)),
             str(arm.completed),
@@ -116,11 +116,11 @@ def draw_rungs(rungs: Rungs, ink: Mapping[str, str], ax: Axes) -> None:
     ax.tick_params(axis="x", length=0)
     ax.set_ylabel("trials")
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-    # The counts stand at the bars, and are easier to read without lines behind them.
+    # The counts at the bars are easier to read without grid lines behind them.
     ax.grid(visible=False)
     ax.margins(y=0.1)
     keys = [Patch(color=ink[arm.arm], label=arm.arm) for arm in rungs.arms]
-    light = Patch(color=MUTED, alpha=REACHED_ALPHA, label="reached the rung, stopped there")
+    light = Patch(color=MUTED, alpha=REACHED_ALPHA, label="stopped at the rung")
     ax.legend(
         handles=[*keys, light],
         loc="lower left",
@@ -131,14 +131,14 @@ def draw_rungs(rungs: Rungs, ink: Mapping[str, str], ax: Axes) -> None:
 
 
 def _caption(rungs: Rungs) -> str:
-    said = []
+    parts = []
     for arm in rungs.arms:
-        went_on = [
+        promoted = [
             f"{survived} at epoch {epoch}"
             for survived, epoch in zip(arm.survived, rungs.epochs, strict=True)
         ]
-        said.append(
-            f"of {count(arm.trials, 'trial')} of {arm.arm}, {' and '.join(went_on)}"
+        parts.append(
+            f"{arm.arm} {' and '.join(promoted)}, of {count(arm.trials, 'trial')}"
             f" ({arm.completed} reached the last epoch)"
         )
-    return f"ASHA let through, {'; '.join(said)}."
+    return f"Promoted by ASHA: {'; '.join(parts)}."

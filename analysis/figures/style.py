@@ -1,4 +1,4 @@
-"""How every figure looks, and how one becomes a file or a part of the page."""
+"""The style of all figures, and rendering to files and inline SVG."""
 
 import html
 import io
@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 
 from analysis.frames import StudyFrames, settings_in_order
 
-#: In the page these become its own colours, so that a figure is readable in light and dark.
+#: Replaced by the page's own colours there, so that figures work in light and dark mode.
 INK, MUTED, GRID = "#1b1f24", "#6a737d", "#d8dee4"
 
-#: The first and the second of Okabe and Ito's colours that stay apart in grey print as well.
+#: Two of Okabe and Ito's colours that also differ in greyscale print.
 PAIR = ("#0072b2", "#d55e00")
 DASHES = ("-", (0, (5, 1.5)))
 
@@ -29,7 +29,7 @@ PAGE_COLOURS = {
     PAIR[1]: "var(--with)",
 }
 
-#: Inches; a figure as wide as the page, and how high one row of panels is.
+#: Inches: width of the page, and height of one row of panels.
 WIDTH, HEIGHT = 8.5, 3.6
 
 STYLE: dict[Any, Any] = {
@@ -49,10 +49,10 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "savefig.dpi": 200,
     "svg.fonttype": "none",
-    # With the date left out too, the same study gives the same file.
+    # Together with omitting the date: the same study gives the same file.
     "svg.hashsalt": "analysis",
     "text.color": INK,
-    # Names and errors are written as they are, with a $ too.
+    # Names and errors may contain a literal $.
     "text.parse_math": False,
     "xtick.color": INK,
     "ytick.color": INK,
@@ -61,13 +61,13 @@ STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure with its words.
+    """A figure with title and caption.
 
     Attributes:
-        name: Of its files, without the suffix.
+        name: Name of its files, without the suffix.
         title: What it shows, a phrase.
-        caption: What is to be seen in it, one sentence from the data.
-        figure: Drawn without a title.
+        caption: What the data shows, in a sentence or two.
+        figure: The figure, without a title.
     """
 
     name: str
@@ -77,12 +77,12 @@ class Picture:
 
 
 def new_figure(height: float = HEIGHT) -> Figure:
-    """An empty figure as wide as the page; to be drawn on within `mpl.rc_context(STYLE)`."""
+    """Return an empty figure as wide as the page; draw within `mpl.rc_context(STYLE)`."""
     return Figure(figsize=(WIDTH, height), layout="constrained")
 
 
 def colours(frames: StudyFrames) -> Mapping[str, str]:
-    """The colour of every arm and every setting, the same in all figures of a study."""
+    """Return the colour of every arm and setting, the same in all figures of a study."""
     arms = list(frames.record.get("arms", {})) or list(frames.trials["arm"].unique())
     settings = settings_in_order(frames.confirm)
     found = dict(zip(arms, shades(len(arms)), strict=True))
@@ -92,16 +92,16 @@ def colours(frames: StudyFrames) -> Mapping[str, str]:
 
 
 def shades(count: int) -> Sequence[str]:
-    """Colours that tell so many settings apart for every eye."""
+    """Return this many distinct colours, safe for colour-blind readers."""
     if count <= len(PAIR):
         return PAIR[:count]
-    # Many settings are doses of one factor: light to dark, readable on light and dark paper.
+    # Many settings are doses of one factor: light to dark, readable on light and dark pages.
     places = np.linspace(0.25, 0.85, count)
     return [mpl.colors.to_hex(colour) for colour in mpl.colormaps["viridis_r"](places)]
 
 
 def render_file(picture: Picture, inputs: str, file_format: Literal["svg", "png"]) -> bytes:
-    """The file that a figure becomes, with its title and what the study used."""
+    """Return the figure as a file, with its title and the inputs of the study."""
     content = io.BytesIO()
     with mpl.rc_context(STYLE):
         figure = picture.figure
@@ -115,14 +115,14 @@ def render_file(picture: Picture, inputs: str, file_format: Literal["svg", "png"
 
 
 def render_inline(picture: Picture) -> str:
-    """An SVG element for the page, in the page's own colours; the page gives it its title."""
+    """Return the figure as an SVG element in the page's colours; the page shows the title."""
     content = io.StringIO()
     with mpl.rc_context(STYLE):
         picture.figure.savefig(content, format="svg", transparent=True, metadata={"Date": None})
     svg = content.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    # Several figures share the page, and with it the names of their parts.
+    # All figures of the page share one namespace of ids.
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{picture.name}-", svg)
     for colour, of_page in PAGE_COLOURS.items():
         svg = svg.replace(colour, of_page)

@@ -1,4 +1,4 @@
-"""When each run trained, and on which worker."""
+"""Timeline of the runs, by worker."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,32 +14,32 @@ from analysis.figures.style import INK, MUTED, STYLE, Picture, colours, new_figu
 from analysis.frames import StudyFrames
 from analysis.words import count, duration
 
-#: With more worker processes than this a row each would not fit; runs then share rows.
+#: With more worker processes, a row each would not fit; runs then share rows.
 MOST_WORKERS = 16
 
-#: However many rows, a figure is hardly higher than this.
+#: Maximum height of the rows together.
 MOST_INCHES = 8.0
 
-#: Minutes in which nothing trained, beyond which the time is left out: the study stood still.
+#: Minutes without training beyond which the gap counts as a pause and is cut out.
 LONGEST_BREAK = 10.0
 
 PHASE_LABELS = {"search": "search", "confirm": "confirmation runs"}
 
-#: What a confirmation run is called while confirm.csv does not stand yet.
-UNFINISHED = "setting not written yet"
+#: Label of confirmation runs that are not in confirm.csv yet.
+UNFINISHED = "setting not recorded yet"
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A stretch of a run on one worker; minutes since the study's first epoch began.
+    """The time of a run on one worker; minutes since the study's first epoch began.
 
     Attributes:
-        run_id: The run; taken up again by another worker it has several bars.
+        run_id: The run; it has several bars if another worker resumed it.
         phase: `search` or `confirm`.
         group: The arm of a trial, the setting of a confirmation run.
-        lane: The row that it is drawn in, from 0.
-        start: When its first epoch began.
-        end: When its last epoch ended.
+        lane: Its row, from 0.
+        start: Start of its first epoch.
+        end: End of its last epoch.
     """
 
     run_id: str
@@ -52,13 +52,13 @@ class Bar:
 
 @dataclass(frozen=True)
 class Timeline:
-    """The runs of a study in time.
+    """The runs of a study over time.
 
     Attributes:
         bars: In the order of their starts.
-        lanes: How many rows there are.
-        by_worker: Whether a row is a worker process; else runs stand wherever there is room.
-        pauses: Where time in which the study stood still is left out, and how much, in minutes.
+        lanes: Number of rows.
+        by_worker: True if each row is a worker process; else runs fill any free row.
+        pauses: Position and length of each pause that is cut out, in minutes.
     """
 
     bars: tuple[Bar, ...]
@@ -68,23 +68,23 @@ class Timeline:
 
     @property
     def minutes(self) -> float:
-        """From the first start to the last end, without the pauses."""
+        """Minutes from the first start to the last end, excluding pauses."""
         return max(bar.end for bar in self.bars)
 
     @property
     def at_once(self) -> int:
-        """The most runs that trained at the same time."""
+        """Maximum number of concurrent runs."""
         return 1 + max(_pack([bar.start for bar in self.bars], [bar.end for bar in self.bars]))
 
     @property
     def busy(self) -> float:
-        """The time that runs took, as a share of the time that `at_once` of them could take."""
+        """Fraction of the time of `at_once` slots in which runs trained."""
         taken = sum(bar.end - bar.start for bar in self.bars)
         return taken / (self.at_once * self.minutes) if self.minutes else 1.0
 
     @property
     def longest(self) -> tuple[str, float]:
-        """The run that took longest, and its minutes."""
+        """The longest run, and its minutes."""
         minutes: dict[str, float] = {}
         for bar in self.bars:
             minutes[bar.run_id] = minutes.get(bar.run_id, 0) + bar.end - bar.start
@@ -92,7 +92,7 @@ class Timeline:
 
 
 def make_timeline(frames: StudyFrames) -> Picture | None:
-    """A row per worker, a bar per run."""
+    """Make the figure: a row per worker, a bar per run."""
     timeline = compute_timeline(frames)
     if timeline is None:
         return None
@@ -104,7 +104,7 @@ def make_timeline(frames: StudyFrames) -> Picture | None:
 
 
 def compute_timeline(frames: StudyFrames) -> Timeline | None:
-    """When each run of the study trained; None before the first epoch has ended."""
+    """Return when each run trained; None before the first epoch has ended."""
     epochs = frames.epochs.dropna(subset=["start", "end"])
     if epochs.empty:
         return None
@@ -135,7 +135,7 @@ def compute_timeline(frames: StudyFrames) -> Timeline | None:
 
 
 def _without_pauses(runs: pd.DataFrame) -> tuple[pd.DataFrame, tuple[tuple[float, float], ...]]:
-    """Close the gaps in which no run trained for long: between a study and its resumption."""
+    """Cut out long gaps without training, such as those before a resume."""
     over = runs["end"].cummax().shift(fill_value=0)
     gaps = (runs["start"] - over).where(lambda gap: gap > LONGEST_BREAK, 0)
     moved = runs.assign(
@@ -147,7 +147,7 @@ def _without_pauses(runs: pd.DataFrame) -> tuple[pd.DataFrame, tuple[tuple[float
 
 
 def _lanes(runs: pd.DataFrame) -> tuple[list[int], bool]:
-    """The row of every run, and whether rows are workers."""
+    """Return the row of every run, and whether rows are workers."""
     workers = list(runs["worker"].unique())
     over = runs.groupby("worker")["end"].transform(lambda ends: ends.cummax().shift())
     overlap = (runs["start"] < over).any()
@@ -157,7 +157,7 @@ def _lanes(runs: pd.DataFrame) -> tuple[list[int], bool]:
 
 
 def _pack(starts: Sequence[float], ends: Sequence[float]) -> list[int]:
-    """The first row that is free, for every run in the order of their starts."""
+    """Return the first free row for every run; runs are in the order of their starts."""
     free_from: list[float] = []
     lanes = []
     for start, end in zip(starts, ends, strict=True):
@@ -168,12 +168,12 @@ def _pack(starts: Sequence[float], ends: Sequence[float]) -> list[int]:
 
 
 def draw_timeline(timeline: Timeline, ink: Mapping[str, str], ax: Axes) -> None:
-    """Draw a bar per run, and above them where each phase begins.
+    """Draw a bar per run, and mark the start of each phase above the rows.
 
     Args:
         timeline: At least one bar.
         ink: The colour of every arm and every setting.
-        ax: Where to draw.
+        ax: The axes to draw on.
     """
     groups = list(dict.fromkeys(bar.group for bar in timeline.bars))
     for group in groups:
@@ -184,7 +184,7 @@ def draw_timeline(timeline: Timeline, ink: Mapping[str, str], ax: Axes) -> None:
             [bar.end - bar.start for bar in bars],
             left=[bar.start for bar in bars],
             height=0.7,
-            # The edge in full colour keeps a run apart from the next one.
+            # The opaque edge separates a run from the next.
             facecolor=mpl.colors.to_rgba(colour, 0.6),
             edgecolor=colour,
             linewidth=0.6,
@@ -196,22 +196,22 @@ def draw_timeline(timeline: Timeline, ink: Mapping[str, str], ax: Axes) -> None:
     ax.set_xlim(0, 1.002 * timeline.minutes or 1)
     ax.grid(visible=False, axis="y")
     ax.set_ylabel("worker" if timeline.by_worker else "")
-    left_out = sum(length for _, length in timeline.pauses)
-    without = f", without {duration(60 * left_out)} in which nothing trained" if left_out else ""
-    ax.set_xlabel(f"minutes since the first start{without}")
+    paused = sum(length for _, length in timeline.pauses)
+    pauses = f", excluding {duration(60 * paused)} without training" if paused else ""
+    ax.set_xlabel(f"minutes since the first start{pauses}")
     patches = [Patch(color=ink.get(group, MUTED), alpha=0.6, label=group) for group in groups]
-    # So far above the axes that the names of the phases have room between.
+    # Padding leaves room for the phase names between axes and legend.
     ax.legend(handles=patches, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=1.6)
 
 
 def _mark_phases(timeline: Timeline, ax: Axes) -> None:
-    """Name the phases above the rows, and draw a line where one begins or time is left out."""
+    """Label the phases above the rows, and draw a line at each phase start and pause."""
     phases = groupby(timeline.bars, key=lambda bar: bar.phase)
     starts = [(phase, next(bars).start) for phase, bars in phases]
     ends = [start for _, start in starts[1:]] + [math.inf]
     for (phase, start), end in zip(starts, ends, strict=True):
         ax.axvline(start, color=MUTED, linewidth=1)
-        # A phase too short for its name is left to be recognised by its neighbours.
+        # A phase too short for its name stays unlabelled.
         if end - start > 0.12 * timeline.minutes:
             ax.annotate(
                 PHASE_LABELS.get(phase, phase),
@@ -226,15 +226,15 @@ def _mark_phases(timeline: Timeline, ax: Axes) -> None:
 
 
 def _title(timeline: Timeline) -> str:
-    rows = "a row per worker process" if timeline.by_worker else "in as few rows as there is room"
+    rows = "one row per worker process" if timeline.by_worker else "packed into free rows"
     return f"When each run trained, {rows}"
 
 
 def _caption(timeline: Timeline) -> str:
-    """How well the machines were used, and what took longest."""
+    """Describe slot usage and the longest run."""
     name, minutes = timeline.longest
     return (
-        f"Room for {count(timeline.at_once, 'run')} at once was in use {100 * timeline.busy:.0f} %"
-        f" of {duration(60 * timeline.minutes)}; the longest run, {name}, took"
+        f"Up to {count(timeline.at_once, 'run')} trained at once, using {100 * timeline.busy:.0f} %"
+        f" of that capacity over {duration(60 * timeline.minutes)}; the longest run, {name}, took"
         f" {duration(60 * minutes)}."
     )

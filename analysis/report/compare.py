@@ -1,4 +1,4 @@
-"""Several studies side by side in one page, say of two image sizes."""
+"""One page that compares several studies, for example of two image sizes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from analysis.report.health import check_health
 from analysis.report.page import Section, render_page
 from analysis.report.provenance import describe_inputs
 from analysis.report.text_tables import TextTable
-from analysis.rundir import write_whole
+from analysis.rundir import write_atomically
 from analysis.stats.effect import interval
 from analysis.stats.verdict import Verdict, compute_verdict
 from analysis.words import p_value, signed
@@ -17,12 +17,12 @@ from analysis.words import p_value, signed
 
 @dataclass(frozen=True)
 class ComparedStudy:
-    """A study among others.
+    """One of the studies on the page.
 
     Attributes:
-        name: Of its run directory.
-        frames: What it has written.
-        verdict: What it has shown.
+        name: Name of its run directory.
+        frames: Its data.
+        verdict: Its verdict.
         warnings: The health checks that did not pass, a phrase each.
     """
 
@@ -33,10 +33,10 @@ class ComparedStudy:
 
 
 def write_comparison(run_dirs: Sequence[Path], path: Path) -> TextTable:
-    """Write one page about several studies; returns its table.
+    """Write one page about several studies and return its table.
 
     Raises:
-        RunDirError: One of them is no run directory, or one of another format.
+        RunDirError: A directory is not a run directory, or has another format.
     """
     studies = [_compare(run_dir) for run_dir in run_dirs]
     table = show_studies(studies)
@@ -52,16 +52,16 @@ def write_comparison(run_dirs: Sequence[Path], path: Path) -> TextTable:
         ),
     )
     lead = (
-        f"{len(studies)} studies side by side. Each verdict is about its own study: that two of"
-        " them differ is itself not tested."
+        f"{len(studies)} studies side by side. Each verdict is about its own study;"
+        " differences between studies are not tested."
     )
-    page = render_page("Several studies", [lead], "", sections, None)
-    write_whole(path, page)
+    page = render_page("Comparison of studies", [lead], "", sections, None)
+    write_atomically(path, page)
     return table
 
 
 def show_studies(studies: Sequence[ComparedStudy]) -> TextTable:
-    """A row per study and setting."""
+    """Return a table with a row per study and setting."""
     rows = []
     for study in studies:
         config = study.frames.record.get("config", {})
@@ -86,24 +86,24 @@ def show_studies(studies: Sequence[ComparedStudy]) -> TextTable:
         "study",
         "space",
         "image size",
-        "test accuracy without",
-        "with",
+        "baseline test accuracy",
+        "test accuracy",
         "change (95 % CI)",
         "p",
         "change of test loss (95 % CI)",
         "verdict",
     )
     note = (
-        "Mean test accuracy over all confirmation runs (balanced where the study's metric is);"
-        " changes by matched pairs, in points and nats."
+        "Mean test accuracy over all confirmation runs (balanced if the study's metric is);"
+        " changes over matched pairs, in points and nats."
     )
-    return TextTable("The studies", header, tuple(rows), note)
+    return TextTable("Studies", header, tuple(rows), note)
 
 
 def _texts(study: ComparedStudy) -> list[str]:
     texts = [*study.frames.problems, study.verdict.sentence]
     if study.warnings:
-        texts.append(f"Be careful about: {'; '.join(study.warnings)}.")
+        texts.append(f"Check before you trust this: {'; '.join(study.warnings)}.")
     return [*texts, f"Used: {describe_inputs(study.frames.record)}."]
 
 

@@ -1,4 +1,4 @@
-"""Health checks: what could make a study's comparison less than it seems, and what to do."""
+"""Health checks: what could undermine a study's comparison, and what to do about it."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -12,33 +12,32 @@ from analysis.rundir.optuna_db import searched_ranges
 from analysis.stats.verdict import Verdict
 from analysis.words import count, signed
 
-#: An arm with fewer completed trials has hardly been searched.
+#: With fewer completed trials an arm has hardly been searched.
 FEWEST_COMPLETED = 5
 
-#: Of a range (in log steps where it was searched so), what counts as its edge.
+#: Fraction of a range at either end that counts as its edge (in log space if searched in log).
 EDGE = 0.05
 
-#: So many training images of the commonest class to one of the rarest are said.
+#: Classes count as imbalanced from this ratio of the largest to the smallest in train.
 IMBALANCE = 2
 
-#: Arms may differ by this factor in completed trials or epochs before it is said.
+#: Largest ratio between arms, in completed trials or epochs, that passes.
 UNEVEN = 1.5
 
-
-#: So many files are named.
-NAMED = 10
+#: At most this many files are listed.
+MOST_FILES = 10
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a health check has to say.
+    """The result of a health check.
 
     Attributes:
-        check: What is checked, a phrase.
-        passed: Whether there is nothing to worry about.
+        check: The problem that is checked for, a short phrase.
+        passed: True if the problem was not found.
         seen: What was found, with its figures.
         meaning: Why it matters.
-        remedy: What to do; empty where the check passed.
+        remedy: What to do; empty if the check passed.
     """
 
     check: str
@@ -49,7 +48,7 @@ class Finding:
 
 
 def check_health(frames: StudyFrames, verdict: Verdict) -> tuple[Finding, ...]:
-    """Every check for which the study has what it needs."""
+    """Run every check that the study has the data for."""
     return tuple(finding for check in CHECKS for finding in check(frames, verdict))
 
 
@@ -59,11 +58,11 @@ def _few_completed(frames: StudyFrames, _: Verdict) -> Iterator[Finding]:
         return
     arm = min(completed, key=lambda name: completed[name])
     yield _finding(
-        "completed trials",
+        "too few completed trials",
         completed[arm] >= FEWEST_COMPLETED,
         _each(completed, "completed trial"),
-        "a champion is chosen among the completed trials of its arm; among few there is no choice",
-        f"give more --trials, so that every arm completes {FEWEST_COMPLETED} or more.",
+        "an arm's champion is picked from its completed trials; few trials leave little choice",
+        f"increase --trials until every arm completes {FEWEST_COMPLETED} or more.",
     )
 
 
@@ -73,11 +72,11 @@ def _starved(frames: StudyFrames, _: Verdict) -> Iterator[Finding]:
         return
     most, fewest = max(completed.values()), min(completed.values())
     yield _finding(
-        "early stopping",
+        "uneven early stopping",
         most <= UNEVEN * fewest,
         _each(completed, "completed trial"),
-        "an arm whose trials are stopped more often has been searched less",
-        "give more --trials; an arm that learns slowly also needs more --epochs.",
+        "an arm whose trials are stopped more often is searched less thoroughly",
+        "increase --trials; an arm that learns slowly also needs more --epochs.",
     )
 
 
@@ -86,12 +85,12 @@ def _epochs_spent(frames: StudyFrames, _: Verdict) -> Iterator[Finding]:
     if len(spent) < 2:
         return
     yield _finding(
-        "effort per arm",
+        "uneven search effort",
         max(spent.values()) <= UNEVEN * max(1, min(spent.values())),
         _each(spent, "epoch"),
-        "arms get the same number of trials, but early stopping may give one more epochs than the"
-        " other",
-        "give more --trials, and weigh the champions' scores with this in mind.",
+        "arms get the same number of trials, but early stopping may give one arm more epochs than"
+        " another",
+        "increase --trials, and keep this in mind when comparing the champions' scores.",
     )
 
 
@@ -104,17 +103,17 @@ def _edge(frames: StudyFrames, _: Verdict) -> Iterator[Finding]:
     for champion in champions:
         for name, r in ranges.get(str(champion["arm"]), {}).items():
             value = _number(champion.get(name))
-            if not r.low <= value <= r.high:  # the storage is not of these trials
+            if not r.low <= value <= r.high:  # the storage belongs to other trials
                 continue
             low, place, high = (math.log(x) if r.log else x for x in (r.low, value, r.high))
             if not EDGE < (place - low) / (high - low) < 1 - EDGE:
                 at_edge.append(f"{champion['arm']}: {name} {value:.3g} in {r.low:g} to {r.high:g}")
     yield _finding(
-        "edges of the ranges",
+        "a champion at the edge of its search range",
         not at_edge,
-        "; ".join(at_edge) or "every champion lies inside its ranges",
-        "where the best value stands at the edge of a range, a better one may lie beyond it",
-        "widen that range in a space of your own (search_spaces/README.md).",
+        "; ".join(at_edge) or "every champion is inside its ranges",
+        "if the best value is at the edge of its range, a better one may lie beyond it",
+        "widen that range in your own search space (docs/spaces.md).",
     )
 
 
@@ -132,11 +131,11 @@ def _time_budget(frames: StudyFrames, _: Verdict) -> Iterator[Finding]:
     if not missing:
         return
     yield _finding(
-        "trials per arm",
+        "missing trials",
         max(missing.values()) == 0,
         "; ".join(f"{arm}: {done[arm]} of {count(wanted[arm], 'trial')}" for arm in missing),
-        "a time budget or an interruption that cuts one arm more than the other favours the other",
-        "go on with --resume, without --time-budget.",
+        "a time budget or an interruption that cuts one arm short favours the other",
+        "resume with --resume and without --time-budget.",
     )
 
 
@@ -148,11 +147,11 @@ def _broken(frames: StudyFrames, _: Verdict) -> Iterator[Finding]:
     seen = f"{broken.sum()} of {count(len(trials), 'trial')} diverged or failed"
     region = _region(trials, broken, frames.hyperparameters) if broken.any() else ""
     yield _finding(
-        "failures",
+        "failures in one region of the search space",
         not region,
         seen + region,
-        "where runs break, the search learns nothing: that region is not part of the comparison",
-        "look at the errors in trials.csv, and mend them or leave the region out of the space.",
+        "the search learns nothing where runs break, so the region is not part of the comparison",
+        "look at the errors in trials.csv, and fix them or exclude the region from the space.",
     )
 
 
@@ -165,13 +164,13 @@ def _last_epoch(frames: StudyFrames, _: Verdict) -> Iterator[Finding]:
         for setting, rows in confirm.groupby("setting", sort=False)
     }
     yield _finding(
-        "number of epochs",
+        "runs still improving at the last epoch",
         max(share.values()) < 0.5,
         "best at the last epoch: "
-        + ", ".join(f"{100 * value:.0f} % of the runs of {name}" for name, value in share.items()),
-        "a run that is best at its last epoch might have gone on to improve: then the number of"
-        " epochs decides the comparison",
-        "give more --epochs.",
+        + ", ".join(f"{100 * value:.0f} % of the {name} runs" for name, value in share.items()),
+        "a run that is best at its last epoch might improve further; then the number of epochs"
+        " decides the comparison",
+        "increase --epochs.",
     )
 
 
@@ -198,9 +197,9 @@ def _winners_curse(frames: StudyFrames, _: Verdict) -> Iterator[Finding]:
             "winner's curse",
             not outside,
             "; ".join(gaps),
-            "the best of many noisy scores is partly luck (winner's curse); trained anew, the same"
+            "the best of many noisy scores is partly luck (winner's curse); retrained, the same"
             " hyperparameters score lower",
-            "quote the confirmation runs, never the champion's score.",
+            "report the confirmation runs, not the champion's score.",
         )
 
 
@@ -210,12 +209,12 @@ def _val_and_test(frames: StudyFrames, verdict: Verdict) -> Iterator[Finding]:
         on_val = 100 * (means[comparison.setting] - means[comparison.baseline])
         agree = on_val * comparison.accuracy.mean >= 0
         yield _finding(
-            f"val against test, {comparison.setting}",
+            f"disagreement between val and test for {comparison.setting}",
             agree or comparison.outcome not in ("helps", "hurts"),
             f"{signed(on_val)} points on val, {signed(comparison.accuracy.mean)} on test",
-            "what is chosen on val should also be better on test; where not, the difference is"
-            " noise, or val is not like test",
-            "give more --seeds, and look at how val and test were drawn.",
+            "what is better on val should be better on test too; if not, the difference is noise or"
+            " val is not representative of test",
+            "increase --seeds, and check how val and test were drawn.",
         )
 
 
@@ -226,12 +225,12 @@ def _recipes_agree(_: StudyFrames, verdict: Verdict) -> Iterator[Finding]:
             continue
         clear = [e for e in effects.values() if e.p < 0.05]
         yield _finding(
-            f"agreement of the recipes, {comparison.setting}",
+            f"disagreement between recipes for {comparison.setting}",
             not (any(e.mean > 0 for e in clear) and any(e.mean < 0 for e in clear))
             and len({e.mean > 0 for e in effects.values()}) == 1,
             "; ".join(f"recipe {name}: {signed(e.mean)} points" for name, e in effects.items()),
-            "an effect of opposite sign in two recipes means that the answer depends on the recipe",
-            "read the effect per recipe; the mean of the two describes neither.",
+            "effects of opposite sign mean that the answer depends on the recipe",
+            "read the effect per recipe; the mean over recipes describes none of them.",
         )
 
 
@@ -246,13 +245,13 @@ def _class_balance(frames: StudyFrames, _: Verdict) -> Iterator[Finding]:
     seen = f"{most} training images of {commonest}, {fewest} of {rarest}"
     balanced = frames.metric == "val_balanced_accuracy"
     yield _finding(
-        "balance of the classes",
+        "class imbalance",
         balanced or most < IMBALANCE * fewest,
-        (f"{most} training images of each class" if most == fewest else seen)
-        + ("; all classes count alike" if balanced else ""),
-        "accuracy is mostly about the frequent classes; a model may be good at it and miss the rare"
-        " ones",
-        "look at the accuracy by class, or run the study with --metric val_balanced_accuracy.",
+        (f"{most} training images per class" if most == fewest else seen)
+        + ("; the metric weights all classes equally" if balanced else ""),
+        "accuracy is dominated by the frequent classes; a model can score well and still miss the"
+        " rare ones",
+        "check the accuracy by class, or run the study with --metric val_balanced_accuracy.",
     )
 
 
@@ -260,18 +259,20 @@ def _duplicates(frames: StudyFrames, _: Verdict) -> Iterator[Finding]:
     data = frames.record.get("data", {})
     if "duplicates" not in data:
         return
-    alike = data["duplicates"]
-    parts = [pair["part"] for pair in alike]
-    pairs = "; ".join(f"{pair['file']} is like {pair['like']}" for pair in alike[:NAMED])
-    more = f"; and {len(alike) - NAMED} more" if len(alike) > NAMED else ""
+    duplicates = data["duplicates"]
+    parts = [pair["part"] for pair in duplicates]
+    pairs = "; ".join(f"{pair['file']} is like {pair['like']}" for pair in duplicates[:MOST_FILES])
+    hidden = len(duplicates) - MOST_FILES
+    more = f"; and {hidden} more" if hidden > 0 else ""
     yield _finding(
-        "images that stand in two parts",
-        not alike,
-        f"{parts.count('test')} of test and {parts.count('val')} of val look like an image of"
-        f" another part{': ' * bool(alike)}{pairs}{more}",
-        "what a model has been trained on it may know by heart; then test flatters it",
-        "look at the pairs (study.json has all of them), and keep what belongs together, such as"
-        " copies or pictures of one scene, in one part.",
+        "near-duplicate images across splits",
+        not duplicates,
+        f"{parts.count('test')} test and {parts.count('val')} val images look like an image of"
+        f" another split{': ' * bool(duplicates)}{pairs}{more}",
+        "a model may have memorised the images it was trained on; their copies in val or test then"
+        " inflate its accuracy",
+        "review the pairs (all are in study.json), and keep images that belong together, such as"
+        " copies or pictures of one scene, in one split.",
     )
 
 
@@ -280,13 +281,15 @@ def _unreadable(frames: StudyFrames, _: Verdict) -> Iterator[Finding]:
     if "unreadable" not in data:
         return
     files = data["unreadable"]
-    more = f"; and {len(files) - NAMED} more" if len(files) > NAMED else ""
+    hidden = len(files) - MOST_FILES
+    more = f"; and {hidden} more" if hidden > 0 else ""
+    listed = "; ".join(files[:MOST_FILES])
     yield _finding(
         "unreadable files",
         not files,
-        f"{count(len(files), 'file')} left out{': ' * bool(files)}{'; '.join(files[:NAMED])}{more}",
+        f"{count(len(files), 'file')} skipped{': ' * bool(files)}{listed}{more}",
         "files that cannot be read are missing from the study",
-        "mend or remove them.",
+        "fix or remove them.",
     )
 
 
@@ -324,7 +327,7 @@ def _each(numbers: Mapping[str, int], word: str) -> str:
 
 
 def _region(trials: pd.DataFrame, broken: "pd.Series[bool]", names: tuple[str, ...]) -> str:
-    """Where broken trials gather, as the end of a sentence; empty where they do not."""
+    """Return where broken trials cluster, as the end of a sentence; empty if they do not."""
     from scipy import stats  # slow to import
 
     for name in names:

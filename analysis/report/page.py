@@ -1,4 +1,4 @@
-"""The page: one file that opens offline, in light and dark, on paper and on a phone."""
+"""The HTML page: a single file that works offline, with dark mode, print and phone layouts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ from analysis.report.text_tables import TextTable
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page under one heading.
+    """A section of the page.
 
     Attributes:
-        name: The anchor that a link may point to.
+        name: The anchor for links.
         title: The heading.
         texts: Paragraphs.
         tables: Tables.
@@ -34,7 +34,7 @@ class Section:
 
     @property
     def empty(self) -> bool:
-        """Whether there is nothing to show."""
+        """True if there is nothing to show."""
         return not (self.texts or self.tables or self.pictures or self.findings)
 
 
@@ -45,14 +45,14 @@ def render_page(
     sections: Sequence[Section],
     record: Mapping[str, Any] | None,
 ) -> str:
-    """The HTML of a page.
+    """Return the HTML of a page.
 
     Args:
         title: What the page is about.
-        verdict: Sentences for the top of it; the first one is the verdict.
-        outcome: What the verdict claims; it colours the top.
-        sections: In order; empty ones are left out.
-        record: study.json, for how to get the results again; None for a page of several studies.
+        verdict: Sentences for the top; the first is the verdict.
+        outcome: The outcome of the verdict; sets the colour of the top.
+        sections: In order; empty ones are omitted.
+        record: study.json, for how to reproduce the results; None for a page of several studies.
     """
     environment = Environment(
         loader=PackageLoader("analysis.report", "."),

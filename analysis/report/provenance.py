@@ -1,16 +1,16 @@
-"""What a study used and how to run it again, from study.json."""
+"""Inputs and provenance of a study, and how to run it again, from study.json."""
 
 from collections.abc import Mapping
 from typing import Any
 
-#: Packages whose version may change a figure.
+#: Packages whose version may change the results.
 SHOWN_PACKAGES = ("torch", "torchvision", "ray", "optuna")
 
 MISSING = "not recorded"
 
 
 def describe_inputs(record: Mapping[str, Any]) -> str:
-    """Data, weights, image size and versions in one line that stands beside every result."""
+    """Return data, weights, image size and versions in one line, shown with every result."""
     versions = record.get("versions", {})
     parts = [
         f"data: {_recorded(record, 'data', 'source')}",
@@ -23,7 +23,7 @@ def describe_inputs(record: Mapping[str, Any]) -> str:
 
 
 def describe_provenance(record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    """All that makes a result traceable: name and value."""
+    """Return everything that makes a result traceable, as pairs of name and value."""
     split = record.get("split", {})
     hardware = record.get("hardware", {})
     sizes = ", ".join(f"{part} {split[part]}" for part in ("train", "val", "test") if part in split)
@@ -45,7 +45,7 @@ def describe_provenance(record: Mapping[str, Any]) -> tuple[tuple[str, str], ...
 
 
 def command_again(record: Mapping[str, Any]) -> str:
-    """The command that runs the study again, from the project's folder."""
+    """Return the command that runs the study again, from the project's folder."""
     return f"python {record['command']}" if "command" in record else MISSING
 
 
@@ -58,8 +58,8 @@ def _hash(record: Mapping[str, Any], section: str) -> str:
 
 
 def _pairs(values: Mapping[str, Any]) -> str:
-    said = (f"{name} {_plain(value)}" for name, value in values.items())
-    return ", ".join(said) or MISSING
+    pairs = (f"{name} {_plain(value)}" for name, value in values.items())
+    return ", ".join(pairs) or MISSING
 
 
 def _plain(value: object) -> str:

@@ -1,4 +1,4 @@
-"""The tables: the article's four rows for every setting, and what became of the trials."""
+"""The data of the tables: the article's four rows for every setting, and the trials by state."""
 
 import math
 from collections.abc import Mapping
@@ -20,13 +20,13 @@ from analysis.stats.effect import estimate_effect
 
 @dataclass(frozen=True)
 class MeanOfRuns:
-    """A figure over several runs.
+    """A mean over several runs.
 
     Attributes:
-        mean: Of the runs; per cent where it is an accuracy.
+        mean: Mean of the runs; per cent for an accuracy.
         low: Lower end of the mean's 95 % confidence interval over the seeds, same unit; -inf with
             fewer than 6 seeds.
-        high: Upper end; inf likewise.
+        high: Upper end; inf with fewer than 6 seeds.
         sd: Sample standard deviation (divisor n - 1) of the runs; NaN for a single run.
         n: Number of runs.
     """
@@ -44,8 +44,8 @@ class ArticleRow:
 
     Attributes:
         name: As in the article.
-        measured_on: The images that this study measured on.
-        percent: Whether the figures are per cent; else nats per image.
+        measured_on: The images that this study evaluated on.
+        percent: True if the figures are per cent; else nats per image.
         cells: One per setting.
         article: The article's own figures, without and with dropout.
     """
@@ -59,15 +59,15 @@ class ArticleRow:
 
 @dataclass(frozen=True)
 class ArticleTable:
-    """The article's table, measured anew.
+    """The article's table, with this study's results.
 
     Attributes:
         evidence: The kind of runs behind it.
         settings: Names of the columns, in the study's order; empty before there is a champion.
-        rows: The four; where the study goes by balanced accuracy, that too.
-        recipes: How many recipes each setting was tried with.
-        seeds: How many seeds each was tried with.
-        beside: Whether the article's own figures stand beside.
+        rows: The four; plus balanced accuracy if the study's metric is balanced accuracy.
+        recipes: Number of recipes that each setting ran with.
+        seeds: Number of seeds that each setting ran with.
+        beside: True if the article's own figures are shown next to them.
     """
 
     evidence: Evidence
@@ -80,17 +80,17 @@ class ArticleTable:
 
 @dataclass(frozen=True)
 class SearchRow:
-    """What became of an arm's trials.
+    """The trials of an arm, counted by state, and its champion.
 
     Attributes:
         arm: Its name.
         completed: Number of trials that reached the last epoch.
-        pruned: Number that ASHA stopped.
-        diverged: Number that met a loss that is not finite.
+        pruned: Number that ASHA stopped early.
+        diverged: Number with a non-finite loss.
         failed: Number that raised an exception.
-        champion: Run id of the best completed trial; empty where there is none.
-        score: Its score; NaN where there is none.
-        hyperparameters: Its hyperparameters.
+        champion: Run id of the best completed trial; empty without one.
+        score: The champion's score; NaN without one.
+        hyperparameters: The champion's hyperparameters.
     """
 
     arm: str
@@ -105,11 +105,11 @@ class SearchRow:
 
 @dataclass(frozen=True)
 class SearchTable:
-    """The trials by arm.
+    """The trials of a study, by arm.
 
     Attributes:
-        metric: What the scores measure: `val_accuracy` (a fraction) or `val_loss`.
-        rows: One per arm that was searched, in the study's order.
+        metric: The study's metric: `val_accuracy` (a fraction) or `val_loss`.
+        rows: One per searched arm, in the study's order.
     """
 
     metric: str
@@ -128,7 +128,7 @@ BALANCED = ArticleFigures(
 
 
 def compute_article_table(frames: StudyFrames) -> ArticleTable:
-    """The article's table over all runs of each setting, at the epoch selected on `val`."""
+    """Return the article's table over all runs of each setting, at the epoch selected on `val`."""
     compared = compute_compared_runs(frames)
     confirmed = compared.evidence == "confirmation"
     rows = []
@@ -151,7 +151,7 @@ def compute_article_table(frames: StudyFrames) -> ArticleTable:
 
 
 def compute_search_table(frames: StudyFrames) -> SearchTable:
-    """Count the trials of each arm by state, and name its champion."""
+    """Count the trials of each arm by state, and find its champion."""
     champions = {row["arm"]: row for row in compute_champions(frames).to_dict("records")}
     rows = []
     for arm, trials in frames.trials.groupby("arm", sort=False):
@@ -178,7 +178,7 @@ def _cells(compared: ComparedRuns, column: str, scale: float) -> tuple[MeanOfRun
     for setting in compared.settings:
         runs = compared.runs[compared.runs["setting"] == setting]
         figures = scale * runs[column]
-        # Runs of one seed share its luck: the interval is over the seeds' means.
+        # Runs with the same seed are not independent: the interval is over the means per seed.
         by_seed = figures.groupby(runs["seed"]).mean().dropna()
         mean = estimate_effect(by_seed.to_numpy()) if len(by_seed) else None
         cells.append(

@@ -1,4 +1,4 @@
-"""Tables as people read them: the same cells on the screen and in Markdown."""
+"""Tables as text: the same cells on the screen, in Markdown and on the page."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ class TextTable:
     Attributes:
         title: What it shows.
         header: Names of the columns.
-        rows: The cells, as many in each row as there are columns.
+        rows: The cells, one per column in each row.
         note: How to read it, in one paragraph.
     """
 
@@ -35,12 +35,12 @@ class TextTable:
     note: str
 
     def to_markdown(self) -> str:
-        """A section with title, table and note."""
+        """Return a Markdown section with title, table and note."""
         table = tabulate(self.rows, self.header, tablefmt="github", disable_numparse=True)
         return f"## {self.title}\n\n{table}\n\n{self.note}\n"
 
     def to_rich(self) -> Table:
-        """The table for a rich console, which leaves it plain in a pipe."""
+        """Return the table for a rich console; in a pipe it prints as plain text."""
         table = Table(
             title=self.title,
             caption=f"{self.note}\n",
@@ -52,23 +52,23 @@ class TextTable:
             collapse_padding=True,
         )
         for name, *cells in zip(self.header, *self.rows, strict=True):
-            # A long name is broken rather than the cells below it.
+            # Wrap a long header rather than the cells below it.
             table.add_column(fill(name, max(map(len, (*cells, *name.split(), " ")))))
         for row in self.rows:
             table.add_row(*row)
         return table
 
 
-#: More classes than this are not listed.
+#: At most this many classes are listed.
 MOST_CLASSES = 100
 PARTS = ("train", "val", "test")
 
-#: More settings than this stand in rows: as columns they would not fit a terminal.
+#: With more settings, the table is transposed: as columns they would not fit a terminal.
 MOST_COLUMNS = 2
 
 
 def show_article_table(table: ArticleTable) -> TextTable:
-    """The article's table in words, with what it rests on."""
+    """Return the article's table as text, with the basis of its figures."""
     title, note = article_title(table), _article_note(table)
     counts = [cell.n for cell in table.rows[0].cells]
     settings = [f"{name} (n = {n})" for name, n in zip(table.settings, counts, strict=True)]
@@ -89,26 +89,26 @@ def show_article_table(table: ArticleTable) -> TextTable:
 
 
 def article_title(table: ArticleTable) -> str:
-    """What the table is called."""
-    return "The article's table, measured anew" if table.beside else "Accuracy and loss"
+    """Return the title of the article's table."""
+    return "The article's table, re-measured" if table.beside else "Accuracy and loss"
 
 
 def show_classes(record: Mapping[str, Any]) -> TextTable:
-    """How many images of each class each part has, by study.json; no rows where that is unknown."""
+    """Return the number of images per class and split, from study.json; no rows if unknown."""
     data = record.get("data", {})
     counts = data.get("images_per_class", {})
     columns = [data.get("classes", []), *(counts.get(part, []) for part in PARTS)]
-    whole = len({len(column) for column in columns}) == 1
-    rows = [tuple(map(str, row)) for row in zip(*columns, strict=True)] if whole else []
+    complete = len({len(column) for column in columns}) == 1
+    rows = [tuple(map(str, row)) for row in zip(*columns, strict=True)] if complete else []
     hidden = len(rows) - MOST_CLASSES
     note = f"And {hidden} more." if hidden > 0 else ""
-    return TextTable("The images", ("class", *PARTS), tuple(rows[:MOST_CLASSES]), note)
+    return TextTable("Images per class", ("class", *PARTS), tuple(rows[:MOST_CLASSES]), note)
 
 
 def show_search_table(table: SearchTable) -> TextTable:
-    """The trials by arm in words."""
+    """Return the trials by arm as text."""
     return TextTable(
-        title="The search",
+        title="Search",
         header=("arm", "completed", "pruned", "diverged", "failed", "best score", "champion"),
         rows=tuple(
             (
@@ -122,15 +122,15 @@ def show_search_table(table: SearchTable) -> TextTable:
             )
             for row in table.rows
         ),
-        note=f"Score: the best {table.metric} so far. A champion is the best trial of its arm that"
+        note=f"Score: the best {table.metric} so far. The champion is the arm's best trial that"
         " reached the last epoch."
         if table.rows
-        else "There are no trials.",
+        else "No trials.",
     )
 
 
 def show_times(times: Times) -> TextTable:
-    """What each phase took."""
+    """Return the time of each phase as text."""
     walls = [(phase.phase, phase.wall) for phase in times.phases]
     if times.phases:
         walls += [("between phases", times.other)] if round(times.other) else []
@@ -143,7 +143,7 @@ def show_times(times: Times) -> TextTable:
 
 
 def show_slot_times(times: Times) -> TextTable:
-    """What the slots of search and confirmation did."""
+    """Return how the slots of search and confirmation spent their time, as text."""
     header = (
         "phase",
         "slots",
@@ -171,17 +171,17 @@ def show_slot_times(times: Times) -> TextTable:
         if (time := phase.slot_time)
     )
     note = (
-        "The time of all slots together, slots × time of the phase; a slot is room for one run."
-        " Compute: epochs, evaluation included. Between epochs a run reports and saves its state;"
-        " measuring is what confirmation runs do beyond their epochs; between runs a worker waits"
-        " for the next one; start-up lasts until a slot's first epoch; idle is the rest: the end,"
-        " lost attempts, workers that were replaced. Efficiency is compute as a part of it all."
+        "Slot time: slots × time of the phase, where a slot is room for one run. Compute: epochs,"
+        " including evaluation. Between epochs: reporting and checkpointing. Measuring: final"
+        " evaluation of confirmation runs. Between runs: a worker waits for its next run. Start-up:"
+        " until a slot's first epoch. Idle: the rest (end of the phase, lost attempts, replaced"
+        " workers). Efficiency: compute as a share of slot time."
     )
-    return TextTable("What the slots did", header, rows, note)
+    return TextTable("How the slots spent their time", header, rows, note)
 
 
 def show_effects(verdict: Verdict) -> TextTable:
-    """What the factor changes, measure by measure."""
+    """Return the effect of the factor on each measure, as text."""
     measure = verdict.comparisons[0].measure if verdict.comparisons else "test accuracy"
     measures = (
         (f"{measure}, selected epoch", "accuracy", "points", 2),
@@ -195,37 +195,35 @@ def show_effects(verdict: Verdict) -> TextTable:
             rows.append(_effect(comparison, name, getattr(comparison, attribute), unit, digits))
         if len(comparison.by_recipe) > 1:
             for recipe, effect in comparison.by_recipe.items():
-                name = f"{measure}, selected epoch, recipe {recipe} alone"
+                name = f"{measure}, selected epoch, recipe {recipe} only"
                 rows.append(_effect(comparison, name, effect, "points", 2))
-    header = ("setting", "measured", "change", "95 % CI", "p")
-    return TextTable("What the factor changes", header, tuple(rows), _effects_note(verdict))
+    header = ("setting", "measure", "change", "95 % CI", "p")
+    return TextTable("Effect of the factor", header, tuple(rows), _effects_note(verdict))
 
 
 def show_health(findings: Sequence[Finding]) -> TextTable:
-    """The health checks, those not passed first."""
+    """Return the health checks as text, failed ones first."""
     ordered = sorted(findings, key=lambda finding: finding.passed)
     rows = tuple(
-        (f.check, "passed" if f.passed else "look", f.seen, f.meaning, f.remedy) for f in ordered
+        (f.check, "passed" if f.passed else "warning", f.seen, f.meaning, f.remedy) for f in ordered
     )
-    header = ("check", "", "seen", "why it matters", "what to do")
-    return TextTable(
-        "Health checks", header, rows, "What could make a comparison less than it seems."
-    )
+    header = ("check", "", "found", "why it matters", "what to do")
+    return TextTable("Health checks", header, rows, "Problems that could undermine the comparison.")
 
 
 def _times_note(times: Times) -> str:
     if not times.phases:
-        return "Nothing has ended yet."
-    parts = ["From begin to end, all starts of the study together."]
+        return "No phase has finished yet."
+    parts = ["Wall time, summed over all starts of the study."]
     if any(phase.unrecorded for phase in times.phases):
         parts.append(
-            "When search and confirm began and ended is not written down for every start; where it"
-            " is not, they count from their first epoch to their last."
+            "Begin and end of search or confirm are not recorded for every start; where they are"
+            " missing, the phase counts from its first epoch to its last."
         )
     if not (times.whole or all(phase.unrecorded for phase in times.phases)):
         parts.append(
-            "The latest start's report and export are not in it: they end after this is written."
-            " Then python -m analysis RUN adds them."
+            "Report and export of the latest start are not included, since they finish after this"
+            " is written; python -m analysis RUN adds them."
         )
     return " ".join(parts)
 
@@ -239,21 +237,21 @@ def _effect(
 
 def _effects_note(verdict: Verdict) -> str:
     if not verdict.comparisons:
-        return "There are no matched pairs."
+        return "No matched pairs."
     first = verdict.comparisons[0]
     parts = [
-        f"Mean of {count(first.accuracy.n, 'seed')} × {count(first.recipes, 'recipe')} of matched"
-        f" pairs, against {first.baseline}; exact sign-flip test, and the interval that inverts it."
-        " The verdict goes by the first row; the others are looks from the side, their p-values"
-        " not corrected."
+        f"Mean over matched pairs ({count(first.accuracy.n, 'seed')} ×"
+        f" {count(first.recipes, 'recipe')}), relative to {first.baseline}; p-values from an exact"
+        " sign-flip test, intervals from its inversion. The verdict rests on the first row of each"
+        " setting; the other rows are secondary, and their p-values are not corrected."
     ]
     if len(verdict.comparisons) == 1:
         if not math.isnan(first.correlation):
             parts.append(f"Correlation of test accuracy within pairs: {signed(first.correlation)}.")
         parts.append(_standard_errors(first))
     else:
-        largest = ", ".join(f"{c.setting} {p_value(c.adjusted_p)}" for c in verdict.comparisons)
-        parts.append(f"p of test accuracy after Holm's correction: {largest}.")
+        corrected = ", ".join(f"{c.setting} {p_value(c.adjusted_p)}" for c in verdict.comparisons)
+        parts.append(f"p-values for test accuracy after Holm's correction: {corrected}.")
     return " ".join(parts)
 
 
@@ -263,34 +261,34 @@ def _standard_errors(comparison: Comparison) -> str:
         return f"Standard error from the seeds: {errors.seeds:.2f} points."
     return (
         f"Standard error of the change in test accuracy: {errors.seeds:.2f} points from the seeds,"
-        f" {errors.images:.2f} from the finite set of test images, {errors.both:.2f} from both."
+        f" {errors.images:.2f} from the finite test set, {errors.both:.2f} from both."
     )
 
 
 def _article_note(table: ArticleTable) -> str:
     article = (
-        " The article trained all layers on images of 32 px, one run per model, and took both its"
+        " The article trained all layers on 32 px images, one run per model, and took both its"
         " testing accuracy and its validation loss from the test images."
         if table.beside
         else ""
     )
     if not table.settings:
-        return f"No run can be compared yet.{article}"
+        return f"No runs to compare yet.{article}"
     if table.evidence == "champions":
         return (
-            "No confirmation runs: each figure is a single run, the champion of its arm, on the"
-            " images it was chosen by. That says little about dropout, and there are no test"
+            "No confirmation runs: each figure comes from a single run, the champion of its arm, on"
+            " the images used to select it. This says little about dropout, and there are no test"
             f" figures.{article}"
         )
     interval = (
         "with its 95 % confidence interval"
         if table.seeds >= FEWEST_PAIRS
-        else f"too few for a confidence interval (at least {FEWEST_PAIRS} seeds)"
+        else f"too few for a confidence interval (needs at least {FEWEST_PAIRS} seeds)"
     )
     return (
         f"Mean over n confirmation runs ({count(table.recipes, 'recipe')},"
         f" {count(table.seeds, 'seed')}), {interval}, each run at the epoch selected on val;"
-        f" training figures with dropout off.{article}"
+        f" training figures are measured with dropout off.{article}"
     )
 
 

@@ -1,8 +1,8 @@
-"""Where the time went: what each phase took, what the slots did meanwhile, what ASHA saved.
+"""Time accounting: wall time per phase, how the slots spent it, and what ASHA saved.
 
-A slot is room for one run. In search and confirm, slot time is slots times wall time, and it is
-divided without remainder. What one process has measured comes first, since its clock is one; what
-lies between two clocks, those of driver and worker, takes what is left, and is never negative.
+A slot is room for one run. In search and confirm, slot time is slots times wall time, and all of it
+is accounted for. Times measured by a single process come first, since they rely on one clock. Times
+between two clocks (driver and worker) share what is left, and are never negative.
 """
 
 import math
@@ -30,24 +30,24 @@ PHASES = (
     "export",
 )
 
-#: What the phases that have slots are called in a sentence.
-PHASE_WORDS = {"search": "the search", "confirm": "the confirmation"}
+#: Names in a sentence of the phases that have slots.
+PHASE_WORDS = {"search": "the search", "confirm": "the confirmation runs"}
 
-#: Seconds without an epoch after which a study that has not written down its phases stood still.
+#: Seconds without an epoch that count as a pause if the phase has no recorded begin and end.
 LONGEST_GAP = 600.0
 
 
 @dataclass(frozen=True)
 class SlotTime:
-    """What the slots of a phase did; seconds, all slots together.
+    """How the slots of a phase spent their time: seconds, summed over slots.
 
     Attributes:
-        compute: In epochs, evaluation included.
-        between_epochs: Between the epochs of a run: it reports, and saves its state.
-        measuring: Confirmation runs beyond their epochs: they measure on all parts of the data.
-        between_runs: Between two runs of one worker, which waits for the next one.
-        start_up: From the phase's begin to the first epoch of each slot.
-        idle: The rest: idle at the end, lost attempts, workers that are replaced.
+        compute: In epochs, including evaluation.
+        between_epochs: Between the epochs of a run, which reports and saves a checkpoint.
+        measuring: In confirmation runs outside their epochs: final evaluation on all splits.
+        between_runs: Between two runs of one worker, which waits for the next.
+        start_up: From the start of the phase to the first epoch of each slot.
+        idle: The rest: idle at the end, lost attempts, replaced workers.
     """
 
     compute: float = 0.0
@@ -59,12 +59,12 @@ class SlotTime:
 
     @property
     def total(self) -> float:
-        """Slots times wall time."""
+        """Slot time: slots times wall time."""
         return float(sum(astuple(self)))
 
     @property
     def efficiency(self) -> float:
-        """Compute as a fraction of slot time; NaN where there is none."""
+        """Compute as a fraction of slot time; NaN without slot time."""
         return self.compute / self.total if self.total else math.nan
 
     def __add__(self, other: "SlotTime") -> "SlotTime":
@@ -73,15 +73,15 @@ class SlotTime:
 
 @dataclass(frozen=True)
 class PhaseTime:
-    """What a phase took, all starts of the study together.
+    """The time of a phase, summed over all starts of the study.
 
     Attributes:
         phase: Its name.
         wall: Seconds from begin to end.
-        slots: Runs at once, the most of any start.
-        slot_time: What the slots did; None but in search and confirm.
-        unrecorded: Whether a start has not written down when it began and ended: it then counts
-            from its first epoch to its last, and what came before is unknown.
+        slots: Number of concurrent runs, the maximum over starts.
+        slot_time: How the slots spent their time; None except in search and confirm.
+        unrecorded: True if a start has not recorded the phase's begin and end. The phase then
+            counts from its first epoch to its last; its start-up time is unknown.
     """
 
     phase: str
@@ -93,18 +93,18 @@ class PhaseTime:
 
 @dataclass(frozen=True)
 class RunTime:
-    """What a run took.
+    """The time of a run.
 
     Attributes:
         phase: `search` or `confirm`.
         run_id: Its name.
         arm: As in epochs.jsonl.
-        worker: That trained it last; empty where it has no epoch.
-        epochs: How many it has.
+        worker: The last worker that trained it; empty without an epoch.
+        epochs: Number of epochs.
         compute: Seconds in epochs.
-        waiting: Seconds between its epochs, without the time in which no worker had it.
-        began: Seconds from the phase's begin to its first epoch; NaN where one is unknown.
-        saved: Seconds that the epochs which ASHA did not let it train would have taken.
+        waiting: Seconds between its epochs, excluding time in which it was on no worker.
+        began: Seconds from the start of the phase to its first epoch; NaN if either is unknown.
+        saved: Estimated seconds of the epochs that ASHA skipped.
     """
 
     phase: str
@@ -124,10 +124,10 @@ class ArmSaving:
 
     Attributes:
         arm: Its name.
-        trained: Epochs that were trained.
-        full: Epochs that full runs would have.
-        compute: Seconds of the epochs that were trained.
-        saved: Seconds that the others would have taken, each at its trial's mean.
+        trained: Epochs trained.
+        full: Epochs without early stopping.
+        compute: Seconds of the trained epochs.
+        saved: Estimated seconds of the skipped epochs, at their trial's mean epoch time.
     """
 
     arm: str
@@ -142,12 +142,12 @@ class Times:
     """Where the time of a study went.
 
     Attributes:
-        phases: In the order of a study; those that took place.
+        phases: Those that took place, in the order of a study.
         other: Seconds between the phases.
-        runs: In the order of their first epochs; runs without one come last.
+        runs: In the order of their first epochs; runs without an epoch come last.
         savings: By arm.
-        left_out: Diverged and failed trials, which ASHA has not stopped.
-        whole: Whether the latest start has come to its end.
+        left_out: Number of diverged and failed trials, which do not count in the savings.
+        whole: True if the latest start has finished.
     """
 
     phases: tuple[PhaseTime, ...]
@@ -159,12 +159,12 @@ class Times:
 
     @property
     def total(self) -> float:
-        """Seconds of the study, all starts together."""
+        """Seconds of the study, summed over all starts."""
         return self.other + sum(phase.wall for phase in self.phases)
 
 
 class _Epoch(NamedTuple):
-    """Of a row of epochs.jsonl, what this is about."""
+    """The fields of a row of epochs.jsonl used here."""
 
     phase: str
     run_id: str
@@ -181,7 +181,7 @@ class _Epoch(NamedTuple):
 
 @dataclass(frozen=True)
 class _Stretch:
-    """Epochs of a run that one worker trained in a row, within one start."""
+    """Consecutive epochs of a run on one worker, within one start."""
 
     run_id: str
     worker: str
@@ -197,7 +197,7 @@ class _Stretch:
 
 @dataclass(frozen=True)
 class _Stay:
-    """A phase in one start, with what ran in it."""
+    """A phase in one start, with the runs in it."""
 
     phase: str
     begin: float
@@ -212,7 +212,7 @@ class _Stay:
 
 
 def compute_times(frames: StudyFrames) -> Times:
-    """Add up what a study has written down of its phases, epochs and runs."""
+    """Add up the recorded times of a study's phases, epochs and runs."""
     rows = _phase_rows(frames)
     epochs = _epochs(frames)
     stays = _stays(rows, epochs, _last_attempts(frames, epochs))
@@ -231,7 +231,7 @@ def compute_times(frames: StudyFrames) -> Times:
 
 
 def _phase_rows(frames: StudyFrames) -> pd.DataFrame:
-    """The rows of phases that make sense, a row per phase of each start."""
+    """Return the valid rows of phases, one per phase and start."""
     if frames.phases.empty:
         return pd.DataFrame(columns=["start", "phase", "begin", "end", "slots"])
     rows = frames.phases
@@ -243,22 +243,22 @@ def _phase_rows(frames: StudyFrames) -> pd.DataFrame:
 
 
 def _epochs(frames: StudyFrames) -> list[_Epoch]:
-    """The epochs whose times make sense, in the order in which they began."""
+    """Return the epochs with finite times, in order of their start."""
     if frames.epochs.empty:
         return []
     columns = (frames.epochs[name] for name in _Epoch._fields)
     epochs = [_Epoch(*values) for values in zip(*columns, strict=True)]
-    whole = [epoch for epoch in epochs if math.isfinite(epoch.start) and math.isfinite(epoch.end)]
-    return sorted(whole, key=lambda epoch: epoch.start)
+    valid = [epoch for epoch in epochs if math.isfinite(epoch.start) and math.isfinite(epoch.end)]
+    return sorted(valid, key=lambda epoch: epoch.start)
 
 
 def _last_attempts(
     frames: StudyFrames, epochs: Sequence[_Epoch]
 ) -> Mapping[str, tuple[float, float]]:
-    """By run id of a confirmation run: the earliest begin of its last attempt, and what that took.
+    """Return the earliest start and the duration of the last attempt of each confirmation run.
 
-    All rows of such a run are written at its end, under its last attempt. What does not fit into
-    that was trained by an earlier one.
+    All rows of such a run are written at its end, under its last attempt. Epochs that do not fit
+    into it were trained by an earlier one.
     """
     if not {"run_id", "seconds"} <= set(frames.confirm.columns):
         return {}
@@ -275,13 +275,13 @@ def _stays(
     epochs: Sequence[_Epoch],
     last_attempts: Mapping[str, tuple[float, float]],
 ) -> list[_Stay]:
-    """Every phase of every start: as it is written down, else from its first epoch to its last."""
+    """Return every phase of every start: as recorded, else from its first epoch to its last."""
     by_begin = rows.groupby("start")["begin"].min().sort_values()
     starts, begins = list(by_begin.index), list(by_begin)
     trained: dict[tuple[int, str], list[_Epoch]] = {}
     for epoch in epochs:
-        # It belongs to the last start that began before it: what clocks differ by is less than
-        # what a start takes until it trains. Before the first one nothing was written down.
+        # An epoch belongs to the last start that began before it: clocks differ by less than a
+        # start takes until its first epoch. Start 0: no recorded start began before it.
         index = bisect_right(begins, epoch.start) - 1
         start = starts[index] if index >= 0 else 0
         trained.setdefault((start, epoch.phase), []).append(epoch)
@@ -298,14 +298,14 @@ def _stays(
 def _stretches(
     epochs: Sequence[_Epoch], last_attempts: Mapping[str, tuple[float, float]]
 ) -> Iterator[_Stretch]:
-    """The stretches of the epochs of one phase in one start."""
+    """Group the epochs of one phase in one start into stretches."""
     groups: dict[tuple[str, int, str], list[_Epoch]] = {}
     for epoch in epochs:
         groups.setdefault((epoch.run_id, epoch.attempt, epoch.worker), []).append(epoch)
     for (run_id, _, worker), group in groups.items():
         begin, took = last_attempts.get(run_id, (-math.inf, 0.0))
         if earlier := [epoch for epoch in group if epoch.start < begin]:
-            yield _stretch("", earlier)  # its worker is not known
+            yield _stretch("", earlier)  # its worker is unknown
         if last := [epoch for epoch in group if epoch.start >= begin]:
             stretch = _stretch(worker, last)
             yield replace(stretch, measuring=max(0.0, took - (stretch.end - stretch.begin)))
@@ -318,7 +318,7 @@ def _stretch(worker: str, epochs: Sequence[_Epoch]) -> _Stretch:
 
 
 def _unrecorded(phase: str, stretches: Sequence[_Stretch]) -> Iterator[_Stay]:
-    """Stays of which only the epochs are known, apart where nothing trained for long."""
+    """Build stays from epochs alone, split at long pauses."""
     in_order = sorted(stretches, key=lambda stretch: stretch.begin)
     parts: list[list[_Stretch]] = []
     over = -math.inf
@@ -334,7 +334,7 @@ def _unrecorded(phase: str, stretches: Sequence[_Stretch]) -> Iterator[_Stay]:
 
 
 def _at_once(stretches: Sequence[_Stretch]) -> int:
-    """The most stretches that go on at the same time."""
+    """Return the maximum number of concurrent stretches."""
     changes = [(stretch.begin, 1) for stretch in stretches]
     changes += [(stretch.end, -1) for stretch in stretches]
     running = most = 0
@@ -356,7 +356,7 @@ def _phase_time(phase: str, stays: Sequence[_Stay]) -> PhaseTime:
 
 
 def _divide(stay: _Stay) -> SlotTime:
-    """Divide the slot time of a stay: every part takes what it needs of what is left."""
+    """Divide the slot time of a stay: each part takes at most what is left."""
     measured = {"compute": 0.0, "between_epochs": 0.0, "measuring": 0.0}
     measured |= {"between_runs": 0.0, "start_up": 0.0}
     for lane in _lanes(stay):
@@ -381,10 +381,10 @@ def _divide(stay: _Stay) -> SlotTime:
 
 
 def _lanes(stay: _Stay) -> list[list[_Stretch]]:
-    """The stretches slot by slot.
+    """Assign the stretches to slots.
 
-    A worker keeps its slot. A new one takes the slot of the run that it takes up again, else one
-    that was not used yet, else the one that has been free for longest.
+    A worker keeps its slot. A new worker takes the slot of the run that it resumes, else an unused
+    slot, else the one that has been free for longest.
     """
     lanes: list[list[_Stretch]] = []
     for stretch in sorted(stay.stretches, key=lambda stretch: stretch.begin):
@@ -401,7 +401,7 @@ def _lanes(stay: _Stay) -> list[list[_Stretch]]:
 
 
 def _between_phases(rows: pd.DataFrame) -> float:
-    """Seconds that belong to no phase, within each start."""
+    """Return the seconds between phases, summed over starts."""
     other = 0.0
     for _, phases in rows.groupby("start"):
         walls = (phases["end"] - phases["begin"]).clip(lower=0).sum()
@@ -412,7 +412,7 @@ def _between_phases(rows: pd.DataFrame) -> float:
 def _run_times(
     frames: StudyFrames, stays: Sequence[_Stay], epochs: Sequence[_Epoch]
 ) -> list[RunTime]:
-    """A row per run that has an epoch, then the trials that have none."""
+    """Return a row per run with an epoch, then the trials without one."""
     of_run: dict[tuple[str, str], list[tuple[_Stay, _Stretch]]] = {}
     for stay in stays:
         for stretch in stay.stretches:
@@ -450,7 +450,7 @@ def _run_times(
 
 
 def _savings(frames: StudyFrames, runs: Sequence[RunTime]) -> tuple[tuple[ArmSaving, ...], int]:
-    """What ASHA saved by arm, and how many trials it has not decided on."""
+    """Return what ASHA saved by arm, and the number of diverged and failed trials."""
     full, states = _full_epochs(frames), _column(frames, "state")
     decided = {run_id for run_id, state in states.items() if state in ("completed", "pruned")}
     counted = [run for run in runs if run.phase == "search" and run.run_id in decided]
@@ -471,35 +471,35 @@ def _savings(frames: StudyFrames, runs: Sequence[RunTime]) -> tuple[tuple[ArmSav
 
 
 def _full_epochs(frames: StudyFrames) -> int:
-    """How many epochs a trial has that ASHA does not stop."""
-    asked = frames.record.get("config", {}).get("epochs")
-    if type(asked) is int:
-        return asked
+    """Return the number of epochs of a trial that is not stopped early."""
+    epochs = frames.record.get("config", {}).get("epochs")
+    if type(epochs) is int:
+        return epochs
     return int(max(frames.trials["epochs"], default=0)) if "epochs" in frames.trials else 0
 
 
 def _column(frames: StudyFrames, name: str) -> dict[str, str]:
-    """A column of the trials by run id."""
+    """Return a column of the trials by run id."""
     if not {"run_id", name} <= set(frames.trials.columns):
         return {}
     return dict(zip(frames.trials["run_id"], frames.trials[name], strict=True))
 
 
 def describe_times(times: Times) -> tuple[str, ...]:
-    """How well the slots were used, and what ASHA saved; a sentence each."""
+    """Describe total time and slot usage, and what ASHA saved; a sentence each."""
     recorded = [phase for phase in times.phases if not phase.unrecorded]
     until = "" if times.whole else " until this report was written"
-    said = [f"The study took {duration(times.total)}{until}."] if recorded else []
+    texts = [f"The study took {duration(times.total)}{until}."] if recorded else []
     used = [
-        f"in {PHASE_WORDS[phase.phase]} {count(phase.slots, 'slot')} computed for"
-        f" {100 * phase.slot_time.efficiency:.0f} % of {duration(phase.wall)}"
+        f"during {PHASE_WORDS[phase.phase]}, {count(phase.slots, 'slot')} spent"
+        f" {100 * phase.slot_time.efficiency:.0f} % of {duration(phase.wall)} computing"
         for phase in times.phases
         if phase.slot_time and phase.slot_time.compute
     ]
     if used:
-        sentence = ", ".join(used)
-        said.append(f"{sentence[0].upper()}{sentence[1:]}.")
-    return tuple([" ".join(said)] if said else []) + _describe_savings(times)
+        sentence = "; ".join(used)
+        texts.append(f"{sentence[0].upper()}{sentence[1:]}.")
+    return tuple([" ".join(texts)] if texts else []) + _describe_savings(times)
 
 
 def _describe_savings(times: Times) -> tuple[str, ...]:
@@ -510,13 +510,14 @@ def _describe_savings(times: Times) -> tuple[str, ...]:
     )
     compute, saved = (sum(getattr(arm, n) for arm in times.savings) for n in ("compute", "saved"))
     if trained == full:
-        return (f"ASHA stopped no trial: all {full} epochs were trained.",)
+        return (f"ASHA stopped no trials: all {full} epochs were trained.",)
     by_arm = "; ".join(f"{arm.arm}: {arm.trained} of {arm.full}" for arm in times.savings)
     sentence = (
-        f"ASHA trained {trained} of {full} epochs: about {duration(saved)} of compute saved of"
-        f" {duration(compute + saved)}{f' ({by_arm})' if len(times.savings) > 1 else ''}."
+        f"ASHA trained {trained} of {full} epochs, saving about {duration(saved)} of"
+        f" {duration(compute + saved)} of compute"
+        f"{f' ({by_arm})' if len(times.savings) > 1 else ''}."
     )
     if times.left_out:
         word = "is" if times.left_out == 1 else "are"
-        sentence += f" {count(times.left_out, 'diverged or failed trial')} {word} left out."
+        sentence += f" {count(times.left_out, 'diverged or failed trial')} {word} not counted."
     return (sentence,)

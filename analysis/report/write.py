@@ -1,4 +1,4 @@
-"""The report: every table and figure of a run directory, written into its folder report/."""
+"""Write the report: all tables and figures of a run directory, in its folder report/."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ from analysis.report.text_tables import (
     show_times,
 )
 from analysis.report.times import RunTime, SlotTime, Times, compute_times, describe_times
-from analysis.rundir import RunDir, write_whole
+from analysis.rundir import RunDir, write_atomically
 from analysis.rundir.damage import find_damage
 from analysis.stats.agreement import compute_agreement, describe_agreement
 from analysis.stats.article import compute_article_gain, describe_article_gain
@@ -42,19 +42,19 @@ from analysis.stats.verdict import Verdict, compute_verdict, describe_champions,
 
 @dataclass(frozen=True)
 class Report:
-    """What was written, and what it says.
+    """A written report and its contents.
 
     Attributes:
-        path: The page that shows it all.
+        path: The HTML page.
         inputs: What the study used, one line.
-        problems: What could not be read or is not there yet, a sentence each.
-        verdict: What the study has shown.
-        sentences: The verdict in words, the first sentence before all.
+        problems: Damaged or missing data, a sentence each.
+        verdict: The verdict of the study.
+        sentences: The verdict in words, the main sentence first.
         article: The article's table.
         search: The trials by arm.
         findings: Health checks.
         tables: The files of the tables.
-        figures: The files of the figures; none before there is something to draw.
+        figures: The files of the figures; empty if there is nothing to draw yet.
     """
 
     path: Path
@@ -69,19 +69,20 @@ class Report:
     figures: tuple[Path, ...]
 
     def as_rich(self) -> tuple[RenderableType, ...]:
-        """All of it for a rich console: tables with rows in them, and the verdict at the end."""
+        """Return the report for a rich console: the non-empty tables, then the verdict."""
         tables = (show_search_table(self.search), show_article_table(self.article))
         shown = [table.to_rich() for table in tables if table.rows]
         return (*shown, *map(Text, self.problems), *map(Text, self.sentences))
 
 
 def write_report(run_dir: Path) -> Report:
-    """Write tables, figures, the verdict and the page that shows them; earlier ones are replaced.
+    """Write tables, figures, the verdict and the page that shows them; replaces earlier ones.
 
-    What is damaged or not there yet is said and left out.
+    Damaged and missing data is reported and skipped.
 
     Raises:
-        RunDirError: It is no run directory, one of another format, or a file in the way is damaged.
+        RunDirError: Not a run directory, or of another format, or study.json or verdict.json is
+            damaged.
     """
     frames = load_readable_frames(run_dir)
     problems = (*frames.problems, *find_damage(run_dir))
@@ -99,7 +100,7 @@ def write_report(run_dir: Path) -> Report:
     sections = _sections(frames, problems, verdict, article, search, times, findings, pictures)
     title = run_dir.resolve().name
     page = render_page(title, sentences, verdict.outcome, sections, frames.record)
-    write_whole(path, page)
+    write_atomically(path, page)
     return Report(
         path=path,
         inputs=inputs,
@@ -117,16 +118,16 @@ def write_report(run_dir: Path) -> Report:
 def _sentences(
     verdict: Verdict, look: int, gain: str, findings: Sequence[Finding]
 ) -> tuple[str, ...]:
-    again = f" Look {look} at the test set; the earlier verdicts stay in verdict.json."
-    said = [verdict.sentence + (again if look > 1 else "")]
+    again = f" Look {look} at the test set; earlier verdicts are kept in verdict.json."
+    sentences = [verdict.sentence + (again if look > 1 else "")]
     if len(verdict.comparisons) == 1:
-        said.append(describe_loss(verdict.comparisons[0]))
+        sentences.append(describe_loss(verdict.comparisons[0]))
     if gain:
-        said.append(gain)
+        sentences.append(gain)
     warnings = [finding.check for finding in findings if not finding.passed]
     if warnings and verdict.comparisons:
-        said.append(f"Be careful about: {'; '.join(warnings)}.")
-    return tuple(said)
+        sentences.append(f"Check before you trust this: {'; '.join(warnings)}.")
+    return tuple(sentences)
 
 
 def _sections(
@@ -146,17 +147,17 @@ def _sections(
     effects, found = show_effects(verdict), show_search_table(search)
     spent, slots = show_times(times), show_slot_times(times)
     return (
-        Section("problems", "Not all is there", texts=problems),
+        Section("problems", "Damaged or missing data", texts=problems),
         Section(
             "article",
             article_title(article),
             texts=[agreement] if agreement else [],
             tables=[show_article_table(article)],
         ),
-        Section("comparison", "The comparison", pictures=pictures.get("comparison", ())),
-        Section("warnings", "What to be careful about", findings=warnings),
+        Section("comparison", "Comparison", pictures=pictures.get("comparison", ())),
+        Section("warnings", "Check before you trust this", findings=warnings),
         Section("effects", effects.title, champions, [effects] if effects.rows else []),
-        Section("predictions", "What the models predict", pictures=pictures.get("predictions", ())),
+        Section("predictions", "Predictions", pictures=pictures.get("predictions", ())),
         Section(
             "search",
             found.title,
@@ -171,12 +172,12 @@ def _sections(
             pictures.get("time", ()),
         ),
         *_classes(frames),
-        Section("health", "Health checks that were passed", findings=passed),
+        Section("health", "Health checks passed", findings=passed),
     )
 
 
 def _classes(frames: StudyFrames) -> tuple[Section, ...]:
-    """How many images each class has, where they are the user's own."""
+    """Build the section of images per class, for a study of the user's own images."""
     table = show_classes(frames.record)
     if not (frames.own_images and table.rows):
         return ()
@@ -213,18 +214,18 @@ def _write_table(
 
 def _write_markdown(folder: Path, name: str, tables: Sequence[TextTable], inputs: str) -> Path:
     path = folder / "tables" / f"{name}.md"
-    write_whole(path, "\n".join([*(g.to_markdown() for g in tables), f"Used: {inputs}\n"]))
+    write_atomically(path, "\n".join([*(g.to_markdown() for g in tables), f"Used: {inputs}\n"]))
     return path
 
 
 def _write_csv(folder: Path, name: str, frame: pd.DataFrame) -> Path:
     table = folder / "tables" / f"{name}.csv"
-    write_whole(table, frame.to_csv(index=False))
+    write_atomically(table, frame.to_csv(index=False))
     return table
 
 
 def _article_frame(table: ArticleTable) -> pd.DataFrame:
-    """Columns: row, measured_on, unit, then per setting its figures, then the article's."""
+    """Columns: row, measured_on, unit, the figures of each setting, those of the article."""
     lines = []
     for row in table.rows:
         line: dict[str, str | float] = {
@@ -244,7 +245,7 @@ def _article_frame(table: ArticleTable) -> pd.DataFrame:
 
 
 def _search_frame(table: SearchTable) -> pd.DataFrame:
-    """A row per arm; the champion's hyperparameters are columns."""
+    """A row per arm, with the champion's hyperparameters as columns."""
     return pd.DataFrame(
         {
             "arm": row.arm,
@@ -261,7 +262,7 @@ def _search_frame(table: SearchTable) -> pd.DataFrame:
 
 
 def _times_frame(times: Times) -> pd.DataFrame:
-    """A row per phase, and one for what lay between them; times in seconds."""
+    """A row per phase, and one for the time between phases; times in seconds."""
     lines = []
     for phase in times.phases:
         line: dict[str, str | float] = {"phase": phase.phase, "wall": phase.wall}
@@ -307,6 +308,6 @@ def _write_figures(
     for picture in (picture for section in pictures.values() for picture in section):
         for file_format in ("svg", "png"):
             path = folder / "figures" / f"{picture.name}.{file_format}"
-            write_whole(path, render_file(picture, inputs, file_format))
+            write_atomically(path, render_file(picture, inputs, file_format))
             written.append(path)
     return tuple(written)

@@ -1,4 +1,4 @@
-"""Rows (flat dataclasses) to JSON and CSV and back; a number that is not finite is left empty."""
+"""Convert rows (flat dataclasses) to and from JSON and CSV; non-finite numbers become empty."""
 
 import csv
 import io
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 Row = TypeVar("Row", bound="DataclassInstance")
 
-#: The one field that is a mapping; in CSV each of its keys is a column.
+#: The only mapping field; in CSV each of its keys is a column.
 HYPERPARAMETERS = "hyperparameters"
 
 
 def to_json(content: Mapping[str, Any], indent: int | None = None) -> str:
-    """Write a mapping as one JSON object and a line break; what is not finite becomes null."""
+    """Serialize a mapping as one JSON object and a newline; non-finite numbers become null."""
     return json.dumps(_without_nan(content), indent=indent, allow_nan=False) + "\n"
 
 
@@ -31,10 +31,10 @@ def from_json(text: bytes, place: str) -> dict[str, Any]:
 
     Args:
         text: The object.
-        place: Where it stands, for the message.
+        place: Its file and line, for the error message.
 
     Raises:
-        RunDirError: It is none.
+        RunDirError: The text is not a JSON object.
     """
     try:
         parsed = json.loads(text)
@@ -49,19 +49,19 @@ def row_from_json(kind: type[Row], text: bytes, place: str) -> Row:
     """Read a row that `to_json` wrote.
 
     Raises:
-        RunDirError: It is none of this kind.
+        RunDirError: The text is not a row of this kind.
     """
     return _to_row(kind, from_json(text, place), place)
 
 
 def to_csv(kind: type[Row], rows: Sequence[Row]) -> str:
-    """Write rows as CSV: a column per field, and one per hyperparameter in the place of theirs."""
+    """Serialize rows as CSV, a column per field; the hyperparameters expand to a column each."""
     names = dict.fromkeys(name for row in rows for name in getattr(row, HYPERPARAMETERS))
     columns: list[str] = []
     for field in fields(kind):
         columns += names if field.name == HYPERPARAMETERS else [field.name]
     lines: list[str] = []
-    # Of this end of a line either character is quoted; readers take a lone \r for one, too.
+    # With this terminator the writer quotes a lone \r or \n; readers take either for a line break.
     file = SimpleNamespace(write=lines.append)
     writer = csv.DictWriter(file, columns, restval="", lineterminator="\r\n")
     writer.writeheader()
@@ -75,7 +75,7 @@ def from_csv(kind: type[Row], text: bytes, place: str) -> list[Row]:
     """Read rows that `to_csv` wrote.
 
     Raises:
-        RunDirError: A line is no row of this kind.
+        RunDirError: Not a CSV file, or a line is not a row of this kind.
     """
     try:
         lines = list(csv.DictReader(io.StringIO(text.decode(), newline="")))
@@ -99,10 +99,10 @@ def _without_nan(value: Any) -> Any:
 
 def _to_row(kind: type[Row], values: Mapping[str, Any], place: str) -> Row:
     expected = {field.name: field for field in fields(kind)}
-    # Columns that came later have a default.
+    # Columns with a default may be missing.
     optional = {name for name, field in expected.items() if field.default is not MISSING}
     if wrong := (expected.keys() - optional) ^ (values.keys() - optional):
-        raise RunDirError(f"{place}: missing or unknown: {', '.join(sorted(wrong))}")
+        raise RunDirError(f"{place}: missing or unknown fields: {', '.join(sorted(wrong))}")
     return kind(**{name: _checked(expected[name], value, place) for name, value in values.items()})
 
 
@@ -110,7 +110,7 @@ def _checked(field: Field[Any], value: Any, place: str) -> Any:
     if field.type is float:
         if value is None:
             return math.nan
-        if type(value) is int and value.bit_length() < 1024:  # else no float is that large
+        if type(value) is int and value.bit_length() < 1024:  # larger ones overflow a float
             return float(value)
         fits = type(value) is float
     elif get_origin(field.type) is Literal:
@@ -120,7 +120,7 @@ def _checked(field: Field[Any], value: Any, place: str) -> Any:
     else:
         fits = type(value) is field.type
     if not fits:
-        raise RunDirError(f"{place}: {field.name}: {value!r} makes no sense")
+        raise RunDirError(f"{place}: {field.name}: {value!r} is invalid")
     return value
 
 
@@ -129,9 +129,9 @@ def _row_from_csv(kind: type[Row], line: Mapping[str, str | None], place: str) -
     hyperparameters: dict[str, Value] = {}
     values: dict[str, Any] = {HYPERPARAMETERS: hyperparameters}
     for name, text in line.items():
-        # The reader's marks for a line that is too long or too short.
+        # DictReader uses None as name or text if a line is too long or too short.
         if name is None or text is None:
-            raise RunDirError(f"{place}: has not as many values as the header")
+            raise RunDirError(f"{place}: number of values differs from the header")
         try:
             if name not in types:
                 if text:
@@ -141,10 +141,10 @@ def _row_from_csv(kind: type[Row], line: Mapping[str, str | None], place: str) -
             else:
                 values[name] = int(text) if types[name] is int else text
         except ValueError:
-            raise RunDirError(f"{place}: {name}: {text!r} makes no sense") from None
+            raise RunDirError(f"{place}: {name}: {text!r} is invalid") from None
     return _to_row(kind, values, place)
 
 
 def _hyperparameter(name: str, text: str) -> Value:
-    # CSV knows no types: a head "256" is text, a batch size "256" is a number.
+    # CSV has no types: a head "256" is text, a batch size "256" is a number.
     return type(PARAMETERS[name].default)(text) if name in PARAMETERS else text

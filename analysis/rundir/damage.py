@@ -1,4 +1,4 @@
-"""Files of a run directory that are there but cannot be read."""
+"""Find files of a run directory that exist but are unreadable."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ from analysis.rundir.predictions import read_predictions
 
 
 def find_damage(run_dir: Path) -> tuple[str, ...]:
-    """What cannot be read beside the rows, a sentence each; figures that need it are left out."""
+    """Return a sentence per damaged file other than the rows; figures that need it are omitted."""
     directory = RunDir(run_dir)
     readers: list[tuple[Path, Callable[[Path], object]]] = [
         (directory.optuna_db, read_searches),
@@ -23,5 +23,5 @@ def find_damage(run_dir: Path) -> tuple[str, ...]:
         try:
             read(file)
         except RunDirError as error:
-            found.append(f"Damaged, and left out: {error}.")
+            found.append(f"Skipped a damaged file: {error}.")
     return tuple(found)

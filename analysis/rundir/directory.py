@@ -1,4 +1,4 @@
-"""Reading and writing a run directory; `analysis.rundir` describes its files."""
+"""Read and write a run directory; `analysis.rundir` describes its files."""
 
 import io
 import os
@@ -17,7 +17,7 @@ from analysis.rundir.rows import ConfirmRow, EpochRow, PhaseRow, TrialRow
 
 Row = TypeVar("Row", "EpochRow", "PhaseRow")
 
-#: Version of this layout, in study.json under "format".
+#: Version of the layout, stored in study.json under "format".
 FORMAT = 1
 
 
@@ -25,31 +25,31 @@ class Mirror(Protocol):
     """A copy of a run directory elsewhere, kept in sync; see study/storage/mirror.py."""
 
     def wrote(self, file: Path) -> None:
-        """A file has been written, or written anew."""
+        """Register that a file was written or rewritten."""
 
     def deleted(self, file: Path) -> None:
-        """A file has been deleted, or should not be there."""
+        """Register that a file was deleted or should not exist."""
 
     def has(self, file: Path) -> bool:
-        """Whether the copy holds a file."""
+        """Return whether the copy contains a file."""
 
     def fetch(self, file: Path) -> None:
-        """Bring a file from the copy, where it is there."""
+        """Fetch a file from the copy, if it is there."""
 
     def snapshot(self) -> None:
-        """optuna.db and epochs.jsonl are to be kept as they are now."""
+        """Save the current content of optuna.db and epochs.jsonl."""
 
     def tick(self) -> None:
-        """Time has passed; called often."""
+        """Do whatever is due; called often."""
 
 
 @dataclass(frozen=True)
 class RunDir:
-    """Reads and writes a run directory; folders come into being with what is written to them.
+    """Reads and writes a run directory; folders are created on the first write to them.
 
     Attributes:
         path: The directory.
-        mirror: A copy elsewhere that follows; None where there is none.
+        mirror: A synced copy elsewhere; None if there is none.
     """
 
     path: Path
@@ -100,15 +100,15 @@ class RunDir:
         return self.confirm_dir / f"{run_id}.npz"
 
     def state(self, run_id: str) -> Path:
-        """Latest state of a run that is under way."""
+        """Latest checkpoint of a run in progress."""
         return self.path / "states" / f"{run_id}.safetensors"
 
     def weights(self, run_id: str) -> Path:
-        """Weights of a run's best epoch, where they are kept."""
+        """Weights of a run's best epoch, if they are kept."""
         return self.path / "weights" / f"{run_id}.safetensors"
 
     def failure(self, run_id: str, attempt: int) -> Path:
-        """Why an attempt at a run failed."""
+        """Reason why an attempt at a run failed."""
         return self.path / "failures" / f"{run_id}-{attempt}.txt"
 
     @property
@@ -118,7 +118,7 @@ class RunDir:
 
     @property
     def verdict(self) -> Path:
-        """What the study has shown, as data."""
+        """The verdict as data."""
         return self.report / "verdict.json"
 
     @property
@@ -128,69 +128,69 @@ class RunDir:
 
     @property
     def log(self) -> Path:
-        """The log."""
+        """The study's screen output."""
         return self.path / "log.txt"
 
     def wrote(self, file: Path) -> None:
-        """Tell the mirror of a file that someone else has written into this directory."""
+        """Tell the mirror about a file written to this directory by other code."""
         if self.mirror:
             self.mirror.wrote(file)
 
     def delete(self, file: Path) -> None:
-        """Delete a file, here and in the mirror; nothing where there is none."""
+        """Delete a file here and in the mirror; do nothing if it is missing."""
         file.unlink(missing_ok=True)
         if self.mirror:
             self.mirror.deleted(file)
 
     def has(self, file: Path) -> bool:
-        """Whether a file is here or in the mirror."""
+        """Return whether a file is here or in the mirror."""
         return file.exists() or (self.mirror is not None and self.mirror.has(file))
 
     def fetch(self, file: Path) -> None:
-        """Make a file lie here that the mirror has."""
+        """Fetch a file from the mirror unless it is already here."""
         if self.mirror and not file.exists():
             self.mirror.fetch(file)
 
     def snapshot(self) -> None:
-        """Let the mirror keep optuna.db and epochs.jsonl as they are now."""
+        """Let the mirror save the current content of optuna.db and epochs.jsonl."""
         if self.mirror:
             self.mirror.snapshot()
 
     def tick(self) -> None:
-        """Let the mirror do what is due."""
+        """Let the mirror do whatever is due."""
         if self.mirror:
             self.mirror.tick()
 
     def _write(self, file: Path, content: str | bytes) -> None:
-        write_whole(file, content)
+        write_atomically(file, content)
         self.wrote(file)
 
     def _move(self, file: Path, to: Path) -> None:
-        """Move a file, where it is there; the mirror has it in both places rather than in none."""
+        """Move a file if it exists; the mirror writes the new copy before deleting the old."""
         if file.exists():
             file.replace(to)
             self.wrote(to)
             self.delete(file)
 
     def write_study(self, record: Mapping[str, Any]) -> None:
-        """Write study.json; the layout's version is added."""
+        """Write study.json, adding the layout's version."""
         self._write(self.study_json, to_json({**record, "format": FORMAT}, indent=2))
 
     def read_study(self) -> dict[str, Any]:
         """Read study.json.
 
         Raises:
-            RunDirError: There is none, it cannot be read, or its format is another one.
+            RunDirError: It is missing or unreadable, or has another format.
         """
         if not self.path.is_dir():
             raise RunDirError(f"{self.path}: no such directory")
         if not self.study_json.is_file():
-            raise RunDirError(f"{self.path} holds no study.json: it is not a run directory")
+            raise RunDirError(f"{self.path} is not a run directory: it has no study.json")
         where = str(self.study_json)
         return check_format(from_json(self.study_json.read_bytes(), where), where)
 
     def delete_partial(self) -> None:
-        """Delete the halves of files and folders that a crash has left."""
+        """Delete partially written files and folders left by a crash."""
         for file in list(self.path.rglob(".*.part")):
             if file.is_dir():
                 shutil.rmtree(file, ignore_errors=True)
@@ -198,36 +198,37 @@ class RunDir:
                 file.unlink(missing_ok=True)
 
     def append_epochs(self, rows: Iterable[EpochRow]) -> None:
-        """Append rows in one write, and return when they are on the disk."""
+        """Append rows in one write, and return once they are on disk."""
         _append(self.epochs, "".join(to_json(asdict(row)) for row in rows))
         self.wrote(self.epochs)
 
     def read_epochs(self) -> list[EpochRow]:
-        """Read the rows of epochs, each epoch of a run once, in the order they were written.
+        """Read epochs.jsonl: each epoch of a run once, in the order they were written.
 
-        A later attempt replaces the earlier ones from its first epoch on: taken up at a checkpoint
-        it continues them, begun anew it supersedes them. What a crash has cut short is left out.
+        A later attempt replaces earlier ones from its first epoch on: it continues them if it was
+        resumed from a checkpoint, and supersedes them if it started over. An incomplete last line
+        is skipped.
 
         Raises:
-            RunDirError: A line is no row.
+            RunDirError: A line is not a valid row.
         """
         return _last_attempts(_rows(EpochRow, self.epochs))
 
     def append_phase(self, row: PhaseRow) -> None:
-        """Append a row, and return when it is on the disk."""
+        """Append a row, and return once it is on disk."""
         _append(self.phases, to_json(asdict(row)))
         self.wrote(self.phases)
 
     def read_phases(self) -> list[PhaseRow]:
-        """Read the rows of phases; nothing where there are none. A line cut short is left out.
+        """Read phases.jsonl, without an incomplete last line; empty if there is no such file.
 
         Raises:
-            RunDirError: A line is no row.
+            RunDirError: A line is not a valid row.
         """
         return list(_rows(PhaseRow, self.phases))
 
     def write_failure(self, run_id: str, attempt: int, traceback: str) -> None:
-        """Write down why an attempt at a run failed."""
+        """Write why an attempt at a run failed."""
         self._write(self.failure(run_id, attempt), traceback.rstrip() + "\n")
 
     def write_trials(self, rows: Sequence[TrialRow]) -> None:
@@ -235,10 +236,10 @@ class RunDir:
         self._write(self.trials, to_csv(TrialRow, rows))
 
     def read_trials(self) -> list[TrialRow]:
-        """Read trials.csv; nothing where there is none.
+        """Read trials.csv; empty if there is no such file.
 
         Raises:
-            RunDirError: A line is no row.
+            RunDirError: A line is not a valid row.
         """
         if not self.trials.exists():
             return []
@@ -249,10 +250,10 @@ class RunDir:
         self._write(self.confirm, to_csv(ConfirmRow, rows))
 
     def read_confirm(self) -> list[ConfirmRow]:
-        """Read confirm.csv; nothing where there is none.
+        """Read confirm.csv; empty if there is no such file.
 
         Raises:
-            RunDirError: A line is no row.
+            RunDirError: A line is not a valid row.
         """
         if not self.confirm.exists():
             return []
@@ -268,15 +269,15 @@ class RunDir:
         val_labels: NDArray[np.integer],
         test_labels: NDArray[np.integer],
     ) -> None:
-        """Write what one confirmation run leaves; done once its row stands in confirm/.
+        """Write a confirmation run's predictions, then its row, which marks the run as done.
 
         Args:
             run_id: Name of the run, as in `row`.
-            row: Its row.
-            val_logits: [images of val, classes], at the selected epoch; kept as float16.
-            test_logits: [images of test, classes], likewise.
-            val_labels: [images of val], class numbers from 0; kept as int64.
-            test_labels: [images of test], likewise.
+            row: Row of the run.
+            val_logits: [images of val, classes], at the selected epoch; stored as float16.
+            test_logits: [images of test, classes], at the selected epoch; stored as float16.
+            val_labels: [images of val], class numbers from 0; stored as int64.
+            test_labels: [images of test], class numbers from 0; stored as int64.
         """
         predictions = io.BytesIO()
         np.savez_compressed(
@@ -290,10 +291,10 @@ class RunDir:
         self._write(self.confirm_dir / f"{run_id}.json", to_json(asdict(row), indent=2))
 
     def read_confirmations(self) -> list[ConfirmRow]:
-        """Read the rows of the confirmation runs that are done, sorted by run id.
+        """Read the rows of the confirmation runs that are done, sorted by run ID.
 
         Raises:
-            RunDirError: A file is no row.
+            RunDirError: A file does not contain a valid row.
         """
         return [
             self.read_confirmation(path.stem) for path in sorted(self.confirm_dir.glob("*.json"))
@@ -303,59 +304,59 @@ class RunDir:
         """Read the row of a confirmation run that is done.
 
         Raises:
-            RunDirError: The file is no row.
+            RunDirError: The file does not contain a valid row.
         """
         path = self.confirm_dir / f"{run_id}.json"
         return row_from_json(ConfirmRow, path.read_bytes(), str(path))
 
     def confirm_holds(self, rows: Sequence[ConfirmRow]) -> bool:
-        """Whether confirm.csv is there, and these rows are what it says."""
+        """Return whether confirm.csv exists and contains exactly these rows."""
         content = to_csv(ConfirmRow, rows).encode()
         return self.confirm.exists() and self.confirm.read_bytes() == content
 
     def delete_confirmation(self, run_id: str) -> None:
-        """Delete what a confirmation run has left, its row first."""
+        """Delete a confirmation run's row, then its predictions."""
         for file in (self.confirm_dir / f"{run_id}.json", self.predictions(run_id)):
             self.delete(file)
 
-    def put_confirmation_away(self, run_id: str) -> None:
-        """Move a confirmation run of an earlier look out of the way of the coming one's."""
-        away = self.confirm_dir / f"before-look-{len(self.earlier_confirms) + 1}"
-        away.mkdir(exist_ok=True)
+    def archive_confirmation(self, run_id: str) -> None:
+        """Archive a confirmation run that the next look cannot use, and delete its weights."""
+        archive = self.confirm_dir / f"before-look-{len(self.archived_confirms) + 1}"
+        archive.mkdir(exist_ok=True)
         for file in (self.confirm_dir / f"{run_id}.json", self.predictions(run_id)):
-            self._move(file, away / file.name)
+            self._move(file, archive / file.name)
         self.delete(self.weights(run_id))
 
     @property
-    def earlier_confirms(self) -> list[Path]:
+    def archived_confirms(self) -> list[Path]:
         """The confirm.csv of each earlier look at the test set, in order."""
         numbered = sorted(
             (len(file.name), file.name) for file in self.confirm_dir.glob("look-*.csv")
         )
         return [self.confirm_dir / name for _, name in numbered]
 
-    def put_confirm_away(self) -> None:
-        """Make room for the confirm.csv of another look at the test set."""
-        number = len(self.earlier_confirms) + 1
+    def archive_confirm(self) -> None:
+        """Archive confirm.csv before another look at the test set."""
+        number = len(self.archived_confirms) + 1
         self._move(self.confirm, self.confirm_dir / f"look-{number}.csv")
 
 
 def check_format(record: dict[str, Any], where: str) -> dict[str, Any]:
-    """The content of a study.json, if this version can read it.
+    """Return the content of a study.json if this version can read it.
 
     Raises:
-        RunDirError: It has another format.
+        RunDirError: The record has another format.
     """
     if record.get("format") != FORMAT:
         raise RunDirError(
             f"{where} has format {record.get('format')}; this version of the project reads format"
-            f" {FORMAT}"
+            f" {FORMAT}: use the version that wrote it"
         )
     return record
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader, or a crash, meets either the old content or the new."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file so that readers, even after a crash, find either the old or the new content."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     with part.open("wb") as file:
@@ -366,7 +367,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def _append(path: Path, lines: str) -> None:
-    """Append lines in one write, after the last whole one, and return when they are on the disk."""
+    """Append lines in one write after the last complete one; return once they are on disk."""
     with path.open("a+b") as file:
         _cut_torn_line(file)
         file.write(lines.encode())
@@ -375,14 +376,14 @@ def _append(path: Path, lines: str) -> None:
 
 
 def _rows(kind: type[Row], path: Path) -> Iterator[Row]:
-    """The rows of a file that is appended to; what a crash has cut short is left out."""
+    """Yield the rows of an append-only file, without a last line that a crash cut short."""
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     for number, line in enumerate(lines, start=1):
         yield row_from_json(kind, line, f"{path}, line {number}")
 
 
 def _cut_torn_line(file: BinaryIO) -> None:
-    """Cut off a line that a crash left unfinished, so that the next row does not run into it."""
+    """Cut off an incomplete last line, so that the next row does not run into it."""
     if file.seek(0, os.SEEK_END) == 0:
         return
     file.seek(-1, os.SEEK_END)

@@ -1,13 +1,13 @@
-"""What can be wrong with a run directory."""
+"""Errors about run directories."""
 
 
 def on_one_line(text: str) -> str:
-    """Text as a terminal can show it in one line; what it cannot show is escaped."""
+    """Return text that prints on one line, with unprintable characters escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class RunDirError(ValueError):
-    """A run directory that is none, or that holds what cannot be read; the message is one line."""
+    """Not a run directory, or unreadable; the message is one line."""
 
     def __init__(self, message: str) -> None:
         super().__init__(on_one_line(message))

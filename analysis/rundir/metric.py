@@ -1,16 +1,16 @@
-"""The metric that a study optimises, and which of two scores is better."""
+"""The metric that a study optimises, and its direction."""
 
 from typing import Literal
 
-#: What search, ASHA, epoch selection and export optimise, measured on `val`.
+#: Objective of search, ASHA, epoch selection and export, measured on `val`.
 Metric = Literal["val_accuracy", "val_loss", "val_balanced_accuracy"]
 
 
 def mode(metric: str) -> Literal["min", "max"]:
-    """Whether a better score of this metric is smaller or larger."""
+    """Return "min" if smaller scores of this metric are better, else "max"."""
     return "min" if metric == "val_loss" else "max"
 
 
 def is_better(value: float, than: float, metric: str) -> bool:
-    """Whether a score is strictly better than another."""
+    """Return whether a score is strictly better than another."""
     return value < than if mode(metric) == "min" else value > than

@@ -1,4 +1,4 @@
-"""What Optuna's storage of a run directory holds that the rows do not: ranges and studies."""
+"""Read Optuna's storage in a run directory: its studies and the ranges searched."""
 
 import sqlite3
 from collections.abc import Mapping
@@ -17,9 +17,9 @@ class SearchedRange:
     """A numeric hyperparameter's range in the search.
 
     Attributes:
-        low: Its lower end.
-        high: Its upper end.
-        log: Whether it was searched on a logarithmic scale.
+        low: Lower end.
+        high: Upper end.
+        log: True if it was searched on a logarithmic scale.
     """
 
     low: float
@@ -28,7 +28,7 @@ class SearchedRange:
 
 
 def load_searches(path: Path) -> Mapping[str, optuna.Study]:
-    """The Optuna study of each arm that was searched; none without a storage that can be read.
+    """Load the Optuna study of each arm that was searched; empty without a readable storage.
 
     Args:
         path: The run directory.
@@ -41,10 +41,10 @@ def load_searches(path: Path) -> Mapping[str, optuna.Study]:
 
 
 def read_searches(file: Path) -> Mapping[str, optuna.Study]:
-    """Read an Optuna storage: its studies by name.
+    """Read the studies in an Optuna storage, by name.
 
     Raises:
-        RunDirError: It is damaged.
+        RunDirError: The storage is damaged.
     """
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -52,7 +52,7 @@ def read_searches(file: Path) -> Mapping[str, optuna.Study]:
         storage = open_storage(file)
         names = optuna.study.get_all_study_names(storage)
         return {name: optuna.load_study(study_name=name, storage=storage) for name in names}
-    except Exception as error:  # SQLAlchemy, Alembic and Optuna each have errors of their own
+    except Exception as error:  # SQLAlchemy, Alembic and Optuna each raise their own errors
         reason = str(error).strip().splitlines()[0]
         raise RunDirError(f"{file} cannot be read: {reason}") from error
     finally:
@@ -60,14 +60,14 @@ def read_searches(file: Path) -> Mapping[str, optuna.Study]:
 
 
 def open_storage(file: Path) -> optuna.storages.RDBStorage:
-    """The Optuna storage in a file; made where it is not there."""
-    # In a URL some characters of a path would mean something.
+    """Open the Optuna storage in a file, creating it if missing."""
+    # Some characters of a path have a meaning in a URL.
     connect = partial(sqlite3.connect, file.resolve())
     return optuna.storages.RDBStorage("sqlite://", engine_kwargs={"creator": connect})
 
 
 def searched_ranges(path: Path) -> Mapping[str, Mapping[str, SearchedRange]]:
-    """By arm and hyperparameter, the ranges that were searched; those of numbers only."""
+    """Return the ranges that were searched, by arm and hyperparameter; floats only."""
     found: dict[str, dict[str, SearchedRange]] = {}
     for arm, study in load_searches(path).items():
         ranges = found.setdefault(arm, {})

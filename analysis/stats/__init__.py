@@ -1,1 +1,1 @@
-"""From matched pairs to a verdict: effects, intervals and p-values."""
+"""From matched pairs to the verdict: effects, confidence intervals and p-values."""

@@ -1,4 +1,4 @@
-"""Where a study agrees with the article that it starts from, and where it does not."""
+"""Compare a study's effects with the changes that the article reports."""
 
 from dataclasses import dataclass
 
@@ -12,15 +12,15 @@ from analysis.words import p_value, signed
 
 @dataclass(frozen=True)
 class RowAgreement:
-    """One of the article's four rows: what its second model changes there, and a setting here.
+    """One of the article's four rows: the change from its first model to its second, and ours.
 
     Attributes:
-        name: Of the row.
-        percent: Whether the figures are points; else nats per image.
-        article: The article's figure with dropout minus without, one run each.
+        name: Name of the row.
+        percent: True if the differences are in points, else nats per image.
+        article: The article's value with dropout minus without, one run each.
         setting: This study's counterpart of the article's second model.
-        baseline: Of its first.
-        effect: The setting's figure minus the baseline's, from this study's matched pairs.
+        baseline: This study's counterpart of the article's first model.
+        effect: The setting's value minus the baseline's, from this study's matched pairs.
     """
 
     name: str
@@ -32,12 +32,12 @@ class RowAgreement:
 
     @property
     def shown(self) -> bool:
-        """Whether this study shows any change."""
+        """True if this study shows a change."""
         return self.effect.n >= FEWEST_PAIRS and self.effect.p < ALPHA
 
 
 def compute_agreement(frames: StudyFrames) -> tuple[RowAgreement, ...]:
-    """The four rows; nothing unless the study has the article's two models in matched pairs."""
+    """Return the four rows; empty unless matched pairs exist for the article's two models."""
     if frames.own_images:
         return ()
     setting = _second_model(frames)
@@ -63,7 +63,7 @@ def compute_agreement(frames: StudyFrames) -> tuple[RowAgreement, ...]:
 
 
 def describe_agreement(rows: tuple[RowAgreement, ...]) -> str:
-    """The paragraph; empty where there is nothing to compare."""
+    """Describe the agreement in a paragraph; empty if there is nothing to compare."""
     if not rows:
         return ""
     groups = {
@@ -73,27 +73,25 @@ def describe_agreement(rows: tuple[RowAgreement, ...]) -> str:
         "finds the opposite of the article for": [
             row for row in rows if row.shown and row.article * row.effect.mean < 0
         ],
-        "shows no change, where the article reports one, in": [
-            row for row in rows if not row.shown
-        ],
+        "shows no change where the article reports one:": [row for row in rows if not row.shown],
     }
     found = {verb: rows for verb, rows in groups.items() if rows}
-    said = [
+    sentences = [
         f"{subject} {verb} {'; '.join(map(_describe, rows))}."
         for subject, (verb, rows) in zip(("This study", "It", "It"), found.items(), strict=False)
     ]
-    said.append(
-        "The article's changes are differences between two single runs on test images; here"
+    sentences.append(
+        "The article's changes compare two single runs on test images; this study's are"
         f" {rows[0].setting} minus {rows[0].baseline}."
     )
-    return " ".join(said)
+    return " ".join(sentences)
 
 
 def _second_model(frames: StudyFrames) -> str | None:
     settings = settings_in_order(frames.confirm)
     if len(settings) == 2:
         return settings[1]
-    # By its code the article's model "with dropout" holds none, and was trained for twice as long.
+    # In the article's code, the model "with dropout" has none and was trained twice as long.
     return find_as_printed(frames)
 
 

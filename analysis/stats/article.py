@@ -1,9 +1,9 @@
-"""What the article's gain comes from: from dropout, or from training for longer.
+"""Attribute the article's gain to dropout or to longer training.
 
-The article reports 78.76 % of the test images without dropout and 79.87 % with it, one run each.
-Its code does something else: the second model holds no dropout layer, and its head stands on the
-backbone that the first model has trained already. A study that has both changes as settings of
-their own, each against the same baseline, tells them apart.
+The article reports a test accuracy of 78.76 % without dropout and 79.87 % with it, one run each.
+Its code does something else: the second model has no dropout layer, and its head is trained on top
+of the backbone that the first model has already trained. A study that tests each of the two changes
+as a separate setting, against the same baseline, tells them apart.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,20 +20,20 @@ EpochChoice = Literal["last", "selected"]
 
 DROPOUT, WARM_UP = "dropout", "backbone_warmup_epochs"
 
-#: Where a run is measured.
+#: Epochs at which a run is measured.
 EPOCH_CHOICES: tuple[EpochChoice, EpochChoice] = ("last", "selected")
 
 
 class ArticleFigures(NamedTuple):
-    """What the article reports, and where this study has it.
+    """One quantity that the article reports, and the columns of its counterpart in this study.
 
     Attributes:
-        name: Of the row.
-        percent: Whether it is an accuracy, in per cent.
-        article: Without and with dropout.
-        column: Of a confirmation run.
-        images: Measured on.
-        trial_column: Of a trial, where there are no confirmation runs.
+        name: Name of the row.
+        percent: True if it is an accuracy, in percent.
+        article: The article's values without and with dropout.
+        column: Column of a confirmation run.
+        images: Split it is measured on.
+        trial_column: Column of a trial, used if there are no confirmation runs.
     """
 
     name: str
@@ -44,7 +44,7 @@ class ArticleFigures(NamedTuple):
     trial_column: str
 
 
-#: The article validated on its test images: its validation loss is the loss on test.
+#: The article validated on its test images, so its validation loss is a test loss.
 ARTICLE_ROWS = (
     ArticleFigures(
         "Training accuracy", True, (94.5, 97.54), "train_accuracy", "train", "train_accuracy"
@@ -59,15 +59,15 @@ ARTICLE_ROWS = (
 
 @dataclass(frozen=True)
 class SingleChange:
-    """What one of the two hyperparameters changes alone.
+    """The effect of changing one of the two hyperparameters alone.
 
     Attributes:
-        setting: The setting that differs from the baseline in this hyperparameter only.
+        setting: The setting that differs from the baseline only in this hyperparameter.
         hyperparameter: `dropout` or `backbone_warmup_epochs`.
-        value: Its value there; 0 in the baseline.
+        value: Its value in this setting; 0 in the baseline.
         last: The effect on test accuracy at the last epoch, in points.
         last_p: Its p-value after Holm's correction.
-        selected: The effect at the epoch selected on `val`.
+        selected: The effect on test accuracy at the epoch selected on `val`, in points.
         selected_p: Its p-value after Holm's correction.
     """
 
@@ -82,14 +82,14 @@ class SingleChange:
 
 @dataclass(frozen=True)
 class ArticleGain:
-    """The article's gain in test accuracy, beside what its two possible causes change here.
+    """The article's gain in test accuracy, and the effects of its two possible causes here.
 
     Attributes:
-        article: What the article reports, in points.
+        article: The gain that the article reports, in points.
         baseline: The setting without dropout and without warm-up.
-        epochs: Of the baseline's runs; a warm-up of as many trains the backbone for twice as long.
-        comparisons: How many the study makes; p-values are corrected for them.
-        parts: At least one of each hyperparameter, in the study's order.
+        epochs: Length of the baseline's runs; a warm-up this long doubles the backbone's training.
+        comparisons: Number of comparisons in the study, which p-values are corrected for.
+        parts: At least one change of each hyperparameter, in the study's order.
     """
 
     article: float
@@ -100,15 +100,15 @@ class ArticleGain:
 
 
 def find_single_changes(frames: StudyFrames) -> Mapping[str, str]:
-    """By setting, whether it changes dropout alone or the warm-up alone.
+    """Return the settings that change dropout alone or the warm-up alone, and which of the two.
 
-    Empty unless the first setting has neither.
+    Empty unless the first setting has neither dropout nor warm-up.
     """
     confirm = frames.confirm
     if confirm.empty or not {DROPOUT, WARM_UP} <= set(confirm):
         return {}
     first = confirm[confirm["setting"] == settings_in_order(confirm)[0]]
-    # A name that this version does not know is read as text.
+    # Unknown hyperparameters are read from CSV as text.
     if first[[DROPOUT, WARM_UP]].astype(float).ne(0).to_numpy().any():
         return {}
     changed = compute_changed(frames)
@@ -117,7 +117,7 @@ def find_single_changes(frames: StudyFrames) -> Mapping[str, str]:
 
 
 def find_as_printed(frames: StudyFrames) -> str | None:
-    """The setting that does what the article's code does: a warm-up as long as the training."""
+    """Find the setting that does what the article's code does: a warm-up as long as training."""
     for setting, name in find_single_changes(frames).items():
         runs = frames.confirm[frames.confirm["setting"] == setting]
         if name == WARM_UP and runs[WARM_UP].astype(float).eq(_epochs(frames)).all():
@@ -126,7 +126,7 @@ def find_as_printed(frames: StudyFrames) -> str | None:
 
 
 def compute_article_gain(frames: StudyFrames, verdict: Verdict) -> ArticleGain | None:
-    """Both effects, from the verdict's comparisons; None unless the study has both as settings."""
+    """Collect both effects from the verdict's comparisons; None unless the study tests both."""
     if frames.own_images:
         return None
     alone = find_single_changes(frames)
@@ -150,28 +150,33 @@ def compute_article_gain(frames: StudyFrames, verdict: Verdict) -> ArticleGain |
 
 
 def describe_article_gain(gain: ArticleGain | None) -> str:
-    """The paragraph; empty where the study cannot tell the two apart."""
+    """Describe the gain in a paragraph; empty if the study cannot tell its two causes apart."""
     if gain is None:
         return ""
     seeds, fewest = gain.parts[0].selected.n, fewest_pairs(gain.comparisons)
-    said = [
-        f"The article reports {signed(gain.article)} points of test accuracy for dropout, from one"
-        " run each; but its code adds no dropout: it trains the backbone for twice as long."
+    sentences = [
+        f"The article reports {signed(gain.article)} points of test accuracy for dropout, based on"
+        " one run each, but its code adds no dropout: it trains the backbone for twice as long."
     ]
-    said.append(_describe_effects(gain))
+    sentences.append(_describe_effects(gain))
     if seeds < fewest:
-        said.append(
-            f"Nothing of it is shown: {count(seeds, 'seed')}, and fewer than {fewest} cannot reach"
-            f" p < {ALPHA} in {count(gain.comparisons, 'comparison')} after Holm's correction."
+        sentences.append(
+            f"No effect is shown: {count(seeds, 'seed')}, but at least {fewest} are needed to"
+            f" reach p < {ALPHA} in {count(gain.comparisons, 'comparison')} after Holm's"
+            " correction."
         )
     else:
         last, selected = (_describe_shown(gain, choice) for choice in EPOCH_CHOICES)
         if last == selected:
-            said.append(f"Shown at both epochs: {last}.")
+            sentences.append(f"Shown at both epochs: {last}.")
         else:
-            said.append(f"Shown at the last epoch: {last}. Shown at the selected one: {selected}.")
-        said.append(f"({count(seeds, 'seed')}; p-values after Holm's correction, intervals not.)")
-    return " ".join(said)
+            sentences.append(
+                f"Shown at the last epoch: {last}. Shown at the selected epoch: {selected}."
+            )
+        sentences.append(
+            f"({count(seeds, 'seed')}; p-values after Holm's correction, intervals uncorrected.)"
+        )
+    return " ".join(sentences)
 
 
 def _part(
@@ -190,7 +195,7 @@ def _part(
 
 
 def _epochs(frames: StudyFrames) -> int:
-    """Of the baseline's runs, which hold no epoch of a warm-up."""
+    """Return the length of the baseline's runs, which have no warm-up epochs."""
     confirm = frames.confirm
     return int(confirm.loc[confirm["setting"] == settings_in_order(confirm)[0], "epochs"].max())
 
@@ -225,9 +230,9 @@ def _describe_shown(gain: ArticleGain, choice: EpochChoice) -> str:
     for part in gain.parts:
         effect, p = _measured(part, choice)
         if p < ALPHA:
-            shown.append(f"{'a gain' if effect.mean > 0 else 'a loss'} by {_name(part, gain)}")
+            shown.append(f"{'a gain' if effect.mean > 0 else 'a loss'} from {_name(part, gain)}")
         else:
-            others.append(f"by {_name(part, gain)}")
+            others.append(f"from {_name(part, gain)}")
     missing = f"; not shown: any change {' or '.join(others)}" if others else ""
     return f"{_enumerate(shown) if shown else 'nothing'}{missing}"
 

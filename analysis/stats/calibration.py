@@ -1,7 +1,7 @@
-"""How far a model's confidence can be believed: the expected calibration error.
+"""The expected calibration error (ECE): how well a model's confidence matches its accuracy.
 
-That of Guo et al. 2017, "On Calibration of Modern Neural Networks": how far accuracy and mean
-confidence lie apart, mean over bins of equal width, weighted by their images.
+Guo et al. 2017, "On Calibration of Modern Neural Networks": the gap between accuracy and mean
+confidence, averaged over bins of equal width that are weighted by their number of images.
 """
 
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ BINS = 15
 
 @dataclass(frozen=True)
 class Bins:
-    """Test images by the confidence of the answer: the highest probability among the classes.
+    """Test images binned by confidence, the highest class probability of a prediction.
 
     Attributes:
-        images: [BINS], how many.
+        images: [BINS], number of images.
         confidence: [BINS], sum of their confidences.
-        right: [BINS], how many of the answers are right.
+        right: [BINS], number of correct predictions.
     """
 
     images: NDArray[np.float64]
@@ -29,7 +29,7 @@ class Bins:
     right: NDArray[np.float64]
 
     def __add__(self, other: "Bins") -> "Bins":
-        """The images of both."""
+        """Pool the images of both."""
         return Bins(
             self.images + other.images,
             self.confidence + other.confidence,
@@ -38,12 +38,12 @@ class Bins:
 
     @property
     def ece(self) -> float:
-        """The expected calibration error, in points."""
+        """Expected calibration error, in points."""
         return float(100 * np.abs(self.right - self.confidence).sum() / self.images.sum())
 
 
 def bin_predictions(predictions: Predictions) -> Bins:
-    """Sort a run's test images into bins of confidence, each with its upper edge, as Guo et al."""
+    """Bin a run's test images by confidence; bins include their upper edge, as in Guo et al."""
     confidence = predictions.probabilities.max(axis=1).astype(np.float64)
     number = np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
     right = predictions.guesses == predictions.labels

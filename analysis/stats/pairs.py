@@ -1,4 +1,4 @@
-"""Matched pairs: what setting the factor changes, seed by seed, all else the same."""
+"""Matched pairs: the effect of the factor at each seed, all else being equal."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import pandas as pd
 
 from analysis.frames import StudyFrames, settings_in_order
 
-#: Where a run is measured: at the epoch that `val` selected, or at its last epoch.
+#: Column prefix by epoch of measurement: the epoch selected on `val`, or the last epoch.
 EPOCHS = {"selected": "", "last": "last_"}
 
 
@@ -18,9 +18,9 @@ class Pairs:
     Attributes:
         setting: The setting.
         baseline: The first setting of the space, such as `no-dropout`.
-        by_recipe: Row per seed, column per recipe: the setting's figure minus the baseline's.
-        without: The baseline's figures, likewise.
-        with_: The setting's figures, likewise.
+        by_recipe: The setting's value minus the baseline's; a row per seed, a column per recipe.
+        without: The baseline's values, in the same layout.
+        with_: The setting's values, in the same layout.
     """
 
     setting: str
@@ -31,32 +31,32 @@ class Pairs:
 
     @property
     def by_seed(self) -> pd.Series:
-        """The effect at each seed: the mean over the recipes."""
+        """Effect at each seed, averaged over the recipes."""
         return self.by_recipe.mean(axis=1)
 
     @property
     def correlation(self) -> float:
-        """Between the two runs of a pair, over all pairs, recipes' means taken out; NaN for few."""
+        """Correlation within pairs, after subtracting recipe means; NaN for too few pairs."""
         return float(_centred(self.without).corr(_centred(self.with_)))
 
 
 def compute_pairs(frames: StudyFrames, column: str) -> tuple[Pairs, ...]:
-    """Every setting against the first one, over the seeds at which no run is missing.
+    """Pair every setting with the first one, at the seeds where no run is missing.
 
     Args:
-        frames: With confirmation runs.
-        column: A figure of a confirmation run, such as `test_accuracy`.
+        frames: A study with confirmation runs.
+        column: Column of the confirmation runs, such as `test_accuracy`.
     """
     table = frames.confirm.pivot_table(
         index="seed", columns=["setting", "recipe"], values=column, sort=False
     ).dropna()
     if table.empty:
         return ()
-    there = set(table.columns.get_level_values("setting"))
-    first, *others = [name for name in settings_in_order(frames.confirm) if name in there]
+    present = set(table.columns.get_level_values("setting"))
+    first, *others = [name for name in settings_in_order(frames.confirm) if name in present]
     pairs = []
     for setting in others:
-        # A cell whose runs all failed leaves the other setting's runs without a partner.
+        # If all runs of a setting with a recipe failed, the other setting's runs have no partner.
         recipes = [recipe for recipe in table[setting] if recipe in table[first]]
         if recipes:
             without = pd.DataFrame(table[first], columns=recipes)
@@ -66,7 +66,7 @@ def compute_pairs(frames: StudyFrames, column: str) -> tuple[Pairs, ...]:
 
 
 def compute_changed(frames: StudyFrames) -> Mapping[str, frozenset[str]]:
-    """By setting, the hyperparameters that it changes against the first one, in any recipe."""
+    """Return, by setting, the hyperparameters that differ from the first one in any recipe."""
     confirm = frames.confirm
     if confirm.empty:
         return {}
@@ -77,7 +77,7 @@ def compute_changed(frames: StudyFrames) -> Mapping[str, frozenset[str]]:
     for setting in others:
         pair = [pd.DataFrame(cells.xs(name, level="setting")) for name in (first, setting)]
         before, after = pair[0].align(pair[1], join="inner", axis=0)
-        # A hyperparameter that neither has is the same in both.
+        # A hyperparameter missing from both counts as equal.
         differs = before.ne(after) & ~(before.isna() & after.isna())
         changed[setting] = frozenset(differs.columns[differs.any()])
     return changed

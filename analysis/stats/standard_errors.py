@@ -1,4 +1,4 @@
-"""Where the uncertainty of an effect comes from: the seeds, and the finite set of test images."""
+"""Sources of an effect's uncertainty: the seeds, and the finite set of test images."""
 
 import math
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ RESAMPLES = 2_000
 
 @dataclass(frozen=True)
 class StandardErrors:
-    """Of an effect on test accuracy, in points.
+    """Standard errors of an effect on test accuracy, in points.
 
     Attributes:
-        seeds: Another draw of seeds, the same test images.
-        images: Another draw of test images, the same seeds; NaN without stored predictions.
-        both: Another draw of both, by a crossed bootstrap of seeds × images (Owen 2007, "The
+        seeds: Over draws of seeds, with the test images fixed.
+        images: Over draws of test images, with the seeds fixed; NaN without stored predictions.
+        both: Over draws of both, by a crossed bootstrap of seeds × images (Owen 2007, "The
             pigeonhole bootstrap"); NaN without stored predictions.
     """
 
@@ -30,7 +30,7 @@ class StandardErrors:
 
 
 def compute_standard_errors(frames: StudyFrames, pairs: Pairs) -> StandardErrors:
-    """The standard errors of an effect on test accuracy, from pairs and stored predictions."""
+    """Compute the standard errors of an effect from its pairs and the stored predictions."""
     by_seed = 100 * pairs.by_seed
     seeds = float(by_seed.std() / math.sqrt(len(by_seed)))
     gains = _gains(frames, pairs)
@@ -41,11 +41,11 @@ def compute_standard_errors(frames: StudyFrames, pairs: Pairs) -> StandardErrors
 
 
 def crossed_bootstrap(gains: NDArray[np.floating], resamples: int = RESAMPLES) -> float:
-    """Standard deviation of the mean when rows and columns are drawn anew, each with replacement.
+    """Return the standard deviation of the mean over draws of rows and columns with replacement.
 
     Args:
-        gains: [seeds, images], what each image adds to the effect at each seed.
-        resamples: How many draws.
+        gains: [seeds, images], each image's contribution to the effect at each seed.
+        resamples: Number of draws.
     """
     random = np.random.default_rng(0)
     rows, columns = gains.shape
@@ -58,9 +58,9 @@ def crossed_bootstrap(gains: NDArray[np.floating], resamples: int = RESAMPLES) -
 
 
 def _gains(frames: StudyFrames, pairs: Pairs) -> NDArray[np.float64] | None:
-    """[seeds, images]: 100 where only the setting is right, -100 where only the baseline is.
+    """Return [seeds, images]: 100 if only the setting is right, -100 if only the baseline is.
 
-    Where the mean is balanced over the classes, an image of a rare one has more weight.
+    For balanced accuracy, images of rare classes weigh more.
     """
     runs = frames.confirm.set_index(["seed", "recipe", "setting"])["run_id"]
     balanced = frames.accuracy == "balanced_accuracy"
@@ -81,6 +81,6 @@ def _gains(frames: StudyFrames, pairs: Pairs) -> NDArray[np.float64] | None:
 
 
 def class_weights(labels: NDArray[np.integer]) -> NDArray[np.float64]:
-    """What each image counts in a mean that is balanced over the classes: [images], mean 1."""
+    """Return each image's weight in a class-balanced mean: [images], mean 1."""
     images = np.bincount(labels)
     return np.asarray(len(labels) / ((images > 0).sum() * images[labels]), np.float64)

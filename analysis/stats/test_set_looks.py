@@ -1,4 +1,4 @@
-"""Looks at the test set, counted: a verdict after an extension is not the first one any more."""
+"""Count the looks at the test set: after an extension, a verdict is no longer the first one."""
 
 import hashlib
 from collections.abc import Mapping
@@ -6,33 +6,33 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from analysis.rundir import RunDir, write_whole
+from analysis.rundir import RunDir, write_atomically
 from analysis.rundir.codec import from_json, to_json
 from analysis.stats.article import ArticleGain, describe_article_gain
 from analysis.stats.verdict import Verdict
 
 
 def record_verdict(path: Path, verdict: Verdict, gain: ArticleGain | None = None) -> int:
-    """Write verdict.json and return which look at the test set this verdict is.
+    """Write verdict.json, and return the number of this look at the test set.
 
-    The report may be written as often as one likes: only other confirmation runs are another look.
+    Only different confirmation runs count as another look, so rewriting the report does not.
     The verdicts of earlier looks stay in the file.
 
     Args:
         path: The run directory.
-        verdict: What its confirmation runs show.
-        gain: What they show of the article's gain; None where the study does not ask that.
+        verdict: The verdict on its confirmation runs.
+        gain: Their evidence on the article's gain; None if the study does not test it.
 
     Returns:
-        From 1; 0 where no test image has been looked at.
+        The number of the look, from 1; 0 if the test set has not been used.
 
     Raises:
-        RunDirError: The file is there and cannot be read.
+        RunDirError: An existing verdict.json is unreadable.
     """
     directory = RunDir(path)
     looks = _earlier_looks(directory.verdict)
     known_looks = {look["evidence"] for look in looks}
-    for file in directory.earlier_confirms:
+    for file in directory.archived_confirms:
         evidence = hashlib.sha256(file.read_bytes()).hexdigest()
         if evidence not in known_looks:
             looks.append({"evidence": evidence, "outcome": "lost", "sentence": f"See {file.name}."})
@@ -53,7 +53,7 @@ def record_verdict(path: Path, verdict: Verdict, gain: ArticleGain | None = None
         "look": number,
         "looks": looks,
     }
-    write_whole(directory.verdict, to_json(record, indent=2))
+    write_atomically(directory.verdict, to_json(record, indent=2))
     return number
 
 

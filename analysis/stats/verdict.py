@@ -1,4 +1,4 @@
-"""The verdict: what the matched pairs say about the factor, in figures and in one sentence."""
+"""The verdict: what the matched pairs say about the factor, in numbers and in one sentence."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ from analysis.stats.pairs import Pairs, compute_pairs
 from analysis.stats.standard_errors import StandardErrors, compute_standard_errors
 from analysis.words import count, p_value, signed
 
-#: A difference is claimed below this p-value only.
+#: A difference is claimed only below this p-value.
 ALPHA = 0.05
 
-#: With fewer pairs no sign-flip test reaches ALPHA: its smallest p-value is 2 / 2^n.
+#: With fewer pairs, no sign-flip test reaches ALPHA: its smallest p-value is 2 / 2^n.
 FEWEST_PAIRS = 6
 
 
 def fewest_pairs(comparisons: int) -> int:
-    """Pairs with which a p-value can be below ALPHA after Holm's correction for so many of them."""
+    """Return the fewest pairs that can reach p < ALPHA after Holm's correction for this many."""
     pairs = FEWEST_PAIRS
     while comparisons * 2 / 2**pairs >= ALPHA:
         pairs += 1
@@ -34,23 +34,23 @@ Outcome = Literal["helps", "hurts", "no difference shown", "too few pairs", "no 
 class Comparison:
     """A setting of the factor against the baseline, by matched pairs.
 
-    Effects are the setting's figures minus the baseline's, a mean over the recipes at each seed;
-    accuracy in points (per cent of the images), loss in nats per image.
+    Effects are the setting's values minus the baseline's, averaged over the recipes at each seed:
+    accuracy in points (percent of the images), loss in nats per image.
 
     Attributes:
         setting: The setting.
         baseline: The space's first setting.
-        measure: What `accuracy` is in words: test accuracy, or balanced test accuracy.
-        accuracy: That, at the epoch selected on `val`; the verdict goes by it.
-        loss: Test loss there.
-        last_accuracy: The same at the last epoch, as the article measured.
-        last_loss: Test loss there.
-        by_recipe: The effect on test accuracy with each recipe.
-        recipes: How many recipes the effect is a mean of.
-        comparisons: How many the study makes, this one included.
+        measure: Name of the accuracy: "test accuracy" or "balanced test accuracy".
+        accuracy: Effect on it at the epoch selected on `val`, which the verdict is based on.
+        loss: Effect on test loss at the selected epoch.
+        last_accuracy: Effect on the accuracy at the last epoch, where the article measured.
+        last_loss: Effect on test loss at the last epoch.
+        by_recipe: The effect on the accuracy with each recipe.
+        recipes: Number of recipes that the effect is averaged over.
+        comparisons: Number of comparisons in the study, including this one.
         adjusted_p: `accuracy.p` after Holm's correction for all comparisons of the study.
-        correlation: Of test accuracy within pairs; near 1, pairing has paid.
-        errors: Of the effect on test accuracy, by where they come from.
+        correlation: Of test accuracy within pairs; near 1, pairing pays off.
+        errors: Standard errors of the effect on test accuracy, by source.
     """
 
     setting: str
@@ -69,7 +69,7 @@ class Comparison:
 
     @property
     def outcome(self) -> Outcome:
-        """What may be claimed."""
+        """The claim that the pairs support."""
         if self.accuracy.n < fewest_pairs(self.comparisons):
             return "too few pairs"
         if self.adjusted_p >= ALPHA:
@@ -79,13 +79,13 @@ class Comparison:
 
 @dataclass(frozen=True)
 class ChampionsDiffer:
-    """The tuned champions as they are: each arm's own recipe with its own factor value.
+    """The difference between the tuned champions, each with its own recipe and factor value.
 
     Attributes:
-        first: Arm of the one.
+        first: Arm of one champion.
         second: Arm of the other.
-        measure: What `accuracy` is in words, as in `Comparison`.
-        accuracy: Of the second minus the first, seed by seed, in points.
+        measure: Name of the accuracy, as in `Comparison`.
+        accuracy: The second's accuracy minus the first's, paired by seed, in points.
     """
 
     first: str
@@ -96,13 +96,13 @@ class ChampionsDiffer:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a study has shown.
+    """The result of a study.
 
     Attributes:
-        outcome: What may be claimed about the factor.
-        sentence: The verdict, for a reader who reads nothing else.
+        outcome: The claim about the factor that the pairs support.
+        sentence: The verdict, for readers who read nothing else.
         comparisons: Every setting against the baseline.
-        champions: The champions against each other; None with other than two arms.
+        champions: The champions against each other; None unless there are exactly two arms.
     """
 
     outcome: Outcome
@@ -112,13 +112,15 @@ class Verdict:
 
 
 def compute_verdict(frames: StudyFrames) -> Verdict:
-    """Weigh the confirmation runs of a study."""
+    """Reach a verdict from the confirmation runs of a study."""
     if not len(frames.confirm):
-        sentence = "No verdict: there are no confirmation runs yet, and trials are no evidence."
+        sentence = (
+            "No verdict: there are no confirmation runs yet, and trials do not count as evidence."
+        )
         return Verdict("no pairs", sentence, (), None)
     comparisons = _comparisons(frames)
     if not comparisons:
-        sentence = "No verdict: the confirmation runs form no matched pair."
+        sentence = "No verdict: there are no matched pairs among the confirmation runs."
         return Verdict("no pairs", sentence, (), _champions_differ(frames))
     if len(comparisons) == 1:
         outcome, sentence = comparisons[0].outcome, describe_comparison(comparisons[0])
@@ -128,7 +130,7 @@ def compute_verdict(frames: StudyFrames) -> Verdict:
 
 
 def describe_comparison(comparison: Comparison) -> str:
-    """The verdict on one setting."""
+    """Describe the verdict on one setting."""
     name, effect = _name(comparison), comparison.accuracy
     size = f"{signed(effect.mean)} points of {comparison.measure}"
     basis = (
@@ -140,15 +142,15 @@ def describe_comparison(comparison: Comparison) -> str:
             return f"{_start(name)} {outcome}: {size} {basis}."
         case "too few pairs":
             return (
-                f"Too few pairs for a verdict: {count(effect.n, 'seed')}, and fewer than"
-                f" {FEWEST_PAIRS} cannot reach p < {ALPHA}. {_start(name)} with these: {size}."
+                f"Too few pairs for a verdict: {count(effect.n, 'seed')}, but at least"
+                f" {FEWEST_PAIRS} are needed to reach p < {ALPHA}. Effect of {name} so far: {size}."
             )
         case _:
-            return f"No difference shown: {name} {size} {basis}."
+            return f"No difference shown: the estimated effect of {name} is {size} {basis}."
 
 
 def describe_loss(comparison: Comparison) -> str:
-    """What the setting changes in test loss, at the selected epoch and at the last."""
+    """Describe the setting's effect on test loss, at the selected and the last epoch."""
     shown = {
         where: f"{signed(effect.mean, 3)} (95 % CI {interval(effect, 3)}, p = {p_value(effect.p)})"
         for where, effect in (("selected", comparison.loss), ("last", comparison.last_loss))
@@ -160,39 +162,42 @@ def describe_loss(comparison: Comparison) -> str:
 
 
 def describe_several(comparisons: tuple[Comparison, ...]) -> str:
-    """The verdict on several settings, after Holm's correction."""
+    """Describe the verdict on several settings, after Holm's correction."""
     baseline, seeds = comparisons[0].baseline, comparisons[0].accuracy.n
     fewest = fewest_pairs(len(comparisons))
     if seeds < fewest:
         return (
-            f"Too few pairs for a verdict: {count(seeds, 'seed')}, and fewer than {fewest}"
-            f" cannot reach p < {ALPHA} in {len(comparisons)} comparisons."
+            f"Too few pairs for a verdict: {count(seeds, 'seed')}, but at least {fewest} are needed"
+            f" to reach p < {ALPHA} in {len(comparisons)} comparisons."
         )
     largest = max(comparisons, key=lambda c: abs(c.accuracy.mean))
     claimed = [c for c in comparisons if c.outcome in ("helps", "hurts")]
-    basis = f"{len(comparisons)} settings against {baseline}, {count(seeds, 'seed')}"
     if not claimed:
         return (
-            f"No difference shown ({basis}); the largest was"
-            f" {signed(largest.accuracy.mean)} points of {largest.measure}, of setting"
-            f" {largest.setting} (p = {p_value(largest.adjusted_p)} after Holm's correction)."
+            f"No difference shown ({len(comparisons)} settings vs. {baseline},"
+            f" {count(seeds, 'seed')}); the largest effect is"
+            f" {signed(largest.accuracy.mean)} points of {largest.measure}, for setting"
+            f" {largest.setting}"
+            f" (p = {p_value(largest.adjusted_p)} after Holm's correction)."
         )
     each = ", ".join(
-        f"{c.setting} {signed(c.accuracy.mean)} (p = {p_value(c.adjusted_p)})" for c in claimed
+        f"{c.setting} by {signed(c.accuracy.mean)} points (p = {p_value(c.adjusted_p)})"
+        for c in claimed
     )
+    verb = "differs" if len(claimed) == 1 else "differ"
     return (
-        f"{len(claimed)} of {basis} differ in {largest.measure}: {each}; points, p-values after"
-        " Holm's correction."
+        f"{len(claimed)} of {len(comparisons)} settings {verb} from {baseline} in"
+        f" {largest.measure}: {each}; {count(seeds, 'seed')}, p-values after Holm's correction."
     )
 
 
 def describe_champions(champions: ChampionsDiffer) -> str:
-    """The champions' difference, in words that do not blame the factor for it."""
+    """Describe the champions' difference without attributing it to the factor."""
     effect = champions.accuracy
     return (
-        f"These two champions differ by {signed(effect.mean)} points of {champions.measure}"
+        f"The two champions differ by {signed(effect.mean)} points of {champions.measure}"
         f" ({champions.second} minus {champions.first}, 95 % CI {interval(effect)}). Their recipes"
-        " differ too: this is about two models, not about the factor."
+        " differ too, so this compares two models, not the factor."
     )
 
 
@@ -256,12 +261,12 @@ def _outcome_of_several(comparisons: tuple[Comparison, ...]) -> Outcome:
 
 
 def _name(comparison: Comparison) -> str:
-    """The setting within a sentence: that of dropout against no-dropout is "dropout"."""
+    """Return the setting's name within a sentence; just "dropout" for dropout vs. no-dropout."""
     if comparison.baseline == f"no-{comparison.setting}":
         return comparison.setting
-    return f"setting {comparison.setting} (against {comparison.baseline})"
+    return f"setting {comparison.setting} (vs. {comparison.baseline})"
 
 
 def _start(name: str) -> str:
-    """The name where the sentence starts with it."""
+    """Return the name as it starts a sentence."""
     return name[:1].upper() + name[1:]
