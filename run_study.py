@@ -1,8 +1,8 @@
-"""The command that runs a study.
+"""Command that runs a study.
 
     python run_study.py --trials 40
 
-Exit status 0: the study is finished; 2: an error that the user can fix, in one line; 130, 143 or
+Exit status 0: the study finished; 2: an error the user can fix, reported in one line; 130, 143 or
 129: interrupted by Ctrl-C, SIGTERM or SIGHUP.
 """
 
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None, started: float | None = None) -
     try:
         study = resolve_study(parse_config(arguments))
         with start_ray_early(study.config):
-            # Only now: torch takes seconds to import, during which Ray starts.
+            # Imported late: torch takes seconds to import, during which Ray starts.
             from study.pipeline import run
 
             run(study, started)
@@ -46,12 +46,12 @@ def main(arguments: Sequence[str] | None = None, started: float | None = None) -
 
 
 def start_ray_early(config: StudyConfig) -> AbstractContextManager[None]:
-    """Start Ray ahead of the imports that take seconds; not for a plan, nor on a cluster.
+    """Start Ray before the slow imports, except for a dry run or on a cluster.
 
     Raises:
         UserError: Not even one run fits on this machine.
     """
-    # Only now: Ray takes a second to import, which a wrong option need not wait for.
+    # Imported late: Ray takes a second to import, and an invalid option should fail before that.
     from study.cluster.machines import cluster_address
     from study.cluster.resources import plan_cores
     from study.cluster.session import find_machines, ray_ahead
@@ -62,12 +62,12 @@ def start_ray_early(config: StudyConfig) -> AbstractContextManager[None]:
 
 
 def how_to_resume(study: Study | None) -> str:
-    """How to go on with a study, as a sentence."""
-    return f" Go on with: {resume_command(study.config)}" if study else ""
+    """Return how to resume a study, as a sentence."""
+    return f" Resume with: {resume_command(study.config)}" if study else ""
 
 
 def leave(message: str, status: int) -> int:
-    """Print why the command ends; return its exit status."""
+    """Print why the command exits; return its exit status."""
     sys.stderr.write(f"run_study.py: {message}\n")
     return status
 
@@ -75,7 +75,7 @@ def leave(message: str, status: int) -> int:
 if __name__ == "__main__":
     exit_status = main(started=STARTED)
     if signals.received:
-        # What Ray does at the end of an interrupted process may abort it, with a status of its own.
+        # Ray's cleanup in an interrupted process may abort it with another exit status.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(exit_status)

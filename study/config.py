@@ -1,6 +1,6 @@
-"""The options of `run_study.py`, by group.
+"""Options of `run_study.py`, by group.
 
-A function that needs a few options takes their group; `StudyConfig` is all of them.
+Functions that need only some options take one group; `StudyConfig` combines all groups.
 """
 
 import shlex
@@ -21,11 +21,11 @@ REDUCTION_FACTOR = 3
 
 
 def option(metavar: str | None = None, default: str | None = None) -> object:
-    """How an option looks in `--help`.
+    """Set how an option is shown in `--help`.
 
     Args:
-        metavar: What stands for its value; None: its type.
-        default: Its default in words, for one that the study chooses; None: the field's own.
+        metavar: Placeholder for its value; None: its type.
+        default: Description of a default that the study chooses; None: the field's default.
     """
     hint = None if default is None else f"(default: {default})"
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=hint)
@@ -34,7 +34,7 @@ def option(metavar: str | None = None, default: str | None = None) -> object:
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="")]
 
 
-# Help texts are one line each: tyro breaks longer ones where the source does.
+# Help texts are one line each: tyro keeps the source's line breaks.
 @dataclass(frozen=True)
 class DataOptions:
     """The images."""
@@ -42,13 +42,13 @@ class DataOptions:
     data: Annotated[str, option("cifar10|PATH")] = "cifar10"
     """CIFAR-10, or the folder of your own images (docs/own-images.md)."""
     images: Annotated[int | None, option("N", "all")] = None
-    """Use a stratified part of this many images."""
+    """Use a stratified sample of this many images."""
     image_size: Annotated[int | None, option("PIXELS", "96, own images 224, or the space's")] = None
-    """Side to which images are resized, 32 or more; the largest lever on accuracy."""
+    """Side length images are resized to, at least 32; the largest lever on accuracy."""
     val_fraction: Annotated[float | None, option("FRACTION", "0.1")] = None
-    """Part of each class's training images that becomes val, where there is no val/."""
+    """Fraction of each class's training images used as val if there is no val/."""
     test_fraction: Annotated[float | None, option("FRACTION", "0.2")] = None
-    """Part of each class of your own images that becomes test, where there is no test/."""
+    """Fraction of each class of your own images used as test if there is no test/."""
 
 
 @dataclass(frozen=True)
@@ -66,75 +66,75 @@ class ModelOptions:
     augment: Annotated[
         Augment | None, option("none|flip|crop-flip", "flip with finetune, or the space's")
     ] = None
-    """Random changes to training images; needs finetune."""
+    """Augmentation of training images; needs finetune."""
     epochs: Annotated[int, option("N")] = 15
     """Epochs of a full training run."""
 
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """What is compared, and how long it is searched."""
+    """What to compare, and how much to search."""
 
     trials: Annotated[int, option("N")] = 40
     """Search trials in all, shared equally by the arms of the space."""
     space: Annotated[
         str | None, option("NAME", "dropout, or finetune with --transfer finetune")
     ] = None
-    """What is compared and searched; `python -m search_spaces` lists the spaces."""
+    """Arms and hyperparameters to search; `python -m search_spaces` lists the spaces."""
     metric: Metric = "val_accuracy"
-    """What the search, ASHA, epoch selection and export optimise."""
+    """Metric optimised by the search, ASHA, epoch selection and export."""
     time_budget: Annotated[float | None, option("MINUTES", "none")] = None
-    """Start no more trials after this long; those running finish."""
+    """Start no new trials after this long; running trials finish."""
     seed: Annotated[int, option("N")] = 0
     """The study's seed, from which all randomness is derived."""
 
 
 @dataclass(frozen=True)
 class ConfirmationOptions:
-    """What is trained again and compared, and which model is exported."""
+    """Confirmation runs, and which model to export."""
 
     seeds: Annotated[int, option("N")] = 8
     """Confirmation seeds; each trains every recipe with every setting. 0: no confirmation."""
     export: Annotated[str, option("best|ARM|ensemble")] = "best"
-    """Model to export: the best run, the best run of an arm, or the heads of all seeds together."""
+    """Model to export: the best run, an arm's best run, or an ensemble of all seeds' heads."""
 
 
 @dataclass(frozen=True)
 class ResourceOptions:
-    """What each run gets, and what happens when one is lost."""
+    """Resources per run, and how failed runs are handled."""
 
     cpus_per_trial: Annotated[float, option("N")] = 1
     """CPU cores of one run."""
     gpus_per_trial: Annotated[float | Literal["auto"], option("N|auto")] = "auto"
-    """GPUs of one run; a fraction shares a GPU. auto: measured before the search."""
+    """GPUs of one run; with a fraction, runs share a GPU. auto: measured before the search."""
     max_concurrent: Annotated[int | None, option("N", "as many as fit")] = None
-    """Most runs at once; on a cluster, how many to ask for, so that it grows."""
+    """Maximum concurrent runs; on a cluster, how many to request, so that it can autoscale."""
     max_failures: Annotated[int, option("N")] = 3
-    """Times that a lost run is tried again without having progressed."""
+    """Times a lost run is retried without progress in between."""
     trial_timeout: Annotated[float | None, option("MINUTES", "none")] = None
-    """Time without an epoch after which a run counts as hung, and is tried again."""
+    """Time without a finished epoch after which a run counts as hung and is retried."""
     stop_after_failures: Annotated[int, option("N")] = 5
-    """Runs in a row that fail for the same cause before the study stops."""
+    """Stop the study after this many consecutive failures with the same cause."""
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where the study runs and is kept."""
+    """Where the study runs and is stored."""
 
     name: Annotated[str | None, option("NAME", "space and time, or the latest to resume")] = None
     """Name of the run directory."""
     resume: Flag = False
-    """Go on with a study, or extend it with more --trials or --seeds; other options are kept."""
+    """Resume a study, or extend it with more --trials or --seeds; other options are kept."""
     dry_run: Flag = False
     """Print the plan and stop."""
     storage: Annotated[str, option("FOLDER|URI")] = "runs"
     """Where run directories are kept: a folder, or a URI such as s3://bucket/studies."""
     address: Annotated[str | None, option("auto|HOST:PORT", "RAY_ADDRESS, else local")] = None
-    """Ray cluster to run on; local: a Ray of this machine alone."""
+    """Ray cluster to run on; local: start Ray on this machine."""
     mlflow: Annotated[str | None, option("URI", "none")] = None
-    """MLflow server that gets trials and best model too; needs the extra mlflow."""
+    """Also log trials and the best model to this MLflow server; needs the mlflow extra."""
     verbose: Flag = False
-    """Show Ray's own output too."""
+    """Also show Ray's output."""
 
 
 @dataclass(frozen=True)
@@ -148,16 +148,16 @@ class StudyConfig(
 ):
     """Does dropout in the head of a fine-tuned ResNet50 help?
 
-    Searches each arm of a space with the same number of trials, trains the winners again over
+    Searches each arm of a space with the same number of trials, retrains the champions over
     matched seeds, compares them, and exports the best model.
 
       run_study.py --trials 40                     the default study, on CIFAR-10
       run_study.py --data PATH --trials 40         on your own images
-      run_study.py --resume                        go on with the latest study
+      run_study.py --resume                        resume the latest study
     """
 
 
-#: The options by the heading that they have in `--help`.
+#: Option groups by their heading in `--help`.
 GROUPS: Mapping[str, type] = {
     "data": DataOptions,
     "model": ModelOptions,
@@ -167,8 +167,8 @@ GROUPS: Mapping[str, type] = {
     "run": RunOptions,
 }
 
-#: Options that steer how a study runs, not what it finds: they may differ when a study goes on.
-#: Data and weights may lie elsewhere; it is their content that must be the same.
+#: Options that affect how a study runs but not its results: they may change on resume.
+#: Data and weights may move; their content must stay the same.
 OPERATIONAL = (
     "data",
     "weights",
@@ -189,12 +189,12 @@ OPERATIONAL = (
     "verbose",
 )
 
-#: What belongs to one start of a study, and not to the study.
+#: Options of a single start, which a resumed study does not inherit.
 OF_ONE_START = ("address", "storage", "name", "resume", "dry_run", "verbose")
 
 
 def as_arguments(config: Mapping[str, Any]) -> list[str]:
-    """The command line that gives this configuration, as `asdict` of it stands in study.json."""
+    """Return the command line for a configuration given as in study.json (by `asdict`)."""
     return [
         f"--{name.replace('_', '-')}={value}"
         for name, value in config.items()
@@ -203,7 +203,7 @@ def as_arguments(config: Mapping[str, Any]) -> list[str]:
 
 
 def resume_command(config: StudyConfig) -> str:
-    """The command that goes on with a study."""
+    """Return the command that resumes a study."""
     where = "".join(
         f" --{name} {shlex.quote(value)}"
         for name, value in (("address", config.address), ("storage", config.storage))

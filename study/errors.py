@@ -1,16 +1,16 @@
-"""The exceptions that are meant for the person at the keyboard."""
+"""Exceptions whose messages are meant for the user."""
 
 import errno
 
 from analysis.rundir.errors import on_one_line
 
-#: What the operating system says when a place for files is full, read-only, gone or broken.
+#: Error numbers of storage that is full, read-only, missing, inaccessible or broken.
 _STORAGE_ERRNOS = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENOENT, errno.ESTALE, errno.EACCES,
     errno.EPERM, errno.ENOTDIR,
 }  # fmt: skip
 
-#: The same in the words of safetensors and SQLite, which wrap it into errors of their own.
+#: The same as text, for safetensors and SQLite, which raise their own errors.
 _STORAGE_WORDS = (
     "No space left on device", "Disk quota exceeded", "Read-only file system",
     "database or disk is full", "attempt to write a readonly database",
@@ -25,11 +25,11 @@ def first_line(error: BaseException | None) -> str:
 
 
 class UserError(Exception):
-    """A mistake that the user can mend, or a thing that only the user can provide.
+    """An error the user can fix, or something only the user can provide.
 
-    The message is complete in itself: what is wrong, where, and what to do. `run_study.py` prints
-    it without a traceback and exits with status 2. It is one line, whatever the name of a file in
-    it.
+    The message is self-contained: what is wrong, where, and what to do. `run_study.py` prints it
+    without a traceback and exits with status 2. It is always one line: unprintable characters, for
+    example in file names, are escaped.
     """
 
     def __init__(self, message: str) -> None:
@@ -37,7 +37,7 @@ class UserError(Exception):
 
 
 class StudyStoppedError(UserError):
-    """The study had to stop; what it has done is kept, and it can go on."""
+    """The study had to stop; its work is kept, and it can be resumed."""
 
 
 class StorageError(StudyStoppedError):
@@ -45,11 +45,11 @@ class StorageError(StudyStoppedError):
 
 
 def storage_error(error: BaseException | str, place: object) -> StorageError | None:
-    """What an error says about the place that files go to; None where it is about something else.
+    """Return the StorageError for an error caused by storage; None for any other error.
 
     Args:
         error: The error, or its traceback as text.
-        place: What could not be written to.
+        place: The folder or URI being written to.
     """
     if isinstance(error, OSError) and error.errno in _STORAGE_ERRNOS:
         reason = error.strerror
@@ -58,5 +58,5 @@ def storage_error(error: BaseException | str, place: object) -> StorageError | N
     else:
         return None
     return StorageError(
-        f"{place} cannot be written to ({reason}): free some space there, or bring it back."
+        f"{place} cannot be written to ({reason}): free some space there, or restore access to it."
     )

@@ -1,4 +1,4 @@
-"""All that a study is made of before anything trains: images, split, weights, features."""
+"""Everything a study needs before training: images, split, weights and features."""
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -21,16 +21,16 @@ from study.training.prepare import Prepared, prepare_features, prepare_images
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a study is about, and what its best model is made of."""
+    """Inputs of a study and its exported model."""
 
     dataset: Dataset
     split: Split
     weights: Weights
     preprocess: Preprocess
     features: FeaturesName | None
-    """None where all layers train."""
+    """None if all layers train."""
     standardisation: Standardisation | None
-    """What stands between backbone and head; None where they train together."""
+    """Applied between backbone and head; None if they train together."""
 
 
 def load_inputs(
@@ -39,15 +39,15 @@ def load_inputs(
     compute: Compute | None,
     phase: Callable[[str], AbstractContextManager[object]] = nullcontext,
 ) -> tuple[Inputs, Prepared]:
-    """Data, weights and, where the backbone is frozen, features; and what runs train on.
+    """Load data, weights and, if the backbone is frozen, features; prepare what runs train on.
 
-    The two are apart, since the second is large, and is handed on to Ray.
+    The training data is returned separately because it is large and goes to Ray.
 
     Args:
-        study: Says which.
-        pinned: Where an earlier start had its data and weights from.
+        study: The study.
+        pinned: Sources of data and weights that an earlier start used.
         compute: How features are computed; None: in this process.
-        phase: Surrounds the phases of that name.
+        phase: Context manager entered for each phase, by name.
     """
     config = study.config
     with phase("data"):
@@ -72,11 +72,11 @@ def load_inputs(
 
 
 def choose_preprocess(weights: Weights, option: str | None, image_size: int) -> Preprocess:
-    """The weights' own preprocessing or the article's, at the study's image size.
+    """Return the weights' own preprocessing or the article's, at the study's image size.
 
     Args:
-        weights: Say what is their own.
-        option: "own" or "raw", as `--preprocess` gives it.
+        weights: Provide the "own" preprocessing.
+        option: Value of `--preprocess`, "own" or "raw".
         image_size: Side in pixels.
     """
     own = weights.preprocess if option == "own" else PREPROCESSES["raw"]
@@ -84,11 +84,11 @@ def choose_preprocess(weights: Weights, option: str | None, image_size: int) -> 
 
 
 def warn_about_images(data: Mapping[str, Any], metric: Metric) -> list[str]:
-    """Return what to know of the images before anything is trained.
+    """Return warnings about class imbalance and duplicate images.
 
     Args:
-        data: As study.json describes them.
-        metric: The study's.
+        data: The images as described in study.json.
+        metric: The study's metric.
     """
     warnings = []
     in_train = dict(zip(data["classes"], data["images_per_class"]["train"], strict=True))
@@ -96,15 +96,16 @@ def warn_about_images(data: Mapping[str, Any], metric: Metric) -> list[str]:
     ratio = in_train[commonest] / in_train[rarest]
     if ratio >= IMBALANCE and metric != "val_balanced_accuracy":
         warnings.append(
-            f"Classes are uneven: {in_train[commonest]} training images of {commonest},"
-            f" {in_train[rarest]} of {rarest}. Accuracy is mostly about the frequent ones;"
-            " --metric val_balanced_accuracy counts all classes alike."
+            f"Classes are imbalanced: {in_train[commonest]} training images of {commonest},"
+            f" {in_train[rarest]} of {rarest}. Frequent classes dominate accuracy;"
+            " --metric val_balanced_accuracy weights all classes equally."
         )
-    if alike := data.get("duplicates"):
-        first = alike[0]
+    if duplicates := data.get("duplicates"):
+        first = duplicates[0]
         warnings.append(
-            f"{len(alike)} image{'s' * (len(alike) > 1)} of val or test"
-            f" look{'s' * (len(alike) == 1)} like one of another part, such as {first['file']} and"
-            f" {first['like']}: a model may know them by heart. The report lists them."
+            f"{len(duplicates)} image{'s' * (len(duplicates) > 1)} of val or test"
+            f" look{'s' * (len(duplicates) == 1)} like one of another split, such as"
+            f" {first['file']} and {first['like']}: a model may have memorised them. The report"
+            " lists them."
         )
     return warnings

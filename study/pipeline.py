@@ -1,4 +1,4 @@
-"""The phases of a study, in order; each is skipped when its outputs are there."""
+"""The phases of a study, in order; each is skipped if its outputs exist."""
 
 import time
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from study.cluster.resources import plan_cores
 from study.cluster.session import find_machines, ray_session
 from study.confirm.run import run_confirmations
 from study.errors import UserError
-from study.features.distributed import on_cluster
+from study.features.distributed import compute_on_cluster
 from study.features.extract import Compute
 from study.inputs import Inputs, load_inputs, warn_about_images
 from study.plan import check_disk, plan_disk, plan_table
@@ -40,18 +40,18 @@ from study.training.prepare import Prepared
 
 if TYPE_CHECKING:
     from analysis.report.write import Report
-    from study.export.write import Exported
+    from study.export.write import Export
 
 
 def run(study: Study, started: float | None = None) -> None:
-    """Run a study from its data to its best model, from where an earlier start stopped.
+    """Run a study from its data to the exported model, resuming where an earlier start stopped.
 
     Args:
         study: What to run.
         started: When the command started, in Unix seconds; None: now.
 
     Raises:
-        UserError: Something is missing or wrong that the user can fix.
+        UserError: Something the user can fix.
         RunDirError: Not a run directory, or of another format.
     """
     started = time.time() if started is None else started
@@ -77,27 +77,27 @@ def run(study: Study, started: float | None = None) -> None:
 
 def run_phases(
     study: Study, machines: Machines, timer: PhaseTimer, screen: Screen
-) -> "tuple[Report, Exported]":
+) -> "tuple[Report, Export]":
     """Prepare, search, confirm, report, export."""
     config = study.config
     compute = check_nodes(study, machines, screen)
     record = load_or_create_record(study)
     timer.started()
     with ExitStack() as session:
-        # First of all, unless it was started early: Ray's processes import what runs need while
-        # this one loads the data.
+        # First, unless Ray was started early: its workers import what runs need while this
+        # process loads the data.
         with timer.phase("ray"):
             cores = None if machines.is_cluster else plan_cores(config, machines)
             session.enter_context(ray_session(config.address, cores, verbose=config.verbose))
         inputs, prepared = prepare(study, machines, record, compute, timer, screen)
         with timer.phase("hand over"):
             training, test = ray.put(prepared.training), ray.put(prepared.test)
-            del prepared  # what Ray holds need not be in memory twice
+            del prepared  # Ray holds a copy
             give_back_freed()
             resources = choose_resources(study, machines, training, screen)
             check_disk(study.location, plan_disk(study, resources.at_once))
             context = RunContext(training, run_settings(study, resources), resources, screen)
-        if study.searched:
+        if study.searched_arms:
             with timer.phase("search", resources.at_once):
                 run_search(study, context)
         signals.raise_if_received()
@@ -107,8 +107,8 @@ def run_phases(
                 run_confirmations(study, champions, context, test)
     signals.raise_if_received()
     with timer.phase("report"):
-        # Only now: pandas, matplotlib and the exporters take seconds to import, and training need
-        # not wait for them.
+        # Imported late: pandas, matplotlib and the exporters take seconds, which would delay
+        # training.
         from analysis.report.write import write_report
 
         report = write_report(study.rundir.path)
@@ -125,16 +125,16 @@ def run_phases(
 
 
 def check_nodes(study: Study, machines: Machines, screen: Screen) -> Compute | None:
-    """Check every node of a cluster; returns how features are computed there, None on one machine.
+    """Check every node of a cluster; return how to compute features there, None on one machine.
 
     Raises:
-        UserError: Names each node that is not fit for a trial, and why.
+        UserError: Names each node that cannot run trials, and why.
     """
     if not machines.is_cluster:
         return None
     place = study.remote or study.rundir.path.absolute()
     precision = check_cluster(study.config, machines, place, screen.print)
-    return on_cluster(machines, precision)
+    return compute_on_cluster(machines, precision)
 
 
 def prepare(
@@ -145,9 +145,9 @@ def prepare(
     timer: PhaseTimer,
     screen: Screen,
 ) -> tuple[Inputs, Prepared]:
-    """Load what the study needs, compare it with what an earlier start had, and record it.
+    """Load the study's inputs, compare them with those of an earlier start, and record them.
 
-    An error in a new study leaves nothing behind.
+    If the inputs of a new study cannot be loaded, its record is deleted again.
     """
     rundir, is_new = study.rundir, not record.get("starts")
     try:
@@ -159,20 +159,20 @@ def prepare(
         raise
     used = describe_inputs(inputs)
     check_same_inputs(record, used)
-    screen.keep_log(rundir.log)
+    screen.start_log(rundir.log)
     for warning in warn_about_images(used["data"], study.config.metric):
         screen.print(warning)
     if not is_new and (changes := describe_changes(record)):
-        screen.print(f"Not as at this study's start: {changes}.")
+        screen.print(f"Changed since this study started: {changes}.")
     if is_extended(record, study.config):
-        # In this order: a crash in between leaves the study as it was, or extended.
-        rundir.put_confirm_away()
+        # In this order: a crash in between leaves the study either unchanged or extended.
+        rundir.archive_confirm()
     rundir.write_study(add_start(record, study, machines, used))
     return inputs, prepared
 
 
-def show_results(study: Study, report: "Report", exported: "Exported", screen: Screen) -> None:
-    """Print what a study ends with."""
+def show_results(study: Study, report: "Report", exported: "Export", screen: Screen) -> None:
+    """Print the results of a study."""
     from study.export.write import show_export
 
     for part in report.as_rich():

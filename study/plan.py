@@ -1,4 +1,4 @@
-"""What a study will do, said before it does it."""
+"""The plan of a study and its disk usage, shown before it starts."""
 
 import shutil
 from collections.abc import Mapping
@@ -20,30 +20,29 @@ from study.study import Study
 #: Parameters of a ResNet50 without its classifier, running statistics included.
 BACKBONE_PARAMETERS = 23_561_152
 
-
-#: In so many does the best model come: safetensors, ONNX, and a program of torch.export.
+#: Number of formats of the exported model: safetensors, ONNX and torch.export.
 FORMATS = 3
 
 
 @dataclass(frozen=True)
 class DiskUse:
-    """The most that a study's weights take on the disk, in bytes."""
+    """Upper bound on the disk space of a study's weights, in bytes."""
 
     running: int
-    """While runs go on."""
+    """While runs are in progress."""
     kept: int
-    """When the study has ended."""
+    """After the study."""
 
 
 def plan_disk(study: Study, at_once: int) -> DiskUse:
-    """How much disk the weights of a study need at most.
+    """Return an upper bound on the disk space of a study's weights.
 
-    A run that goes on keeps its weights, two moments of each for the optimizer, and its best
-    weights; for a moment twice, since the new ones are written before the old ones are deleted.
+    A run in progress stores its weights, two optimizer moments of each, and its best weights;
+    briefly twice, since a new checkpoint is written before the old one is deleted.
 
     Args:
-        study: Its space says how wide heads get.
-        at_once: Runs at once.
+        study: Its space bounds the head widths.
+        at_once: Number of concurrent runs.
     """
     heads = study.space.ranges(study.space.arms[0])["head"].ends
     parameters = max(head_parameters(str(head), classes=1000) for head in heads)
@@ -53,7 +52,7 @@ def plan_disk(study: Study, at_once: int) -> DiskUse:
     searched = sum(1 for trials in study.trials_per_arm.values() if trials)
     settings = len(study.space.settings or study.space.arms)
     seeds = study.config.seeds
-    # Of a whole network the best seed's is kept, of heads all.
+    # Only the best seed of whole networks is kept, but the heads of all seeds.
     confirmed = max(searched, 1) * settings * (min(seeds, 1) if study.finetunes else seeds)
     exported = weights if study.finetunes else weights + 4 * BACKBONE_PARAMETERS
     if study.config.export == "ensemble":
@@ -63,10 +62,10 @@ def plan_disk(study: Study, at_once: int) -> DiskUse:
 
 
 def check_disk(location: Location, use: DiskUse) -> None:
-    """Make sure that the weights will fit, before anything is trained.
+    """Check that the weights will fit on the disk.
 
     Raises:
-        UserError: They will not.
+        UserError: They will not fit.
     """
     if location.remote is not None:
         return
@@ -76,14 +75,14 @@ def check_disk(location: Location, use: DiskUse) -> None:
     free, most = shutil.disk_usage(place).free, use.running + use.kept
     if free < most:
         raise UserError(
-            f"--storage {location.storage}: the weights may take {most / 1e9:.1f} GB, and"
-            f" {free / 1e9:.1f} GB are free there; free some space, give another folder, or let"
-            " fewer trials run at once with --max-concurrent."
+            f"--storage {location.storage}: the weights may take {most / 1e9:.1f} GB, but only"
+            f" {free / 1e9:.1f} GB are free there; free some space, give another folder, or run"
+            " fewer trials at once with --max-concurrent."
         )
 
 
 def plan_table(study: Study, machines: Machines) -> Table:
-    """The plan: what is compared, searched and confirmed, with what, and where it goes.
+    """Return the plan: arms, search, confirmation, inputs, resources and run directory.
 
     Raises:
         UserError: The machines cannot run a single trial.
@@ -100,9 +99,8 @@ def plan_table(study: Study, machines: Machines) -> Table:
         table.add_row(f"arm {arm.name}", f"{work}, {_factor(arm.factor)}")
     if study.left_out:
         table.add_row(
-            "left out",
-            f"{', '.join(study.left_out)}: differs in the training of the backbone only, which is"
-            " frozen",
+            "skipped arms",
+            f"{', '.join(study.left_out)}: only affects training of the backbone, which is frozen",
         )
     recipe = (
         f"{name} {values}"
@@ -125,12 +123,12 @@ def plan_table(study: Study, machines: Machines) -> Table:
     use = plan_disk(study, most)
     table.add_row(
         "disk",
-        f"weights take at most {use.running / 1e9:.1f} GB while runs go on, and"
-        f" {use.kept / 1e9:.1f} GB that stay",
+        f"weights take at most {use.running / 1e9:.1f} GB during runs, and"
+        f" {use.kept / 1e9:.1f} GB permanently",
     )
     if config.time_budget:
         table.add_row(
-            "time budget", f"the search starts no trial after {config.time_budget:g} minutes"
+            "time budget", f"no new trials after {config.time_budget:g} minutes of search"
         )
     table.add_row("run directory", study.location.of(str(config.name)))
     return table
@@ -143,7 +141,7 @@ def _factor(factor: Mapping[str, Range]) -> str:
 def _transfer(study: Study) -> str:
     config = study.config
     if not study.finetunes:
-        return "frozen: the backbone's features are computed once, and only the head trains"
+        return "frozen: the backbone's features are computed once; only the head trains"
     augment = "no augmentation" if config.augment == "none" else f"augmentation {config.augment}"
     return f"finetune: all layers train, {augment}"
 
@@ -151,12 +149,12 @@ def _transfer(study: Study) -> str:
 def _resources(study: Study, machines: Machines, resources: Resources) -> str:
     cpus = f"{resources.cpus:g} CPU"
     if is_measured(study.config, machines):
-        return f"{cpus} per run; how many share a GPU is measured before the search ({machines})"
+        return f"{cpus} per run; runs per GPU are measured before the search ({machines})"
     gpus = f", {resources.gpus:g} GPU" if resources.gpus else ""
     at_once = f"{resources.at_once} at once"
-    fit = machines.room(resources.cpus, resources.gpus)
+    fit = machines.capacity(resources.cpus, resources.gpus)
     if resources.at_once > fit:
-        at_once += f" once nodes have joined, {fit} now"
+        at_once += f" after nodes have joined, {fit} now"
     return f"{cpus}{gpus} per run, {at_once} ({machines})"
 
 

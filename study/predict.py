@@ -1,4 +1,4 @@
-"""What a model says of image files.
+"""Predict the classes of image files with an exported model.
 
     python -m study.predict runs/NAME/best_model photo.jpg holiday/
 
@@ -7,10 +7,9 @@ In Python:
     from study.predict import predict
     answers = predict("runs/NAME/best_model", ["photo.jpg", "holiday/"])
 
-Files are read as the study reads them (study/data/decode.py), on all cores, while the model
-computes.
-Exit status 0: every file was read; 1: some could not be, which standard error names; 2: something
-that the user can mend, in one line.
+Files are read as in the study (study/data/decode.py), on all cores, while the model computes.
+Exit status 0: every file was read; 1: some could not be read and are listed on standard error;
+2: an error the user can fix, reported in one line.
 """
 
 import csv
@@ -24,15 +23,16 @@ from typing import TYPE_CHECKING, Annotated, Literal, TextIO
 import numpy as np
 import tyro
 
+from study.config import Flag, option
 from study.errors import UserError
 from study.system.cli import parse_arguments, run_command
 
-if TYPE_CHECKING:  # torch takes seconds to import, which a wrong argument need not wait for
+if TYPE_CHECKING:  # torch takes seconds to import; argument errors should not wait for it
     from study.data.decode import UnreadableImageError
     from study.export.model import Model
 
 PROG = "python -m study.predict"
-#: Of the dropout masks: the same images give the same answers.
+#: Seed of the dropout masks, fixed so that predictions are repeatable.
 SEED = 0
 
 Form = Literal["table", "json", "csv"]
@@ -40,64 +40,66 @@ Form = Literal["table", "json", "csv"]
 
 @dataclass(frozen=True)
 class PredictArguments:
-    """Say what a model sees in image files."""
+    """Predict the classes of image files with an exported model."""
 
-    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """A best_model/ folder."""
+    model: Annotated[Path, tyro.conf.Positional, option("MODEL")]
+    """The best_model/ folder of a study."""
     images: Annotated[
-        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE [IMAGE ...]")
+        tuple[Path, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="IMAGE [IMAGE ...]", help_behavior_hint="(required)"),
     ]
-    """Image files, and folders that hold some, at any depth."""
-    top: int = 3
-    """So many classes for each image, the most probable first."""
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Print JSON, an object on a line for each image."""
-    csv: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Print CSV, a line for each image and class."""
-    mc_dropout: int | None = None
-    """Keep dropout on, predict so many times, and print the mean and how uncertain it is."""
+    """Image files, and folders to search for images at any depth."""
+    top: Annotated[int, option("N")] = 3
+    """Classes to print for each image, most probable first."""
+    json: Flag = False
+    """Print JSON Lines, one object per image."""
+    csv: Flag = False
+    """Print CSV, one row per image and class."""
+    mc_dropout: Annotated[int | None, option("N", "dropout off")] = None
+    """Predict N times with dropout on; print the mean and its uncertainty."""
 
 
 @dataclass(frozen=True)
-class Predictions:
-    """What a model says of images; row by row."""
+class ImagePredictions:
+    """Predictions for image files, one row per file."""
 
     files: tuple[str, ...]
     classes: tuple[str, ...]
     probabilities: np.ndarray
-    """fp32 [files, classes]; with `mc_dropout` their mean over the predictions."""
+    """fp32 [files, classes]; with `mc_dropout`, the mean over the passes."""
     entropy: np.ndarray | None = None
-    """With `mc_dropout`, of that mean, in nats: [files], 0 to log(classes). How uncertain the
-    answer is in all."""
+    """Total uncertainty with `mc_dropout`: entropy of that mean in nats, [files], 0 to
+    log(classes)."""
     mutual_information: np.ndarray | None = None
-    """With `mc_dropout`, the part of the entropy that comes from the predictions' not agreeing:
-    [files], in nats. How unsure the model is of itself (Gal et al. 2017, BALD)."""
+    """Model uncertainty with `mc_dropout`: the part of the entropy due to disagreement between the
+    passes, in nats, [files] (Gal et al. 2017, BALD)."""
     unreadable: tuple[tuple[str, str], ...] = ()
     """Files that could not be read, each with the reason."""
 
     def top(self, row: int, count: int) -> list[tuple[str, float]]:
-        """The most probable classes of an image, with their probabilities."""
+        """Return the `count` most probable classes of an image with their probabilities."""
         order = np.argsort(-self.probabilities[row], kind="stable")[:count]
         return [(self.classes[i], float(self.probabilities[row, i])) for i in order]
 
 
 def predict(
     model: str | Path, images: Iterable[str | Path], mc_dropout: int | None = None
-) -> Predictions:
-    """What a model says of image files and folders.
+) -> ImagePredictions:
+    """Predict the classes of image files.
 
     Args:
-        model: A best_model/ folder.
-        images: Image files, and folders that hold some, at any depth.
-        mc_dropout: Keep dropout on and predict so many times.
+        model: The best_model/ folder of a study.
+        images: Image files, and folders to search for images at any depth.
+        mc_dropout: Number of passes with dropout on; None: one pass with dropout off.
 
     Raises:
-        UserError: There is no such model or file, or `mc_dropout` makes no sense for the model.
+        UserError: There is no such model or file, or `mc_dropout` is invalid for the model.
     """
     parts = list(predict_batches(Path(model), find_images(map(Path, images)), mc_dropout))
     entropies = [part.entropy for part in parts if part.entropy is not None]
     information = [p.mutual_information for p in parts if p.mutual_information is not None]
-    return Predictions(
+    return ImagePredictions(
         files=tuple(file for part in parts for file in part.files),
         classes=parts[0].classes,
         probabilities=np.concatenate([part.probabilities for part in parts]),
@@ -108,10 +110,10 @@ def predict(
 
 
 def find_images(paths: Iterable[Path]) -> list[Path]:
-    """The files that are named, and the image files in the folders that are named, sorted.
+    """Return the files in `paths`, and the image files in its folders, each folder's sorted.
 
     Raises:
-        UserError: There is no such file, or no image in a folder.
+        UserError: There is no such file, no image in a folder, or no file at all.
     """
     from study.data.decode import is_image_name, walk
 
@@ -120,24 +122,24 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
         if _exists(path) and path.is_dir():
             inside = [file for file in walk(path) if is_image_name(file.name)]
             if not inside:
-                raise UserError(f"{path}: there is no image in this folder; give another one.")
+                raise UserError(f"{path}: no images in this folder; give another one.")
             found += inside
         elif _exists(path):
             found.append(path)
         else:
-            raise UserError(f"{path}: there is no such file; give image files or folders.")
+            raise UserError(f"{path}: no such file or folder; give image files or folders.")
     if not found:
-        raise UserError("no images are given; give image files or folders.")
+        raise UserError("no images given; give image files or folders.")
     return found
 
 
 def predict_batches(
     model_path: Path, files: Sequence[Path], mc_dropout: int | None = None
-) -> Iterator[Predictions]:
-    """Predict batch by batch, as files are read; at least one batch, which may be empty.
+) -> Iterator[ImagePredictions]:
+    """Predict in batches as files are read; yield at least one batch, which may be empty.
 
     Raises:
-        UserError: There is no such model, or `mc_dropout` makes no sense for it.
+        UserError: There is no such model, or `mc_dropout` is invalid for it.
     """
     import torch
 
@@ -147,19 +149,19 @@ def predict_batches(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = bundle.load(model_path).to(device)
     if mc_dropout is not None and mc_dropout < 2:
-        raise UserError(f"--mc-dropout {mc_dropout}: one prediction has no spread; give 2 or more.")
+        raise UserError(f"--mc-dropout {mc_dropout}: must be 2 or more, to measure uncertainty.")
     if mc_dropout is not None and not model.has_dropout:
         raise UserError(
-            f"--mc-dropout: the model in {model_path} has no dropout that could be kept on; export"
-            " one that has (python -m study.export RUN --arm dropout)."
+            f"--mc-dropout: the model in {model_path} has no dropout; export one that has"
+            " (python -m study.export RUN --arm dropout)."
         )
     for batch in _collect(read_images(files, model.side), model.images_at_once):
-        yield _answer(model, batch, mc_dropout)
+        yield _predict_batch(model, batch, mc_dropout)
 
 
 @dataclass
 class _Batch:
-    """Images that are predicted together, and files beside them that could not be read."""
+    """Images to predict together, and the unreadable files found among them."""
 
     names: list[str] = field(default_factory=list)
     pixels: list[np.ndarray] = field(default_factory=list)
@@ -169,7 +171,7 @@ class _Batch:
 def _collect(
     read: "Iterable[tuple[Path, np.ndarray | UnreadableImageError]]", batch_size: int
 ) -> Iterator[_Batch]:
-    """Gather images until a batch is full; at least one batch."""
+    """Gather images into batches; yield at least one batch, which may be empty."""
     from study.data.decode import as_text
 
     batch = _Batch()
@@ -185,30 +187,29 @@ def _collect(
     yield batch
 
 
-def _answer(model: "Model", batch: _Batch, mc_dropout: int | None) -> Predictions:
-    """What the model says of a batch."""
+def _predict_batch(model: "Model", batch: _Batch, mc_dropout: int | None) -> ImagePredictions:
     import torch
 
     names, unreadable = tuple(batch.names), tuple(batch.unreadable)
     if not batch.pixels:
         empty = np.empty((0, len(model.classes)), np.float32)
         nothing = None if mc_dropout is None else np.empty(0, np.float32)
-        return Predictions(names, model.classes, empty, nothing, nothing, unreadable)
+        return ImagePredictions(names, model.classes, empty, nothing, nothing, unreadable)
     images = torch.from_numpy(np.stack(batch.pixels)).to(model.feature_mean.device)
     with torch.inference_mode():
         if mc_dropout is None:
             probabilities = model(images).softmax(dim=1).cpu().numpy()
-            return Predictions(names, model.classes, probabilities, unreadable=unreadable)
+            return ImagePredictions(names, model.classes, probabilities, unreadable=unreadable)
         drawn = model.sample(images, mc_dropout, SEED).cpu().numpy()
     mean = drawn.mean(axis=0)
     entropy = _entropy(mean)
-    # It cannot be below zero; rounding can.
+    # Never negative, except by rounding.
     information = np.maximum(entropy - _entropy(drawn).mean(axis=0), 0)
-    return Predictions(names, model.classes, mean, entropy, information, unreadable)
+    return ImagePredictions(names, model.classes, mean, entropy, information, unreadable)
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Predict and print; `words` as in `sys.argv[1:]`."""
+    """Run the command; `words` as in `sys.argv[1:]`."""
 
     def body() -> int:
         arguments = parse_arguments(
@@ -217,7 +218,7 @@ def main(words: Sequence[str] | None = None) -> int:
         if arguments.top < 1:
             raise UserError(f"--top {arguments.top}: must be 1 or more.")
         if arguments.json and arguments.csv:
-            raise UserError("--json and --csv: give one of them.")
+            raise UserError("--json and --csv: give only one of them.")
         files = find_images(arguments.images)
         form: Form = "json" if arguments.json else "csv" if arguments.csv else "table"
         unreadable = answered = 0
@@ -235,15 +236,15 @@ def main(words: Sequence[str] | None = None) -> int:
     return run_command(PROG, body)
 
 
-def show(part: Predictions, form: Form, top: int, out: TextIO, *, header: bool) -> None:
+def show(part: ImagePredictions, form: Form, top: int, out: TextIO, *, header: bool) -> None:
     """Print predictions.
 
     Args:
-        part: Of some images.
-        form: Table for people, JSON lines, or CSV.
-        top: Classes for each.
-        out: Where to.
-        header: Whether these are the first lines of a CSV file.
+        part: Predictions for some of the images.
+        form: Output format: a table to read, JSON Lines, or CSV.
+        top: Classes to print for each image.
+        out: Where to print.
+        header: True to start CSV with its header.
     """
     if form == "csv":
         _show_csv(part, top, out, header=header)
@@ -255,15 +256,15 @@ def show(part: Predictions, form: Form, top: int, out: TextIO, *, header: bool) 
             line = {"file": file, "classes": [{"label": k, "probability": p} for k, p in answers]}
             out.write(json.dumps(line | _uncertainty(part, row), ensure_ascii=False) + "\n")
             continue
-        said = "   ".join(f"{name} {100 * p:5.1f} %" for name, p in answers)
-        unsure = "".join(
+        classes = "   ".join(f"{name} {100 * p:5.1f} %" for name, p in answers)
+        uncertainty = "".join(
             f"   {k.replace('_', ' ')} {v:.2f}" for k, v in _uncertainty(part, row).items()
         )
-        out.write(f"{file:<{width}}   {said}{unsure}\n")
+        out.write(f"{file:<{width}}   {classes}{uncertainty}\n")
     out.flush()
 
 
-def _show_csv(part: Predictions, top: int, out: TextIO, *, header: bool) -> None:
+def _show_csv(part: ImagePredictions, top: int, out: TextIO, *, header: bool) -> None:
     writer = csv.writer(out, lineterminator="\n")
     extra = ["entropy", "mutual_information"] if part.entropy is not None else []
     if header:
@@ -274,7 +275,7 @@ def _show_csv(part: Predictions, top: int, out: TextIO, *, header: bool) -> None
     out.flush()
 
 
-def _uncertainty(part: Predictions, row: int) -> dict[str, float]:
+def _uncertainty(part: ImagePredictions, row: int) -> dict[str, float]:
     if part.entropy is None or part.mutual_information is None:
         return {}
     return {
@@ -284,14 +285,14 @@ def _uncertainty(part: Predictions, row: int) -> dict[str, float]:
 
 
 def _entropy(probabilities: np.ndarray) -> np.ndarray:
-    """In nats, over the last axis."""
+    """Return the entropy over the last axis, in nats."""
     return np.asarray(-(probabilities * np.log(np.maximum(probabilities, 1e-30))).sum(axis=-1))
 
 
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except (OSError, ValueError):  # what cannot be a path is none
+    except (OSError, ValueError):  # not a valid path, for example too long
         return False
 
 

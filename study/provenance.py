@@ -1,4 +1,4 @@
-"""study.json: what a study is made of, so that its results can be traced and it can go on."""
+"""study.json: the record of a study, for tracing its results and resuming it."""
 
 import platform
 import subprocess
@@ -26,7 +26,7 @@ RECORDED_PACKAGES = ("ray", "torch", "torchvision", "optuna", "numpy", "pandas",
 
 
 def new_record(study: Study) -> dict[str, Any]:
-    """What stands in study.json from the first moment on: what was asked for, and where."""
+    """Return the initial study.json: what was requested, and on what machine."""
     return {
         **requested(study),
         "command": " ".join(["run_study.py", *sys.argv[1:]]),
@@ -36,7 +36,7 @@ def new_record(study: Study) -> dict[str, Any]:
 
 
 def describe_inputs(inputs: Inputs) -> dict[str, Any]:
-    """What study.json says of data, split, weights and features."""
+    """Return the study.json entries for data, split, weights and features."""
     dataset, split, weights = inputs.dataset, inputs.split, inputs.weights
     features = inputs.features
     return {
@@ -61,7 +61,7 @@ def describe_inputs(inputs: Inputs) -> dict[str, Any]:
 
 
 def _describe_own(dataset: Dataset, split: Split) -> dict[str, Any]:
-    """What is known of classes, and of files that are the user's own."""
+    """Describe the classes and, for the user's own images, unreadable and duplicate files."""
     parts = {"train": split.train, "val": split.val, "test": split.test}
     described: dict[str, Any] = {
         "classes": list(dataset.classes),
@@ -85,7 +85,7 @@ def _describe_own(dataset: Dataset, split: Split) -> dict[str, Any]:
 def add_start(
     record: Mapping[str, Any], study: Study, machines: Machines, inputs: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The record with this start added; a study may have grown by it."""
+    """Return the record with this start added, updated if it extends the study."""
     start = {
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),
         "trials": study.config.trials,
@@ -103,13 +103,13 @@ def add_start(
 
 
 def is_extended(record: Mapping[str, Any], config: StudyConfig) -> bool:
-    """Whether this start asks for more trials or seeds than the study had."""
+    """Return whether this start requests more trials or seeds than the study had."""
     before = record["config"]
     return bool(config.trials > before["trials"] or config.seeds > before["seeds"])
 
 
 def requested(study: Study) -> dict[str, Any]:
-    """What the user asks for, with all that follows from it."""
+    """Return what the user requested: configuration, arms, space and seeds."""
     config, space = study.config, study.space
     return {
         "config": asdict(config),
@@ -132,7 +132,7 @@ def requested(study: Study) -> dict[str, Any]:
 
 
 def describe_environment() -> dict[str, Any]:
-    """Versions, hardware and commit of this process."""
+    """Return package versions, hardware and commit of this process."""
     return {
         "versions": {"python": platform.python_version()}
         | {package: version(package) for package in RECORDED_PACKAGES},
@@ -155,7 +155,7 @@ def _cpu_name() -> str:
 
 
 def _git_commit() -> str | None:
-    """The project's commit, with "+changes" where files differ; None outside a checkout."""
+    """Return the project's commit, plus "+changes" if files differ; None outside a checkout."""
     root = Path(__file__).parent.parent
 
     def git(*arguments: str) -> str:

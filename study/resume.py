@@ -1,10 +1,10 @@
-"""What an earlier start has left, looked at before anything is written.
+"""Checks of an existing run directory before a study is resumed.
 
-What only this file knows (study.json, optuna.db, epochs.jsonl, verdict.json) must be whole, or the
-study is refused and stays as it is. Everything else is made anew where it is missing or damaged:
-trials.csv and confirm.csv from what they are made of, a confirmation run by training it again, the
-report and the bundle at the end in any case. When phases ran (phases.jsonl) is no reason not to go
-on; where that is damaged, the report leaves it out.
+Files that hold the only copy of their contents (study.json, optuna.db, epochs.jsonl, verdict.json)
+must be intact, or the study is refused and left unchanged. Everything else is rebuilt if missing or
+damaged: trials.csv and confirm.csv from their sources, a confirmation run by retraining it, the
+report and the bundle at the end of every start. A damaged phases.jsonl does not prevent resuming;
+the report then omits phase times.
 """
 
 import sqlite3
@@ -21,15 +21,15 @@ from study.search.searcher import run_id
 from study.storage.lock import LOCK
 from study.study import Study
 
-#: Options that a study may have more of when it goes on.
+#: Options that may be increased on resume.
 GROWING = ("trials", "seeds")
 
 
 def load_or_create_record(study: Study) -> dict[str, Any]:
-    """study.json as an earlier start left it, or as a new study begins it.
+    """Return study.json from an earlier start, or create it for a new study.
 
     Raises:
-        UserError: The study cannot go on, or the directory holds something else.
+        UserError: The study cannot be resumed, or the directory holds something else.
     """
     rundir = study.rundir
     if not rundir.study_json.exists():
@@ -45,32 +45,32 @@ def load_or_create_record(study: Study) -> dict[str, Any]:
 
 
 def refuse_foreign(rundir: RunDir) -> None:
-    """Refuse to begin in a directory that holds something.
+    """Refuse to start a new study in a directory with other files.
 
     Raises:
-        UserError: It does.
+        UserError: The directory holds other files.
     """
-    # A start that was killed in its first moment has left as much.
-    begun = {LOCK, f".{rundir.study_json.name}.part"}
-    if {file.name for file in rundir.path.iterdir()} - begun:
+    # A start that was killed right away leaves these.
+    allowed = {LOCK, f".{rundir.study_json.name}.part"}
+    if {file.name for file in rundir.path.iterdir()} - allowed:
         raise UserError(
-            f"{rundir.path} holds no study.json, but other files: bring study.json back, or give"
+            f"{rundir.path} holds other files but no study.json: restore study.json, or give"
             " another --name."
         )
 
 
 def check_left(rundir: RunDir) -> None:
-    """Make sure that a study can go on with what it has left.
+    """Check that a study's files are intact, so that it can be resumed.
 
     Raises:
-        UserError: Names the file that is damaged or missing; nothing has been written.
+        UserError: Names the damaged or missing file; nothing has been written.
     """
     try:
         for problem in _problems(rundir):
             raise RunDirError(problem)
     except RunDirError as error:
         raise UserError(
-            f"--resume: {error}. Bring back a copy of the file, or start anew under another --name."
+            f"--resume: {error}. Restore a copy of the file, or start again under another --name."
         ) from error
 
 
@@ -81,7 +81,7 @@ def _problems(rundir: RunDir) -> Iterator[str]:
     searched = [row for row in rows if row.phase == "search"]
     if not rundir.optuna_db.exists():
         if searched:
-            yield f"{rundir.optuna_db} is missing, but epochs.jsonl holds epochs of trials"
+            yield f"{rundir.optuna_db} is missing, but epochs.jsonl has epochs of trials"
         return
     yield from _database_problems(rundir)
     yield from _differences(rundir, searched)
@@ -90,8 +90,7 @@ def _problems(rundir: RunDir) -> Iterator[str]:
 def _database_problems(rundir: RunDir) -> Iterator[str]:
     file = rundir.optuna_db
     try:
-        # Read and write, so that SQLite can finish what a crash has left in its journal; a file
-        # that is not there is not made.
+        # mode=rw lets SQLite roll back a journal left by a crash, but does not create the file.
         with sqlite3.connect(f"file:{file}?mode=rw", uri=True) as database:
             (verdict,) = database.execute("PRAGMA quick_check(1)").fetchone()
             if verdict != "ok":
@@ -99,17 +98,17 @@ def _database_problems(rundir: RunDir) -> Iterator[str]:
             (pages,) = database.execute("PRAGMA page_count").fetchone()
             (size,) = database.execute("PRAGMA page_size").fetchone()
             if pages * size != file.stat().st_size:
-                yield f"{file} is damaged: it was cut short"
+                yield f"{file} is damaged: it is truncated"
             tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
             if "trials" not in tables and rundir.read_epochs():
-                yield f"{file} holds no trials"
+                yield f"{file} has no trials"
     except sqlite3.Error as error:
         yield f"{file} is damaged: {error}"
 
 
 def _differences(rundir: RunDir, rows: list[EpochRow]) -> Iterator[str]:
-    """Where optuna.db and epochs.jsonl disagree on trials that have ended."""
-    if rundir.optuna_db.stat().st_size == 0:  # made, and nothing in it yet
+    """Yield disagreements between optuna.db and epochs.jsonl on trials that have ended."""
+    if rundir.optuna_db.stat().st_size == 0:  # created, still empty
         return
     epochs: dict[str, set[int]] = {}
     for row in rows:
@@ -119,22 +118,22 @@ def _differences(rundir: RunDir, rows: list[EpochRow]) -> Iterator[str]:
         for trial in ot_study.get_trials(deepcopy=False):
             name = run_id(arm, trial.number)
             known.add(name)
-            lacking = trial.intermediate_values.keys() - epochs.get(name, set())
-            if trial.state.is_finished() and lacking:
-                yield f"{rundir.epochs} lacks epoch {min(lacking)} of trial {name}"
+            missing = trial.intermediate_values.keys() - epochs.get(name, set())
+            if trial.state.is_finished() and missing:
+                yield f"{rundir.epochs} lacks epoch {min(missing)} of trial {name}"
     if lost := epochs.keys() - known:
-        yield f"{rundir.optuna_db} lacks trial {min(lost)}, of which epochs.jsonl holds epochs"
+        yield f"{rundir.optuna_db} lacks trial {min(lost)}, but epochs.jsonl has epochs of it"
 
 
 def pinned_sources(record: Mapping[str, Any]) -> dict[str, str]:
-    """Where an earlier start had its data and weights from; nothing where there was none."""
+    """Return the sources of data and weights of an earlier start; empty if there was none."""
     if "data" not in record or "weights" not in record:
         return {}
     return {"data": record["data"]["source_key"], "weights": record["weights"]["name"]}
 
 
 def check_same_request(old: Mapping[str, Any], study: Study) -> None:
-    """Refuse to go on with a study under options that make its results incomparable.
+    """Refuse to resume a study with options that would make its results incomparable.
 
     Raises:
         UserError: Names the first difference.
@@ -147,25 +146,25 @@ def check_same_request(old: Mapping[str, Any], study: Study) -> None:
         shown = f"--{option.replace('_', '-')}"
         if option not in GROWING:
             raise UserError(
-                f"--resume: this study has {shown} {before}, not {value}; leave the option out,"
+                f"--resume: this study has {shown} {before}, not {value}; omit the option,"
                 " or give a new --name."
             )
         if value < before:
             raise UserError(
-                f"--resume: this study has {shown} {before}, which cannot become fewer; give more,"
-                " or leave the option out."
+                f"--resume: this study has {shown} {before}, which cannot be reduced; give more,"
+                " or omit the option."
             )
     for part, before in old.get("space", new["space"]).items():
         if before != new["space"].get(part):
             raise UserError(
-                f"--resume: the space {study.space.name} changed since this study's start: its"
-                f" {part} was {before} and is {new['space'].get(part)}; change it back, or give a"
-                " new --name."
+                f"--resume: the space {study.space.name} has changed since this study started: its"
+                f" {part} was {before} and is now {new['space'].get(part)}; change it back, or give"
+                " a new --name."
             )
 
 
 def check_same_inputs(old: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
-    """Refuse to go on with a study on other data, weights or another split.
+    """Refuse to resume a study with different data, weights or split.
 
     Raises:
         UserError: Names the first difference.
@@ -173,14 +172,14 @@ def check_same_inputs(old: Mapping[str, Any], inputs: Mapping[str, Any]) -> None
     for part in ("data", "weights", "split"):
         if part in old and old[part]["sha256"] != inputs[part]["sha256"]:
             raise UserError(
-                f"--resume: the {part} changed since this study's start (sha256 "
+                f"--resume: the {part} changed since this study started (sha256 "
                 f"{old[part]['sha256'][:12]}, now {inputs[part]['sha256'][:12]}); "
-                "bring the old one back, or give a new --name."
+                "restore the original, or give a new --name."
             )
 
 
 def describe_changes(record: Mapping[str, Any]) -> str:
-    """In what this start is made otherwise than the first, where figures may depend on it."""
+    """Describe version and commit changes since the first start, which may affect results."""
     now = describe_environment()
     changed = [
         f"{name} {record['versions'].get(name)}, now {version}"

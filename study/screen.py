@@ -1,6 +1,6 @@
-"""What a person sees: a live view on a terminal, one plain line per finished run elsewhere.
+"""Screen output: a live view on a terminal, otherwise one plain line per finished run.
 
-Every line is also kept in the run directory's log.txt.
+Every line also goes to log.txt in the run directory.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ class EndedRun:
 
     run_id: str
     group: str
-    """The arm, or the cell of the confirmation."""
+    """The arm, or in the confirmation the recipe and setting."""
     state: str
     epoch: int
     """The last epoch that ran."""
@@ -43,7 +43,7 @@ class EndedRun:
 
 @dataclass
 class Tally:
-    """How far a group of runs has come."""
+    """Progress of a group of runs."""
 
     total: int
     ended: int = 0
@@ -64,20 +64,20 @@ class PhaseView:
     running: dict[str, tuple[int, float | None]] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
     already: int = 0
-    """Runs that an earlier start had finished."""
+    """Runs finished by earlier starts."""
 
     @property
     def total(self) -> int:
-        """Runs of the phase in all."""
+        """Total number of runs in the phase."""
         return sum(tally.total for tally in self.groups.values())
 
     @property
     def ended(self) -> int:
-        """Runs that have ended, earlier starts' included."""
+        """Runs that have ended, including those of earlier starts."""
         return sum(tally.ended for tally in self.groups.values())
 
     def count(self, run: EndedRun) -> None:
-        """Take a run that has ended into account."""
+        """Count a run that has ended."""
         self.running.pop(run.run_id, None)
         tally = self.groups[run.group]
         tally.ended += 1
@@ -90,7 +90,7 @@ class PhaseView:
             tally.best = run
 
     def line(self, run: EndedRun) -> str:
-        """One run that has ended, as a line of text."""
+        """Return a line of text for a run that has ended."""
         width = len(str(self.total))
         outcome = run.error if run.error else describe_score(run.score, self.metric)
         return (
@@ -100,14 +100,14 @@ class PhaseView:
         )
 
     def seconds_left(self) -> float | None:
-        """An estimate by the runs of this start; None before the first has ended."""
+        """Estimate the time left from the runs of this start; None before the first has ended."""
         here = self.ended - self.already
         if here == 0:
             return None
         return (time.monotonic() - self.started) / here * (self.total - self.ended)
 
     def __rich__(self) -> RenderableType:
-        """Draw the view as it stands."""
+        """Render the current view."""
         left = self.seconds_left()
         head = Table.grid(padding=(0, 2))
         head.add_row(
@@ -120,7 +120,7 @@ class PhaseView:
         return Group("", head, self._groups_table(), self._running_line())
 
     def _groups_table(self) -> Table:
-        # Only the last column gives way where the terminal is narrow.
+        # Only the last column shrinks on a narrow terminal.
         table = Table(box=None, pad_edge=False, header_style="dim", expand=True)
         table.add_column("", no_wrap=True)
         for name in ("ended", "pruned", "broken"):
@@ -149,33 +149,33 @@ class PhaseView:
 
 
 class Screen:
-    """The one way from the study to the person in front of it, and to log.txt."""
+    """All output of a study, to the terminal and log.txt."""
 
     def __init__(self) -> None:
         self._log: Path | None = None
         self._view: PhaseView | None = None
 
-    def keep_log(self, path: Path) -> None:
-        """From now on, append everything that is said to a file."""
+    def start_log(self, path: Path) -> None:
+        """From now on, append all output to a file."""
         self._log = path
         self._write(f"---- {datetime.now():%Y-%m-%d %H:%M:%S}\n")
 
     def print(self, what: RenderableType = "") -> None:
-        """Show a line or a table."""
+        """Print a line or a table."""
         console.print(what, soft_wrap=isinstance(what, str))
-        self._log_it(what)
+        self._log_renderable(what)
 
     def log_error(self, error: BaseException) -> None:
-        """Keep in the log why a start ended; what the user cannot mend with its traceback."""
+        """Log why a start ended; with a traceback unless the user can fix it."""
         known = isinstance(error, UserError | KeyboardInterrupt)
         lines = (
             [f"{type(error).__name__}: {error}\n"] if known else traceback.format_exception(error)
         )
-        # The place of the log itself may be what is wrong.
+        # The log's own location may be the problem.
         with contextlib.suppress(OSError):
             self._write("".join(lines))
 
-    def _log_it(self, what: RenderableType) -> None:
+    def _log_renderable(self, what: RenderableType) -> None:
         plain = Console(width=120, no_color=True, highlight=False)
         with plain.capture() as captured:
             plain.print(what, soft_wrap=isinstance(what, str))
@@ -188,10 +188,10 @@ class Screen:
         """Show a phase while a block runs.
 
         Args:
-            title: Its name.
-            metric: What scores are.
+            title: Name of the phase.
+            metric: Metric of the scores.
             epochs: Epochs of a full run.
-            groups: Number of runs of each group in all.
+            groups: Total number of runs by group.
         """
         view = PhaseView(title, metric, epochs, {name: Tally(n) for name, n in groups.items()})
         self._view = view
@@ -208,7 +208,7 @@ class Screen:
             self.print(f"{title}: {view.ended - view.already} runs in {took}")
 
     def run_set_aside(self, run_id: str, why: str) -> None:
-        """Show that a run of the phase has stopped, and will be tried again."""
+        """Show that a run of the phase has stopped and will be retried."""
         assert self._view is not None
         self._view.running.pop(run_id, None)
         self.print(f"{run_id}  {why}")
@@ -218,13 +218,13 @@ class Screen:
         assert self._view is not None
         self._view.count(run)
         line = self._view.line(run)
-        self._log_it(line)
-        # A terminal gets one row per run, cut at its edge; a pipe gets the whole line.
+        self._log_renderable(line)
+        # On a terminal each run gets one row, truncated; a pipe gets the whole line.
         overflow: OverflowMethod = "ellipsis" if console.is_terminal else "ignore"
         console.print(line, no_wrap=True, overflow=overflow, crop=console.is_terminal)
 
-    def run_goes_on(self, run_id: str, epoch: int, value: float | None) -> None:
-        """Show how far a run is: the epochs done and the score so far."""
+    def run_progressed(self, run_id: str, epoch: int, value: float | None) -> None:
+        """Show a run's progress: epochs done and score so far."""
         if self._view is not None:
             self._view.running[run_id] = (epoch, value)
 
@@ -235,7 +235,7 @@ class Screen:
 
 
 def describe_score(value: float | None, metric: Metric, *, short: bool = False) -> str:
-    """A score in words: "val accuracy 88.31 %" or "val loss 0.3412"."""
+    """Format a score: "val accuracy 88.31 %" or "val loss 0.3412"."""
     if value is None:
         return "–"
     number = f"{100 * value:.2f} %" if metric != "val_loss" else f"{value:.4f}"
@@ -243,7 +243,7 @@ def describe_score(value: float | None, metric: Metric, *, short: bool = False) 
 
 
 def describe_hyperparameters(values: Mapping[str, Value]) -> str:
-    """Hyperparameters in a line: "head 1024, learning rate 0.00041, dropout 0.31"."""
+    """Format hyperparameters: "head 1024, learning rate 0.00041, dropout 0.31"."""
     in_order = sorted(values, key=list(PARAMETERS).index)
     return ", ".join(
         f"{name.replace('_', ' ')} "

@@ -1,7 +1,7 @@
-"""Named random streams: each use of randomness in a run draws from a stream of its own.
+"""Named random streams: each use of randomness in a run draws from its own stream.
 
-Switching dropout on then changes nothing but the dropout masks: the initial weights and the order
-of the data stay the same, which is what makes two runs a matched pair.
+Turning dropout on therefore changes only the dropout masks: the initial weights and the data order
+stay the same, which makes two runs a matched pair.
 """
 
 import hashlib
@@ -10,11 +10,11 @@ import torch
 
 
 def derive_seed(seed: int, *names: str | int) -> int:
-    """A seed that depends on all its arguments and on nothing else.
+    """Return a seed determined by the arguments alone.
 
     Args:
         seed: The seed to derive from, 0 or more.
-        names: What the new seed is for, for example `"trial", "dropout", 7`.
+        names: The purpose of the new seed, for example `"trial", "dropout", 7`.
 
     Returns:
         An integer in 0 to 2^31 - 1, the same on every machine.
@@ -24,5 +24,5 @@ def derive_seed(seed: int, *names: str | int) -> int:
 
 
 def generator(seed: int, *names: str | int) -> torch.Generator:
-    """A CPU generator for the stream that the names stand for."""
+    """Return a CPU generator for the named stream."""
     return torch.Generator().manual_seed(derive_seed(seed, *names))

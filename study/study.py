@@ -1,4 +1,4 @@
-"""A study: its options, checked and resolved before anything is written."""
+"""A study's configuration, checked and resolved before anything is written."""
 
 import math
 import re
@@ -30,28 +30,28 @@ from study.system.cli import parse_arguments
 
 @dataclass(frozen=True)
 class Study:
-    """A checked configuration with everything resolved that can be known before the data."""
+    """A checked configuration, resolved as far as possible without the data."""
 
     config: StudyConfig
-    """With no option left open."""
+    """All options resolved."""
     space: search_spaces.Space
     rundir: RunDir
     left_out: tuple[str, ...] = ()
-    """Arms of the space that mean nothing with a frozen backbone."""
+    """Arms of the space that do not apply to a frozen backbone."""
 
     @property
     def location(self) -> Location:
-        """Where the run directory is kept."""
+        """Storage location that holds the run directory."""
         return Location(self.config.storage)
 
     @property
     def remote(self) -> Remote | None:
-        """The run directory in its store; None for one on a disk."""
+        """The run directory in its object store; None if it is on disk."""
         store = self.location.remote
         return store and store.child(str(self.config.name))
 
     def where(self, file: Path) -> str:
-        """Where a file of the run directory is, for people."""
+        """Return where a file of the run directory is, for messages."""
         if self.remote is None:
             return str(file)
         return (
@@ -60,12 +60,12 @@ class Study:
 
     @property
     def finetunes(self) -> bool:
-        """Whether all layers train, not the head alone."""
+        """True if all layers train, False if only the head does."""
         return self.config.transfer == "finetune"
 
     @property
     def augment(self) -> Augment:
-        """What is done to training images at random."""
+        """Augmentation of training images."""
         assert self.config.augment is not None
         return self.config.augment
 
@@ -77,13 +77,13 @@ class Study:
 
     @property
     def weights(self) -> str:
-        """What `--weights` asks for."""
+        """The resolved value of `--weights`."""
         assert self.config.weights is not None
         return self.config.weights
 
     @property
     def mode(self) -> Literal["min", "max"]:
-        """Whether a better score is smaller or larger."""
+        """Direction in which the score improves."""
         return "min" if self.config.metric == "val_loss" else "max"
 
     @property
@@ -96,29 +96,28 @@ class Study:
         return tuple(rungs)
 
     @property
-    def searched(self) -> tuple[search_spaces.Arm, ...]:
-        """The arms that have something to search."""
+    def searched_arms(self) -> tuple[search_spaces.Arm, ...]:
+        """Arms that have something to search."""
         return tuple(arm for arm in self.space.arms if self.space.searches(arm))
 
     @property
     def trials_per_arm(self) -> dict[str, int]:
-        """Trials that each arm gets; a remainder goes to the first arms."""
-        share, rest = divmod(self.config.trials, max(len(self.searched), 1))
-        quota = {arm.name: share + (i < rest) for i, arm in enumerate(self.searched)}
+        """Number of trials by arm; a remainder goes to the first arms."""
+        share, rest = divmod(self.config.trials, max(len(self.searched_arms), 1))
+        quota = {arm.name: share + (i < rest) for i, arm in enumerate(self.searched_arms)}
         return {arm.name: quota.get(arm.name, 0) for arm in self.space.arms}
 
 
 def parse_config(arguments: Sequence[str] | None = None) -> StudyConfig:
-    """Read the command line; with `--resume`, after the options that the study has recorded.
+    """Parse the command line; with `--resume`, it overrides the options recorded with the study.
 
     Args:
-        arguments: As in `sys.argv[1:]`, which is the default.
+        arguments: As in `sys.argv[1:]`, the default.
 
     Raises:
-        UserError: An option is unknown or its value has the wrong form, or there is no study to go
-            on with.
+        UserError: An option is unknown, its value is malformed, or there is no study to resume.
         RunDirError: The study's record cannot be read.
-        SystemExit: `--help` was asked for and printed.
+        SystemExit: `--help` was given; the help has been printed.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     config = _parse(words)
@@ -130,12 +129,10 @@ def parse_config(arguments: Sequence[str] | None = None) -> StudyConfig:
         recorded = record.get("config", {})
         try:
             if not isinstance(recorded, dict):
-                raise UserError("it is no mapping of options")
+                raise UserError("not a mapping of options")
             _check_ranges(_parse(as_arguments(recorded)))
         except UserError as error:
-            raise RunDirError(
-                f"{place.of(name)}/study.json: its config makes no sense: {error}"
-            ) from None
+            raise RunDirError(f"{place.of(name)}/study.json: invalid config: {error}") from None
         config = _parse([*as_arguments(recorded), *words])
     return replace(config, name=name)
 
@@ -145,12 +142,12 @@ def _parse(words: Sequence[str]) -> StudyConfig:
 
 
 def resolve_study(config: StudyConfig) -> Study:
-    """Check a configuration as a whole and fill in what depends on the space and the clock.
+    """Check a configuration and fill in what depends on the space and the clock.
 
     Nothing is written.
 
     Raises:
-        UserError: A value is out of range, a path is missing, or the run name is not to be had.
+        UserError: A value is out of range, a path is missing, or the run name is taken.
     """
     _check_ranges(config)
     config, space = _choose_space(config)
@@ -162,24 +159,25 @@ def resolve_study(config: StudyConfig) -> Study:
         left_out = tuple(arm.name for arm in whole.arms if arm.name not in kept)
         if config.augment != "none":
             raise UserError(
-                f"--augment {config.augment}: with a frozen backbone each image's features are"
-                " computed once, so images cannot vary; add --transfer finetune, or leave --augment"
-                " out."
+                f"--augment {config.augment}: a frozen backbone computes each image's features"
+                " once, so images cannot be augmented; add --transfer finetune, or omit --augment."
             )
     if config.test_fraction is not None and not is_image_folder(config.data):
-        raise UserError("--test-fraction: CIFAR-10 has test images; leave the option out.")
+        raise UserError("--test-fraction: CIFAR-10 comes with test images; omit the option.")
     if config.data != "cifar10" and not _exists(config.data):
-        raise UserError(f"--data: there is no {config.data}; give 'cifar10' or an existing path.")
+        raise UserError(
+            f"--data: {config.data} does not exist; give 'cifar10' or an existing path."
+        )
     named_weights = ("auto", "imagenet-v1", "imagenet-v2", "keras")
     if config.weights not in named_weights and not _exists(str(config.weights)):
         raise UserError(
-            f"--weights: there is no {config.weights}; give one of {', '.join(named_weights)}, "
+            f"--weights: {config.weights} does not exist; give one of {', '.join(named_weights)}, "
             "or an existing file."
         )
     config = replace(config, name=_run_name(config))
     study = Study(config, space, Location(config.storage).rundir(str(config.name)), left_out)
     _check_export(study)
-    arms = len(study.searched)
+    arms = len(study.searched_arms)
     if config.trials < arms:
         raise UserError(
             f"--trials {config.trials}: the space {space.name} searches {arms} arms; "
@@ -194,35 +192,35 @@ def resolve_study(config: StudyConfig) -> Study:
 
 
 def _check_export(study: Study) -> None:
-    what, space = study.config.export, study.space
-    arms = (space.settings or space.arms) if study.config.seeds else study.searched
+    export, space = study.config.export, study.space
+    arms = (space.settings or space.arms) if study.config.seeds else study.searched_arms
     names = [arm.name for arm in arms]
-    if what not in ("best", "ensemble", *names):
+    if export not in ("best", "ensemble", *names):
         raise UserError(
-            f"--export {what}: give best, ensemble, or one of this study's settings:"
+            f"--export {export}: give best, ensemble, or one of this study's settings:"
             f" {', '.join(names)}."
         )
-    if what == "ensemble" and study.finetunes:
+    if export == "ensemble" and study.finetunes:
         raise UserError(
-            "--export ensemble: where all layers train, each run has a backbone of its own, and an"
-            " ensemble would cost as much as all of them; give best or an arm, or add --transfer"
-            " frozen."
+            "--export ensemble: with --transfer finetune each run has its own backbone, so an"
+            " ensemble would cost as much as all runs together; give best or an arm, or add"
+            " --transfer frozen."
         )
-    if what == "ensemble" and study.config.seeds == 0:
+    if export == "ensemble" and study.config.seeds == 0:
         raise UserError(
-            "--export ensemble: is made of confirmation runs, of which --seeds 0 leaves none; give"
-            " --seeds 2 or more."
+            "--export ensemble: an ensemble is made of confirmation runs, and --seeds 0 has none;"
+            " give --seeds 2 or more."
         )
 
 
 def _choose_space(config: StudyConfig) -> tuple[StudyConfig, search_spaces.Space]:
-    """Settle transfer and space, each of which may decide the other."""
+    """Choose transfer and space, either of which may decide the other."""
     space = None if config.space is None else _find_space(config.space)
     transfer = config.transfer
     if transfer == "auto" and space is not None:
         transfer = cast(Transfer, space.options.get("transfer", "auto"))
     if transfer == "auto":
-        # Ray and torch take seconds to import, so they are asked only where nothing else decides.
+        # Imported late: Ray and torch take seconds, and are only needed if nothing else decides.
         from study.cluster.session import find_machines
 
         transfer = (
@@ -248,7 +246,7 @@ def _frozen(space: search_spaces.Space) -> search_spaces.Space:
 
 
 def _with_space_options(config: StudyConfig, space: search_spaces.Space) -> StudyConfig:
-    """Options that the user left open take the space's values, else the study's defaults."""
+    """Fill options the user left open from the space, else from the study's defaults."""
     frozen = config.transfer == "frozen"
     defaults: dict[str, Any] = {"image_size": 96, "preprocess": "own", "weights": "auto"}
     if is_image_folder(config.data):
@@ -289,23 +287,23 @@ def _check_ranges(config: StudyConfig) -> None:
         ("test-fraction", config.test_fraction),
     ):
         if fraction is not None and not 0 < fraction < 1:
-            raise UserError(f"--{option} {fraction:g}: must lie between 0 and 1, as in 0.2.")
+            raise UserError(f"--{option} {fraction:g}: must be between 0 and 1, such as 0.2.")
     if config.address is not None:
         check_address("--address", config.address)
     if gpus != "auto" and gpus > 1:
         raise UserError(
-            f"--gpus-per-trial {gpus:g}: a trial uses one GPU or a part of one; "
+            f"--gpus-per-trial {gpus:g}: a trial uses at most one GPU; "
             "give a number between 0 and 1, or auto."
         )
 
 
 def _run_name(config: StudyConfig) -> str:
-    """The name of the run directory, which must be new, or there already with `--resume`."""
+    """Return the name of the run directory, which must be new unless `--resume` is given."""
     place = Location(config.storage)
     place.check()
     if config.name is not None and not re.fullmatch(r"\w[\w.-]{,99}", config.name):
         raise UserError(
-            f"--name {config.name!r}: use letters, digits, '-', '_' and '.', 100 at most, as in"
+            f"--name {config.name!r}: use at most 100 letters, digits, '-', '_' and '.', such as"
             " dropout-1."
         )
     if config.resume:
@@ -313,14 +311,14 @@ def _run_name(config: StudyConfig) -> str:
     name = config.name or f"{str(config.space).split(':')[-1]}-{datetime.now():%Y-%m-%d-%H%M%S}"
     if place.holds(name):
         raise UserError(
-            f"--name {name}: {place.of(name)} exists; choose another name, or add --resume to go "
-            "on with that study."
+            f"--name {name}: {place.of(name)} exists; choose another name, or add --resume to "
+            "resume that study."
         )
     return name
 
 
 def _exists(path: str) -> bool:
-    """Whether there is such a file or folder; what cannot be a path is none."""
+    """Return whether a file or folder exists; False for an invalid path."""
     try:
         return bool(path) and Path(path).exists()
     except (OSError, ValueError):

@@ -1,1 +1,1 @@
-"""This machine or a Ray cluster: what there is, and a Ray to run on."""
+"""Machines and Ray sessions: this machine or a cluster."""

@@ -1,4 +1,4 @@
-"""A question to every machine that Ray has, which each answers for itself."""
+"""Function calls on every node of Ray."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -13,7 +13,7 @@ Answer = TypeVar("Answer")
 
 
 def live_nodes() -> list[Node]:
-    """The machines that Ray has now, in the order of their addresses."""
+    """Return the nodes that are alive, sorted by address."""
     found = [
         Node(
             node["NodeManagerAddress"],
@@ -29,29 +29,29 @@ def live_nodes() -> list[Node]:
 
 
 def call_on_nodes(
-    nodes: Sequence[Node], question: Callable[..., Answer], *arguments: Any, seconds: float
+    nodes: Sequence[Node], function: Callable[..., Answer], *arguments: Any, seconds: float
 ) -> dict[Node, Answer | RayError]:
-    """Call a function on every node, beside whatever runs there.
+    """Call a function on every node, regardless of what else runs there.
 
     Args:
-        nodes: Which.
-        question: The function.
+        nodes: The nodes.
+        function: The function.
         arguments: Its arguments.
-        seconds: How long to wait for the last answer.
+        seconds: How long to wait for all answers.
 
     Returns:
-        What each node answers; a GetTimeoutError where there is no answer in time.
+        The answer or error of each node; GetTimeoutError if it did not answer in time.
     """
-    task = ray.remote(question)
-    asked = {
+    task = ray.remote(function)
+    pending = {
         node: task.options(num_cpus=0, max_retries=0, scheduling_strategy=on_node(node)).remote(
             *arguments
         )
         for node in nodes
     }
-    ray.wait(list(asked.values()), num_returns=len(asked), timeout=seconds)
+    ray.wait(list(pending.values()), num_returns=len(pending), timeout=seconds)
     answers: dict[Node, Answer | RayError] = {}
-    for node, answer in asked.items():
+    for node, answer in pending.items():
         try:
             answers[node] = ray.get(answer, timeout=0)
         except RayError as error:
@@ -60,7 +60,7 @@ def call_on_nodes(
 
 
 def on_node(node: Node) -> NodeAffinitySchedulingStrategy | str:
-    """Ray's way to send a task to a certain node."""
+    """Return the scheduling strategy that runs a task on this node."""
     if not node.node_id:
         return "DEFAULT"
     return NodeAffinitySchedulingStrategy(node.node_id, soft=False)

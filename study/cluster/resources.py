@@ -1,6 +1,6 @@
-"""What each run gets of the machines, and how many run at once.
+"""Resources of each run, and how many run at once.
 
-Known before anything slow is imported: Ray starts on it, while PyTorch is still on its way.
+Imports nothing slow: Ray starts with these numbers while PyTorch is still being imported.
 """
 
 import math
@@ -13,62 +13,62 @@ from study.errors import UserError
 
 @dataclass(frozen=True)
 class Resources:
-    """What one run gets, and how many run at once."""
+    """Resources of one run, and how many run at once."""
 
     cpus: float
     gpus: float
-    """A fraction where runs share a GPU."""
+    """A fraction if runs share a GPU."""
     at_once: int
     gpu_types: tuple[str, ...] = ()
-    """The types of GPU on which a run fits, as Ray names them; empty where it fits on all."""
+    """GPU types that a run fits on, by Ray's names; empty if it fits on all."""
 
     @property
-    def alone(self) -> bool:
-        """Whether runs go one by one, each with a whole GPU or none."""
+    def exclusive(self) -> bool:
+        """True if runs go one at a time, each with a whole GPU or none."""
         return self.at_once == 1 and self.gpus in (0, 1)
 
     def one_at_a_time(self) -> "Resources":
-        """The same for runs one after the other, each with a whole GPU where it had a share."""
+        """Return these resources for one run at a time, with a whole GPU instead of a share."""
         return replace(self, gpus=float(self.gpus > 0), at_once=1)
 
     @property
     def label_selector(self) -> dict[str, str]:
-        """The nodes that a run may go to, as Ray takes it."""
+        """Ray's label selector for the nodes a run may use."""
         return {GPU_TYPE_LABEL: f"in({','.join(self.gpu_types)})"} if self.gpu_types else {}
 
 
 def plan_resources(
     options: ResourceOptions, machines: Machines, runs_per_gpu: int | None = None
 ) -> Resources:
-    """What each run gets of the machines, and how many run at once.
+    """Plan the resources of each run and how many run at once.
 
     Args:
-        options: What the user asks for.
-        machines: Where runs may run.
-        runs_per_gpu: As measured, where the user leaves it open; None: one.
+        options: The user's options.
+        machines: Machines to run on.
+        runs_per_gpu: As measured, used with --gpus-per-trial auto; None: one.
 
     Raises:
-        UserError: Not even one run fits, and nothing says that machines will join.
+        UserError: Not even one run fits, and no machines are expected to join.
     """
     gpus = options.gpus_per_trial
     if gpus == "auto":
         gpus = 1 / (runs_per_gpu or 1) if machines.gpus else 0.0
-    fit = machines.room(options.cpus_per_trial, gpus)
+    fit = machines.capacity(options.cpus_per_trial, gpus)
     if machines.is_cluster and options.max_concurrent is not None:
-        # Runs that wait are what makes a cluster grow.
+        # Pending runs are what makes a cluster scale up.
         return Resources(options.cpus_per_trial, gpus, options.max_concurrent)
     if not fit:
-        raise UserError(_no_room(machines, options.cpus_per_trial, gpus))
+        raise UserError(_explain_no_fit(machines, options.cpus_per_trial, gpus))
     at_once = fit if options.max_concurrent is None else min(fit, options.max_concurrent)
     return Resources(options.cpus_per_trial, gpus, at_once)
 
 
 def plan_cores(options: ResourceOptions, machines: Machines) -> int:
-    """Of how many cores of this machine a study can make use.
+    """Return how many cores of this machine a study can use.
 
     Args:
-        options: Say how many runs may go on at once.
-        machines: This machine alone.
+        options: The user's options; they bound the number of concurrent runs.
+        machines: Only this machine.
 
     Raises:
         UserError: Not even one run fits.
@@ -81,18 +81,18 @@ def plan_cores(options: ResourceOptions, machines: Machines) -> int:
 
 
 def is_measured(options: ResourceOptions, machines: Machines) -> bool:
-    """Whether it is measured before the search how many runs share a GPU."""
+    """Return whether the number of runs per GPU is measured before the search."""
     return options.gpus_per_trial == "auto" and machines.gpus > 0
 
 
-def _no_room(machines: Machines, cpus: float, gpus: float) -> str:
-    """Why not even one run fits, and what to do."""
+def _explain_no_fit(machines: Machines, cpus: float, gpus: float) -> str:
+    """Explain why not even one run fits, and what to do."""
     if machines.is_cluster:
         wanted = f"{cpus:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
         return (
-            f"no node of the cluster has {wanted} for a run ({machines}); give less with"
-            " --cpus-per-trial or --gpus-per-trial, or, where nodes join on demand, say with"
-            " --max-concurrent for how many runs to ask."
+            f"no node of the cluster has {wanted} for a run ({machines}); reduce"
+            " --cpus-per-trial or --gpus-per-trial, or, if the cluster autoscales, set the number"
+            " of runs to request with --max-concurrent."
         )
     cores, gpu_count = machines.cpus, machines.gpus
     if cpus > cores:

@@ -1,1 +1,1 @@
-"""The confirmation phase: the winners trained again, in matched pairs."""
+"""The confirmation phase: champions' recipes retrained in matched pairs."""

@@ -1,8 +1,8 @@
-"""What is confirmed: the champions' recipes crossed with the champions' factor settings.
+"""Design of the confirmation: champions' recipes crossed with champions' factor settings.
 
 Two searches find two recipes, and the luck of a search is as large as dropout's effect. So each
-recipe is trained again with each setting of the factor, over seeds that the search has not used;
-runs of one recipe and one seed are matched pairs that differ in the factor alone.
+recipe is retrained with each setting of the factor, over seeds that the search has not used.
+Runs with the same recipe and seed are matched pairs that differ in the factor alone.
 """
 
 from collections.abc import Sequence
@@ -15,37 +15,37 @@ from study.seeds import derive_seed
 
 @dataclass(frozen=True)
 class Cell:
-    """A recipe with a setting of the factor."""
+    """A recipe combined with a setting of the factor."""
 
     recipe: str
     """The arm whose champion the recipe comes from."""
     setting: str
-    """The arm whose champion's factor value it has, or a setting of the space's own."""
+    """The arm whose champion's factor values are used, or a setting defined by the space."""
     hyperparameters: dict[str, Value]
 
     @property
     def name(self) -> str:
-        """How the cell is called on the screen."""
+        """Display name."""
         return f"recipe {self.recipe} · {self.setting}"
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A confirmation run to do."""
+    """A planned confirmation run."""
 
     cell: Cell
     index: int
-    """Of the seed, from 0."""
+    """Index of the seed, from 0."""
     seed: int
 
     @property
     def run_id(self) -> str:
-        """The run's name wherever it appears."""
+        """Name of the run in all files and messages."""
         return f"{self.cell.recipe}-recipe-{self.cell.setting}-{self.index}"
 
 
-def cells(space: Space, champions: Sequence[Champion]) -> tuple[Cell, ...]:
-    """Every recipe with every setting of the factor; equal cells once, under the first's name."""
+def cross_recipes(space: Space, champions: Sequence[Champion]) -> tuple[Cell, ...]:
+    """Return every recipe with every setting of the factor; of equal cells, only the first."""
     factor = space.factor_names
     settings = {
         setting.name: {name: _value(setting.factor[name]) for name in factor}
@@ -66,7 +66,7 @@ def cells(space: Space, champions: Sequence[Champion]) -> tuple[Cell, ...]:
 
 
 def planned_runs(crossed: Sequence[Cell], seed: int, seeds: int) -> list[PlannedRun]:
-    """Every cell under every seed, seed by seed, so that matched pairs end together."""
+    """Plan every cell with every seed, seed by seed, so that matched pairs finish together."""
     return [
         PlannedRun(cell, index, derive_seed(seed, "confirm", index))
         for index in range(seeds)

@@ -1,4 +1,4 @@
-"""The confirmation phase: trains the confirmation runs that are missing, and writes confirm.csv."""
+"""The confirmation phase: train the missing confirmation runs and write confirm.csv."""
 
 from collections import Counter, deque
 from collections.abc import Collection, Mapping, Sequence
@@ -11,9 +11,9 @@ from ray.exceptions import RayError
 from analysis.rundir import ConfirmRow, EpochRow, RunDir, RunDirError
 from analysis.rundir.metric import Metric, is_better
 from analysis.rundir.predictions import read_predictions
-from study.confirm.design import PlannedRun, cells, planned_runs
+from study.confirm.design import PlannedRun, cross_recipes, planned_runs
 from study.errors import StorageError, UserError, storage_error
-from study.models.state_dict import is_readable, save_whole
+from study.models.state_dict import is_readable, save_safetensors
 from study.runs.context import RunContext
 from study.runs.failures import failure_of
 from study.runs.hang_reports import find_hang
@@ -34,25 +34,25 @@ def run_confirmations(
     context: RunContext,
     test: "ray.ObjectRef[PartArrays]",
 ) -> None:
-    """Train the confirmation runs that are missing, then write confirm.csv.
+    """Train the missing confirmation runs, then write confirm.csv.
 
-    A run that fails is said and left out; the others go on. One that ran out of memory beside
-    others runs again at the end, alone.
+    Failed runs are reported and skipped. A run that ran out of memory next to others is retried
+    alone at the end.
 
     Args:
-        study: Its run directory holds what earlier starts left.
+        study: The study; its run directory may hold results of earlier starts.
         champions: The arms' champions.
-        context: What every run gets, and the screen that shows them.
-        test: The test part; this is the only phase that reads it.
+        context: Data and settings shared by all runs, and the screen.
+        test: The test split; this is the only phase that reads it.
 
     Raises:
         UserError: No run succeeded, too many failed in a row, or the run directory cannot be
             written to.
     """
     config, rundir, screen = study.config, study.rundir, context.screen
-    crossed = cells(study.space, champions)
+    crossed = cross_recipes(study.space, champions)
     planned = planned_runs(crossed, config.seed, config.seeds)
-    done = find_done(rundir, config.metric, planned, screen)
+    done = find_finished_runs(rundir, config.metric, planned, screen)
     if rundir.confirm_holds(_in_order(planned, done)):
         return
     groups = {cell.name: config.seeds for cell in crossed}
@@ -67,32 +67,33 @@ def run_confirmations(
             set_aside = _run_all(phase, waiting, context)
             if set_aside:
                 _run_all(phase, set_aside, context.one_at_a_time())
-            # A run that was trained again may have turned out worse than one whose weights are
-            # not kept.
-            phase.done = done = find_done(rundir, config.metric, planned, screen, phase.failed)
+            # A retrained run may turn out worse than one whose weights were not kept.
+            phase.done = done = find_finished_runs(
+                rundir, config.metric, planned, screen, phase.failed
+            )
     if not done:
-        raise UserError("every confirmation run failed; the reasons stand above and in log.txt.")
+        raise UserError("every confirmation run failed; see the errors above or in log.txt.")
     rundir.write_confirm(_in_order(planned, done))
 
 
-def find_done(
+def find_finished_runs(
     rundir: RunDir,
     metric: Metric,
     planned: Sequence[PlannedRun],
     screen: Screen,
     failed: Collection[str] = (),
 ) -> dict[str, ConfirmRow]:
-    """The planned runs that are done, by run id; what hinders the others is put away.
+    """Return the planned runs that are finished, by run id, and clear the way for the others.
 
-    A run whose files are damaged is to be trained again. Runs of an earlier look that this one has
-    no use for, since a champion has changed, are kept in a folder of their own.
+    Damaged runs are deleted, to be retrained. Runs of an earlier look that are no longer planned
+    because a champion has changed are archived in a separate folder.
 
     Args:
-        rundir: The study's.
-        metric: By which the best run of a cell is known.
+        rundir: The study's run directory.
+        metric: Metric that determines the best run of a cell.
         planned: All runs of the confirmation.
-        screen: Is told of damage.
-        failed: Run ids of those that have failed and are not tried again.
+        screen: Shows which runs are damaged.
+        failed: Run ids of runs that have failed and are not retried.
     """
     wanted = {run.run_id: run for run in planned}
     written = Counter(row.run_id for row in rundir.read_epochs())
@@ -105,24 +106,26 @@ def find_done(
             if written[run_id] < row.epochs:
                 raise RunDirError(f"{rundir.epochs} lacks epochs of {run_id}")
         except RunDirError as error:
-            screen.print(f"{error}; this confirmation run is trained again.")
+            screen.print(f"{error}; this confirmation run will be retrained.")
             rundir.delete_confirmation(run_id)
             continue
         run = wanted.get(run_id)
         if run and (row.seed, row.hyperparameters) == (run.seed, run.cell.hyperparameters):
             done[run_id] = row
         else:
-            rundir.put_confirmation_away(run_id)
+            rundir.archive_confirmation(run_id)
     for name in {run.cell.name: None for run in planned}:
         cell = [run for run in planned if run.cell.name == name]
         rows = _in_order(cell, done)
         ended = len(rows) + sum(run.run_id in failed for run in cell)
-        # While runs are missing, the best may be among them.
-        best = best_of(rows, metric) if rows and ended == len(cell) else None
+        # The best run is known only once no run of the cell is missing.
+        best = best_row(rows, metric) if rows and ended == len(cell) else None
         if best:
             rundir.fetch(rundir.weights(best.run_id))
         if best and not is_readable(rundir.weights(best.run_id)):
-            screen.print(f"{rundir.weights(best.run_id)} is missing or damaged; it is made anew.")
+            screen.print(
+                f"{rundir.weights(best.run_id)} is missing or damaged; retraining the run."
+            )
             rundir.delete_confirmation(best.run_id)
             del done[best.run_id]
     for run_id in done:
@@ -130,8 +133,8 @@ def find_done(
     return done
 
 
-def best_of(rows: Sequence[ConfirmRow], metric: Metric) -> ConfirmRow:
-    """The run with the best score; the first of equals."""
+def best_row(rows: Sequence[ConfirmRow], metric: Metric) -> ConfirmRow:
+    """Return the run with the best score; the first if several are equal."""
     best = rows[0]
     for row in rows[1:]:
         if is_better(row.score, best.score, metric):
@@ -141,24 +144,24 @@ def best_of(rows: Sequence[ConfirmRow], metric: Metric) -> ConfirmRow:
 
 @dataclass
 class _Phase:
-    """What the confirmation's runs have in common while they go on."""
+    """Shared state of the confirmation runs while the phase is running."""
 
     study: Study
     screen: Screen
     planned: Sequence[PlannedRun]
     shared: list[Any]
-    """References to training data and test part; in a list Ray hands on what they are."""
+    """References to training data and test split; in a list, Ray passes them as references."""
     done: dict[str, ConfirmRow]
     streak: FailureStreak
     failed: set[str] = field(default_factory=set)
     losses: Counter[str] = field(default_factory=Counter)
-    """By run, how often it was lost since it last came further."""
+    """Losses since the run last progressed, by run id."""
     saved: Counter[str] = field(default_factory=Counter)
-    """By run, how many epochs its state had when it was last lost."""
+    """Epochs in the checkpoint when the run was last lost, by run id."""
 
 
 def _run_all(phase: _Phase, runs: Sequence[PlannedRun], context: RunContext) -> list[PlannedRun]:
-    """Run everything that waits; what ran out of memory beside others is given back."""
+    """Train the given runs; return those that ran out of memory next to others."""
     study, screen, resources = phase.study, phase.screen, context.resources
     new_process = ray.remote(Process).options(
         num_cpus=resources.cpus,
@@ -178,7 +181,7 @@ def _run_all(phase: _Phase, runs: Sequence[PlannedRun], context: RunContext) -> 
             process: Any = free.pop() if free else new_process.remote()
             result = process.do.remote(run_confirmation, attempt, phase.shared, context.settings)
             running[result] = run, process
-            screen.run_goes_on(run.run_id, 0, None)
+            screen.run_progressed(run.run_id, 0, None)
         signals.raise_if_received()
         study.rundir.tick()
         ended, _ = ray.wait(list(running), num_returns=1, timeout=1)
@@ -186,10 +189,12 @@ def _run_all(phase: _Phase, runs: Sequence[PlannedRun], context: RunContext) -> 
             continue
         run, process = running.pop(ended[0])
         try:
-            row = _keep(phase, run, ray.get(ended[0]), attempts[run.run_id])
+            row = _record_run(phase, run, ray.get(ended[0]), attempts[run.run_id])
         except RayError as error:
-            ray.kill(process)  # if it has not died, it may hold what the run has left behind
-            match _what_follows(phase, run, attempts[run.run_id], error, alone=resources.alone):
+            ray.kill(process)  # if still alive, it may hold memory that the run left behind
+            match _decide_retry(
+                phase, run, attempts[run.run_id], error, exclusive=resources.exclusive
+            ):
                 case "now":
                     waiting.appendleft(run)
                 case "alone":
@@ -199,17 +204,17 @@ def _run_all(phase: _Phase, runs: Sequence[PlannedRun], context: RunContext) -> 
             screen.run_ended(_ended(run, row))
             if waiting:
                 free.append(process)
-        del process  # it ends, and others may have its cores, unless it is to go on
+        del process  # unless it is reused, it ends here and frees its cores
     return set_aside
 
 
-def _what_follows(
-    phase: _Phase, run: PlannedRun, attempt: int, error: RayError, *, alone: bool
+def _decide_retry(
+    phase: _Phase, run: PlannedRun, attempt: int, error: RayError, *, exclusive: bool
 ) -> Retry:
-    """Whether a run that did not end well is tried again.
+    """Decide whether a run that was lost or raised is retried.
 
     Raises:
-        StudyStoppedError: The study is not to go on.
+        StudyStoppedError: The study must stop.
     """
     rundir, screen = phase.study.rundir, phase.screen
     failure = failure_of(error)
@@ -217,21 +222,21 @@ def _what_follows(
     if kind == "lost":
         failure = find_hang(phase.study, run.run_id, attempt) or failure
         epochs = _epochs_saved(rundir, run.run_id)
-        # A machine that comes and goes may be lost often: what counts are losses without progress.
-        came_further = epochs > phase.saved[run.run_id]
-        phase.losses[run.run_id] = 1 if came_further else phase.losses[run.run_id] + 1
+        # Preemptible machines may be lost often, so only losses without progress are counted.
+        progressed = epochs > phase.saved[run.run_id]
+        phase.losses[run.run_id] = 1 if progressed else phase.losses[run.run_id] + 1
         phase.saved[run.run_id] = epochs
     max_failures = phase.study.config.max_failures
     losses = phase.losses[run.run_id]
-    retry = choose_retry(kind, losses=losses, max_failures=max_failures, alone=alone)
+    retry = choose_retry(kind, losses=losses, max_failures=max_failures, exclusive=exclusive)
     match retry:
         case "stop":
             raise StorageError(failure.reason) from error
         case "now":
-            screen.run_set_aside(run.run_id, f"{failure.reason}; it goes on from its last state")
+            screen.run_set_aside(run.run_id, f"{failure.reason}; resuming from its last checkpoint")
             return retry
         case "alone":
-            screen.run_set_aside(run.run_id, f"{failure.reason}; it runs again at the end, alone")
+            screen.run_set_aside(run.run_id, f"{failure.reason}; will be retried alone at the end")
             return retry
     rundir.write_failure(run.run_id, attempt, failure.traceback)
     phase.failed.add(run.run_id)
@@ -242,26 +247,28 @@ def _what_follows(
 
 
 def _epochs_saved(rundir: RunDir, run_id: str) -> int:
-    """How many epochs the state of a run has."""
+    """Return the number of epochs in the checkpoint of a run."""
     path = rundir.state(run_id)
     rundir.fetch(path)
     epochs = epochs_in_state(path)
-    if rundir.mirror:  # the next look is at a later state
+    if rundir.mirror:  # fetch the newer checkpoint next time
         path.unlink(missing_ok=True)
     return epochs
 
 
-def _keep(phase: _Phase, run: PlannedRun, confirmation: Confirmation, attempt: int) -> ConfirmRow:
-    """Write down a run; its weights too if it is the best of its cell so far."""
+def _record_run(
+    phase: _Phase, run: PlannedRun, confirmation: Confirmation, attempt: int
+) -> ConfirmRow:
+    """Record a finished run, with its weights if it is the best of its cell so far."""
     rundir, metric = phase.study.rundir, phase.study.config.metric
     row = _row(run, confirmation)
     known = {**phase.done, run.run_id: row}
     cell = _in_order([other for other in phase.planned if other.cell == run.cell], known)
-    best = best_of(cell, metric)
+    best = best_row(cell, metric)
     try:
-        # A head is small, and all of them can make an ensemble; a whole network is not.
+        # Heads are small, and all are kept for an ensemble; whole networks are too large.
         if best is row or not phase.study.finetunes:
-            save_whole(rundir.weights(run.run_id), confirmation.best.weights)
+            save_safetensors(rundir.weights(run.run_id), confirmation.best.weights)
             rundir.wrote(rundir.weights(run.run_id))
         rundir.append_epochs(
             _epoch_row(run, epoch, attempt, confirmation.worker) for epoch in confirmation.epochs

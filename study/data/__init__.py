@@ -1,1 +1,1 @@
-"""Images: where they come from, how they are read, and which serve for what."""
+"""Images: sources, decoding and splits."""

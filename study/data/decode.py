@@ -1,7 +1,6 @@
-"""Image files: from any format, size and mode that Pillow reads to squares of one size.
+"""Decode image files of any format, size and mode that Pillow reads into squares of one size.
 
-The same function serves the study and `study.predict`, so that a model is used on what it was
-trained on.
+The study and `study.predict` share this code, so that a model sees the pixels it was trained on.
 """
 
 import os
@@ -18,36 +17,36 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from study.system.hardware import cpu_count
 
-#: Part of the cache's key: raise it with every change to this code that changes the pixels.
+#: Part of the cache key: increment it with every change to this code that changes the pixels.
 VERSION = 1
-#: Pillow reads them with the help of other programs.
+#: Formats for which Pillow runs external programs.
 REFUSED_FORMATS = ("EPS",)
-#: JPEG files may be read at a part of their size; so many times the wanted one is left.
+#: JPEG files may be decoded at a reduced size, at least this many times the wanted size.
 SPARE = 2
-#: Files decoded ahead of the one that is wanted next.
+#: Files decoded ahead of the next one to be returned.
 AHEAD = 512
 
 
 class UnreadableImageError(Exception):
-    """Why a file is no image that can be used, in a few words."""
+    """A file is not a usable image; the message is a short reason."""
 
 
 def read_image(path: Path, side: int) -> np.ndarray:
-    """Read an image file: upright, its central square, resized.
+    """Read an image file: turn it upright, crop the central square and resize it.
 
-    The mode is changed as by Pillow's `convert("RGB")`, which torchvision's ImageFolder uses:
-    transparency is dropped. Grey images of 16 bits keep their 8 highest. Of an animation the first
-    picture is taken.
+    The mode is converted by Pillow's `convert("RGB")`, as in torchvision's ImageFolder:
+    transparency is dropped. 16-bit greyscale images keep their 8 highest bits. Only the first frame
+    of an animation is read.
 
     Args:
         path: The file.
-        side: Of the result, in pixels.
+        side: Side length of the result, in pixels.
 
     Returns:
         uint8 [side, side, 3], RGB. Resized bilinearly with antialiasing.
 
     Raises:
-        UnreadableImageError: It cannot be read.
+        UnreadableImageError: The file cannot be read.
     """
     try:
         with Image.open(path, formats=_formats()) as image:
@@ -55,9 +54,9 @@ def read_image(path: Path, side: int) -> np.ndarray:
             if shrink < 1:
                 image.draft("RGB", (round(image.width * shrink), round(image.height * shrink)))
             upright = _to_rgb(ImageOps.exif_transpose(image))
-    # A damaged file can raise nearly anything.
+    # A damaged file can raise almost anything.
     except Exception as error:
-        raise UnreadableImageError(_why(error)) from error
+        raise UnreadableImageError(_short_reason(error)) from error
     square = min(upright.size)
     left, top = (upright.width - square) // 2, (upright.height - square) // 2
     box = (left, top, left + square, top + square)
@@ -67,12 +66,12 @@ def read_image(path: Path, side: int) -> np.ndarray:
 def read_images(
     paths: Iterable[Path], side: int, threads: int | None = None
 ) -> Iterator[tuple[Path, np.ndarray | UnreadableImageError]]:
-    """Read many files in their order; see `read_image`.
+    """Read many files in parallel and yield them in order; see `read_image`.
 
     Args:
         paths: The files.
-        side: Of the results, in pixels.
-        threads: That read at once; None: as many as there are cores.
+        side: Side length of the results, in pixels.
+        threads: Number of threads; None: one per core.
     """
 
     def read(path: Path) -> tuple[Path, np.ndarray | UnreadableImageError]:
@@ -82,7 +81,7 @@ def read_images(
             return path, error
 
     ahead = deque[Future[tuple[Path, np.ndarray | UnreadableImageError]]]()
-    # Pillow lets other threads run while it decodes and resizes.
+    # Pillow releases the GIL while it decodes and resizes.
     with _large_images_allowed(), ThreadPoolExecutor(threads or cpu_count()) as pool:
         for path in paths:
             ahead.append(pool.submit(read, path))
@@ -94,19 +93,19 @@ def read_images(
 
 @cache
 def image_suffixes() -> frozenset[str]:
-    """How the names of files end that Pillow can read, in lower case: ".jpg", ".png", ..."""
+    """Return the file suffixes that Pillow can read, in lower case: ".jpg", ".png", ..."""
     known = Image.registered_extensions()
     readable = set(_formats())
     return frozenset(suffix for suffix, name in known.items() if name in readable)
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file is an image by its name; hidden ones are none."""
+    """Return whether a file name is that of an image; hidden files are not."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in image_suffixes()  # noqa: PTH122
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """All files below a folder, sorted; links are followed, circles of them once."""
+    """Yield all files below a folder, sorted; follow links, but enter link cycles only once."""
     if not folder.is_dir():
         return
     seen = set[str]()
@@ -122,7 +121,7 @@ def walk(folder: Path) -> Iterator[Path]:
 
 
 def as_text(path: Path) -> str:
-    """A path as text, whatever bytes its name has."""
+    """Return a path as text; bytes that cannot be decoded are replaced."""
     return os.fsencode(path.as_posix()).decode(errors="replace")
 
 
@@ -134,7 +133,7 @@ def _formats() -> tuple[str, ...]:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F"):
-        raise UnreadableImageError(f"its values (mode {image.mode}) have no known range")
+        raise UnreadableImageError(f"its pixel values (mode {image.mode}) have no known range")
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     return image.convert("RGB")
@@ -142,15 +141,15 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 @contextmanager
 def _large_images_allowed() -> Iterator[None]:
-    """Without Pillow's warning of images of 89 megapixels; it refuses those of twice as many."""
+    """Suppress Pillow's warning above 89 megapixels; twice that is still an error."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         yield
 
 
-def _why(error: Exception) -> str:
+def _short_reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "no image that Pillow can read"
+        return "not an image that Pillow can read"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return " ".join(str(error).split()) or type(error).__name__

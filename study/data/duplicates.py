@@ -1,10 +1,9 @@
-"""Images of test or val that look like ones of another part: what a model may know by heart.
+"""Near-duplicates between train, val and test: images that a model may have memorised.
 
-Perceptual hashes find candidates quickly, pixels decide. Among CIFAR-10's test images this finds 8
-whose twin is in train, all of them real, of the 3.3 % that ciFAIR (Barz and Denzler 2020) counts by
-eye: what it reports is sure, and not all there is. Where things are photographed alike, as in
-Fashion-MNIST, different things may look the same to it (47 of 2,000 test images, against 12,000
-others): look at the pairs.
+Perceptual hashes find candidates quickly; pixels decide. Among CIFAR-10's test images this finds 8
+with a twin in train, all of them real, of the 3.3 % that ciFAIR (Barz and Denzler 2020) counts by
+eye: precision is high, recall low. On datasets of uniform photographs such as Fashion-MNIST,
+different objects may match (47 of 2,000 test images, against 12,000 others): inspect the pairs.
 """
 
 from collections.abc import Iterator
@@ -16,30 +15,30 @@ from PIL import Image
 from study.data.dataset import Dataset
 from study.data.split import Split
 
-#: Perceptual hashes that differ in so many of their 64 bits at most make candidates.
+#: Images are candidates if at most this many of the 64 bits of their perceptual hashes differ.
 DISTANCE = 10
-#: Two images are taken to be one picture whose pixels, scaled to GRID x GRID, correlate so much.
+#: Images are duplicates if their pixels, scaled to GRID x GRID, correlate at least this much.
 CORRELATION = 0.99
 GRID = 16
-#: Images that are compared with all of another part at a time.
+#: Number of images compared with all of another part at once.
 CHUNK = 256
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two images of different parts that look alike; rows of the dataset."""
+    """Two similar images in different parts, as rows of the dataset."""
 
     first: int
-    """In test, or else in val."""
+    """In test or val."""
     second: int
-    """In val, or else in train."""
+    """In train, or in val if `first` is in test."""
 
 
 def find_duplicates(dataset: Dataset, split: Split) -> list[Pair]:
-    """Images of test that look like one of train or val, and images of val like one of train.
+    """Find test images that duplicate one in train or val, and val images that duplicate train.
 
     Returns:
-        For each such image the one that is most like it; nothing for a dataset without hashes.
+        Each such image with its closest match; empty for a dataset without hashes.
     """
     if dataset.hashes is None:
         return []
@@ -68,12 +67,12 @@ def _alike(
 
 
 def _standardised(pixels: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """The images small, with mean 0 and length 1, so that their products are correlations."""
+    """Return downscaled images with mean 0 and norm 1, so that dot products are correlations."""
     small = np.empty((len(rows), GRID * GRID * 3), np.float32)
     for place, row in enumerate(rows):
         image = Image.fromarray(pixels[row]).resize((GRID, GRID), Image.Resampling.BOX)
         small[place] = np.asarray(image).reshape(-1)
     small -= small.mean(axis=1, keepdims=True)
-    # An image of one colour is like no other.
+    # A single-colour image matches no other.
     small /= np.maximum(np.linalg.norm(small, axis=1, keepdims=True), 1e-6)
     return small

@@ -1,11 +1,11 @@
-"""Images of the user's own: a folder of class folders, as torchvision's ImageFolder reads them.
+"""The user's own images: a folder of class folders, as read by torchvision's ImageFolder.
 
-    PATH/CLASS/...                              test and val are carved out at random but for a seed
+    PATH/CLASS/...                              test and val are carved out at random, seeded
     PATH/train/CLASS/...  PATH/test/CLASS/...   val is carved out of train
     PATH/train/...  PATH/val/...  PATH/test/... nothing is carved out
 
-Every file is decoded once, on all cores; the pixels are kept in the user's cache, as one file that
-is mapped into memory.
+Every file is decoded once, on all cores; the pixels are stored in the user's cache as a single
+memory-mapped file.
 """
 
 import json
@@ -30,41 +30,41 @@ from study.system.progress import console, progress
 
 PartName = Literal["train", "val", "test"]
 PARTS: tuple[PartName, ...] = ("train", "val", "test")
-#: Of all images, what becomes `test` where there is no folder of that name.
+#: Fraction of all images that becomes `test` if there is no folder of that name.
 TEST_FRACTION = 0.2
-#: The largest part of the files that may be unreadable; a single one always may.
+#: Largest fraction of files that may be unreadable; a single one is always allowed.
 UNREADABLE_LIMIT = 0.01
-#: So many unreadable files are named on the screen; study.json names all of them.
+#: At most this many unreadable files are listed on the screen; study.json lists all of them.
 NAMED = 10
 
 LAYOUT = (
-    "give a folder that holds a folder for each class (PATH/cat/1.jpg), or the folders train/ and"
-    " test/ (and val/) of such folders, or CIFAR-10 in one of its usual layouts"
+    "give a folder with a subfolder for each class (PATH/cat/1.jpg), or with train/ and test/ (and"
+    " val/) that contain such subfolders, or CIFAR-10 in one of its usual layouts"
 )
 
 
 @dataclass(frozen=True)
 class _File:
-    """An image file and what it stands for."""
+    """An image file with its part and label."""
 
     path: Path
     name: str
-    """Inside the user's folder, with "/" between folders; bytes that are no text are replaced."""
+    """Path inside the user's folder, separated by "/"; undecodable bytes are replaced."""
     part: PartName
     label: int
 
 
 @dataclass(frozen=True)
 class _Decoded:
-    """What a list of files gave."""
+    """The decoded images of a list of files."""
 
     pixels: np.ndarray
     rows: np.ndarray
-    """int64: the numbers of the files that could be read, in order."""
+    """int64: indices of the readable files, in order."""
     hashes: np.ndarray
     unreadable: tuple[str, ...]
     sha256: str
-    """Of the pixels."""
+    """SHA-256 of the pixels."""
 
 
 def load_image_folder(
@@ -76,14 +76,14 @@ def load_image_folder(
     """Load the images of a folder of class folders.
 
     Args:
-        folder: The folder; its layout is recognised.
-        image_size: Side in pixels at which images are kept.
-        images: Load only so many, a stratified part; the same ones every time. None: all of them.
-        test_fraction: What part of each class becomes test, where there is no test/; None: a fifth.
+        folder: The folder; its layout is detected.
+        image_size: Side length in pixels to which images are resized.
+        images: Size of a stratified, deterministic sample. None: all images.
+        test_fraction: Fraction of each class that becomes test if there is no test/; None: a fifth.
 
     Raises:
-        UserError: It holds no such folders, too many files cannot be read, or an option is out of
-            range.
+        UserError: The folder has no such layout, too many files cannot be read, or an option is
+            out of range.
     """
     parts = _parts(folder)
     classes, files, ignored = _find_files(folder, parts)
@@ -91,14 +91,13 @@ def load_image_folder(
         files = _carve_test(files, classes, test_fraction or TEST_FRACTION)
     elif test_fraction is not None:
         raise UserError(
-            f"--test-fraction: {folder} has a test/ folder, which serves as test; leave the option"
-            " out."
+            f"--test-fraction: {folder} has a test/ folder, which is used as test; omit the option."
         )
     if images is not None:
         files = _choose_part(files, images, len(classes))
     files = sorted(files, key=lambda file: PARTS.index(file.part))
     if ignored:
-        console.print(f"{folder}: left out by their names: {_list_suffixes(ignored)}")
+        console.print(f"{folder}: skipped files without an image suffix: {_list_suffixes(ignored)}")
     decoded = _decode(folder, files, image_size)
     _check_unreadable(folder, decoded.unreadable, len(files))
     kept = [files[row] for row in decoded.rows]
@@ -127,20 +126,20 @@ def load_image_folder(
 
 
 def _parts(folder: Path) -> dict[PartName, Path]:
-    """The folders of train, val and test; train alone where test is to be carved out.
+    """Return the folders of train, val and test; only train if test is to be carved out.
 
     Raises:
-        UserError: There is train/ without test/.
+        UserError: There is a train/ but no test/.
     """
     folders = _folders(folder)
     if "train" not in folders or set(folders) - set(PARTS) or not _folders(folder / "train"):
-        return {"train": folder}  # these are classes
+        return {"train": folder}  # its subfolders are classes
     parts = {part: folder / part for part in PARTS if part in folders}
     if "test" not in parts:
         raise UserError(
-            f"--data {folder}: there is no test/ beside {' and '.join(f'{p}/' for p in parts)}; the"
-            " study needs images that nothing is chosen by: add test/, or, where val/ is meant to"
-            " be that, rename it to test/ (another val is carved out of train/)."
+            f"--data {folder}: no test/ next to {' and '.join(f'{p}/' for p in parts)}; the study"
+            " needs images that are not used for any choice: add test/, or rename val/ to test/ if"
+            " it is meant for that (a new val is then carved out of train/)."
         )
     return parts
 
@@ -148,7 +147,7 @@ def _parts(folder: Path) -> dict[PartName, Path]:
 def _find_files(
     folder: Path, parts: Mapping[PartName, Path]
 ) -> tuple[tuple[str, ...], list[_File], Counter[str]]:
-    """The classes, the image files, and how many files of which suffix are no images."""
+    """Return the classes, the image files, and the number of other files by suffix."""
     ignored: Counter[str] = Counter()
     classes = tuple(_folders(parts["train"]))
     if len(classes) < 2:
@@ -158,10 +157,10 @@ def _find_files(
         )
     found = []
     for part, place in parts.items():
-        if strange := sorted(set(_folders(place)) - set(classes)):
+        if unknown := sorted(set(_folders(place)) - set(classes)):
             raise UserError(
-                f"--data {folder}: class {strange[0]} is in {part}/ but not in train/; add it"
-                " there, or leave it out."
+                f"--data {folder}: class {unknown[0]} is in {part}/ but not in train/; add it to"
+                f" train/, or remove it from {part}/."
             )
         for label, name in enumerate(classes):
             for path in walk(place / name):
@@ -170,12 +169,12 @@ def _find_files(
                 elif not path.name.startswith("."):
                     ignored[path.suffix.lower() or path.name] += 1
     if not found:
-        raise UserError(f"--data {folder}: there is no image in its class folders; {LAYOUT}.")
+        raise UserError(f"--data {folder}: its class folders contain no images; {LAYOUT}.")
     return tuple(map(as_text, map(Path, classes))), found, ignored
 
 
 def _folders(folder: Path) -> list[str]:
-    """Names of the folders in a folder, sorted as ImageFolder sorts them; hidden ones left out."""
+    """Return the names of visible subfolders, in the order of ImageFolder."""
     try:
         with os.scandir(folder) as entries:
             return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
@@ -193,7 +192,7 @@ def _list_suffixes(ignored: Counter[str]) -> str:
 
 
 def _carve_test(files: Sequence[_File], classes: Sequence[str], fraction: float) -> list[_File]:
-    """The same files, a part of each class as test."""
+    """Return the files with a fraction of each class reassigned to test."""
     labels = np.array([file.label for file in files])
     by_class = shuffled_by_class(labels, len(classes), seed=0)
     test = {int(row) for rows in by_class for row in rows[: round(fraction * len(rows))]}
@@ -204,12 +203,12 @@ def _carve_test(files: Sequence[_File], classes: Sequence[str], fraction: float)
 
 
 def _choose_part(files: Sequence[_File], images: int, classes: int) -> list[_File]:
-    """A stratified part: parts and classes in proportion."""
+    """Return a stratified sample, with parts and classes in proportion."""
     if not SMALLEST_PART <= images <= len(files):
         raise UserError(
             f"--images {images:,} is out of range: give {SMALLEST_PART} to {len(files):,}."
             if len(files) >= SMALLEST_PART
-            else f"--images {images:,}: there are only {len(files):,}; leave the option out."
+            else f"--images {images:,}: there are only {len(files):,} images; omit the option."
         )
     groups = np.array([PARTS.index(file.part) * classes + file.label for file in files])
     by_group = shuffled_by_class(groups, len(PARTS) * classes, seed=0)
@@ -222,7 +221,7 @@ def _choose_part(files: Sequence[_File], images: int, classes: int) -> list[_Fil
 
 
 def _decode(folder: Path, files: Sequence[_File], image_size: int) -> _Decoded:
-    """The pixels of the files: from the cache, or else decoded and kept there."""
+    """Return the pixels of the files, from the cache or else decoded and stored there."""
     stats = [(file.name, *_size_and_time(file.path)) for file in files]
     versions = [decode.VERSION, PIL.__version__, image_size]
     key = sha256_of(json.dumps([versions, str(folder.resolve()), stats]).encode())
@@ -239,7 +238,7 @@ def _decode(folder: Path, files: Sequence[_File], image_size: int) -> _Decoded:
             partial.write_text(json.dumps(index))
         made = _read_cache(entry, image_size)
         if made is None:
-            raise UserError(f"{entry} cannot be read back; is the disk in order?")
+            raise UserError(f"{entry} cannot be read back after writing it; check the disk.")
         return made
 
     entry.parent.mkdir(parents=True, exist_ok=True)
@@ -247,7 +246,7 @@ def _decode(folder: Path, files: Sequence[_File], image_size: int) -> _Decoded:
 
 
 def _decode_into(pixels: Path, files: Sequence[_File], image_size: int) -> dict[str, Any]:
-    """Write the images one after the other; what is to be known of them."""
+    """Write the images to a file one after the other; return the content of index.json."""
     rows: list[int] = []
     hashes: list[int] = []
     unreadable: list[str] = []
@@ -265,29 +264,29 @@ def _decode_into(pixels: Path, files: Sequence[_File], image_size: int) -> dict[
 
 
 def perceptual_hash(pixels: np.ndarray) -> int:
-    """64 bits that stay nearly the same when an image is scaled, compressed or brightened.
+    """Return 64 bits that barely change when an image is scaled, compressed or brightened.
 
-    The signs of the lowest frequencies of its cosine transform, around their median (pHash, as the
-    package ImageHash computes it).
+    This is ImageHash's pHash: the lowest frequencies of the image's cosine transform, each compared
+    with their median.
 
     Args:
         pixels: uint8 [height, width, 3], RGB.
     """
-    import imagehash  # slow to import, and only for images of one's own
+    import imagehash  # slow to import, and needed only for the user's own images
 
     bits = imagehash.phash(Image.fromarray(pixels)).hash
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 
 def _read_cache(entry: Path, image_size: int) -> _Decoded | None:
-    """What the cache holds; None if it is not there or damaged."""
+    """Return the cached images; None if they are missing or damaged."""
     file = entry / "pixels.bin"
     try:
         index = json.loads((entry / "index.json").read_text())
         if sha256_of(file) != index["sha256"]:
             return None
         shape = (len(index["rows"]), image_size, image_size, 3)
-        # Mapped into memory; what writes to it changes a copy. A file without bytes cannot be.
+        # Memory-mapped copy-on-write: writes do not reach the file. Empty files cannot be mapped.
         pixels = np.memmap(file, np.uint8, mode="c", shape=shape) if shape[0] else np.empty(shape)
         return _Decoded(
             np.asarray(pixels, np.uint8),
@@ -301,7 +300,7 @@ def _read_cache(entry: Path, image_size: int) -> _Decoded | None:
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:
-    """Bytes and time of the last change, by which a changed file is known."""
+    """Return the size in bytes and the modification time, to detect changed files."""
     try:
         stat = path.stat()
     except OSError:
@@ -310,18 +309,18 @@ def _size_and_time(path: Path) -> tuple[int, int]:
 
 
 def _check_unreadable(folder: Path, unreadable: Sequence[str], files: int) -> None:
-    """Name the files that cannot be read.
+    """Print the files that cannot be read.
 
     Raises:
-        UserError: They are too many.
+        UserError: There are too many of them.
     """
     if not unreadable:
         return
-    named = "; ".join(unreadable[:NAMED])
+    listed = "; ".join(unreadable[:NAMED])
     more = f"; and {len(unreadable) - NAMED} more" if len(unreadable) > NAMED else ""
     if len(unreadable) > max(1, UNREADABLE_LIMIT * files):
         raise UserError(
             f"--data {folder}: {len(unreadable)} of {files} files cannot be read, more than"
-            f" {UNREADABLE_LIMIT:.0%}: {named}{more}; mend or remove them."
+            f" {UNREADABLE_LIMIT:.0%}: {listed}{more}; fix or remove them."
         )
-    console.print(f"{folder}: left out, since they cannot be read: {named}{more}", soft_wrap=True)
+    console.print(f"{folder}: skipped unreadable files: {listed}{more}", soft_wrap=True)

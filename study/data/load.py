@@ -1,4 +1,4 @@
-"""`--data`: CIFAR-10, or images of the user's own."""
+"""`--data`: CIFAR-10, or the user's own images."""
 
 from pathlib import Path
 
@@ -21,14 +21,15 @@ def load_dataset(
     Args:
         spec: "cifar10", the path of a folder or archive that holds CIFAR-10, or of a folder of
             class folders.
-        images: Load only so many images, a stratified part. None: all of them.
-        pinned: The `source_key` of the study that goes on.
-        image_size: Side in pixels of the backbone's input; own images are kept at that size.
-        test_fraction: What part of own images becomes test where they have no folder of it; None:
-            a fifth.
+        images: Size of a stratified sample. None: all images.
+        pinned: `source_key` of the study being resumed.
+        image_size: Side length in pixels of the backbone's input; the user's own images are resized
+            to it.
+        test_fraction: Fraction of the user's own images that becomes test if there is no test/;
+            None: a fifth.
 
     Raises:
-        UserError: If the data cannot be had or are of no use, or an option is out of range.
+        UserError: If the data cannot be loaded or are unusable, or an option is out of range.
     """
     if is_image_folder(spec):
         return load_image_folder(Path(spec), image_size, images, test_fraction)

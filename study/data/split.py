@@ -1,4 +1,4 @@
-"""Which images serve for what: train, val and test, and stratified parts of them."""
+"""The split into train, val and test, and stratified sampling."""
 
 import json
 import random
@@ -11,42 +11,43 @@ from study.data.dataset import Dataset
 from study.errors import UserError
 from study.system.cache import sha256_of
 
-#: The fewest images of which a part can be asked for.
+#: Smallest sample that can be requested.
 SMALLEST_PART = 200
-#: Of each class of the training images, what becomes `val` unless the user says otherwise.
+#: Default fraction of each class's training images that becomes `val`.
 VAL_FRACTION = 0.1
 
 
 @dataclass(frozen=True)
 class Split:
-    """Which images serve for what: disjoint int64 indices into a Dataset, sorted."""
+    """Disjoint, sorted int64 indices into a Dataset."""
 
     train: np.ndarray
     val: np.ndarray
     test: np.ndarray
     sha256: str
-    """Of the three lists of indices, written as JSON."""
+    """SHA-256 of the three lists of indices as JSON."""
 
 
 def make_split(dataset: Dataset, val_fraction: float | None = None, seed: int = 0) -> Split:
-    """Carve `val` out of the training images: a part of each class, at random but for the seed.
+    """Carve `val` out of the training images: a random, seeded fraction of each class.
 
-    CIFAR-10 gives 45,000 / 5,000 / 10,000 images. Where images are given as val, those are it.
+    For CIFAR-10 this gives 45,000 / 5,000 / 10,000 images. If the dataset has its own val images,
+    those are used.
 
     Args:
         dataset: The images.
-        val_fraction: What part of each class; None: a tenth.
-        seed: Of the choice.
+        val_fraction: Fraction of each class; None: a tenth.
+        seed: Seed of the choice.
 
     Raises:
-        UserError: A label stands for no class, a class has no image in one of the three, or a
-            fraction is given where val is.
+        UserError: A label is out of range, a class has no image in one of the three parts, or
+            `val_fraction` is given although the dataset has val images.
     """
     _check_labels(dataset)
     if dataset.val_count and val_fraction is not None:
         raise UserError(
-            f"--val-fraction: {dataset.source} has a val/ folder, which serves as val; leave the"
-            " option out."
+            f"--val-fraction: {dataset.source} has a val/ folder, which is used as val; omit the"
+            " option."
         )
     val_fraction = VAL_FRACTION if val_fraction is None else val_fraction
     training = dataset.labels[: dataset.training_count]
@@ -65,22 +66,22 @@ def make_split(dataset: Dataset, val_fraction: float | None = None, seed: int = 
 
 
 def shuffled_by_class(labels: np.ndarray, classes: int, seed: int) -> list[np.ndarray]:
-    """For each class its row numbers, in an order that the seed alone decides."""
-    # Python promises this sequence for ever; numpy may change that of its generators.
+    """Return the rows of each class, shuffled by the seed."""
+    # Python guarantees this sequence across versions; numpy does not for its generators.
     stream = random.Random(seed)
     order = np.argsort([stream.random() for _ in labels], kind="stable")
     return [order[labels[order] == label] for label in range(classes)]
 
 
 def in_proportion(sizes: Sequence[int], count: int) -> list[int]:
-    """How many to take of each of several groups so that their proportions stay.
+    """Return how many to take from each group so that proportions are kept.
 
-    The largest remainders are rounded up; a group that is not empty gives one at least, where
-    `count` allows it.
+    The largest remainders are rounded up; each non-empty group contributes at least one if `count`
+    allows it.
 
     Args:
-        sizes: Of the groups.
-        count: To take in all, at most their sum.
+        sizes: Sizes of the groups.
+        count: Total to take, at most the sum of the sizes.
     """
     exact = np.array(sizes) * (count / max(1, sum(sizes)))
     taken = np.minimum(np.maximum(np.floor(exact), np.array(sizes) > 0), sizes).astype(int)
@@ -100,8 +101,8 @@ def _check_labels(dataset: Dataset) -> None:
     wrong = np.flatnonzero((labels < 0) | (labels >= len(classes)))
     if len(wrong):
         raise UserError(
-            f"{dataset.source}: image {wrong[0]} has label {labels[wrong[0]]}, but labels go from"
-            f" 0 ({classes[0]}) to {len(classes) - 1} ({classes[-1]}); mend the labels."
+            f"{dataset.source}: image {wrong[0]} has label {labels[wrong[0]]}, but labels must"
+            f" be 0 ({classes[0]}) to {len(classes) - 1} ({classes[-1]}); fix the labels."
         )
 
 
@@ -116,16 +117,16 @@ def _check_no_class_is_empty(
     val = of_class[dataset.training_count :][: dataset.val_count].sum()
     test = of_class.sum() - training - val
     if dataset.val_count:
-        have, need = f"{training} training, {val} val", "1 image or more in each"
+        have, need = f"{training} training, {val} val", "1 image in each"
     else:
         have, need = f"{training} training", f"{_fewest(val_fraction)} training images and 1 test"
-        need += " image or more"
+        need += " image"
     raise UserError(
         f"{dataset.source}: class {name} has {have} and {test} test images, which leaves none for"
-        f" {part}; give it {need}, or leave it out."
+        f" {part}; provide at least {need}, or remove the class."
     )
 
 
 def _fewest(val_fraction: float) -> int:
-    """Training images of a class from which both train and val get one."""
+    """Return the fewest training images of a class that give both train and val at least one."""
     return next(n for n in range(2, 10**6) if 0 < round(val_fraction * n) < n)

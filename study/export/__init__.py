@@ -1,1 +1,1 @@
-"""The exported model: chosen, written in every format, verified and described."""
+"""Export of the best model: selection, file formats, verification and model card."""

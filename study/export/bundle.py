@@ -1,11 +1,11 @@
-"""The bundle: the exported model as files, with nothing else needed.
+"""The bundle: the exported model as self-contained files.
 
     from study.export.bundle import load
     model = load("runs/NAME/best_model")
     logits = model(torch.from_numpy(pixels))   # uint8 [n, height, width, 3], RGB
 
-For image files see study/predict.py. model.onnx and model.pt2 beside it (study/export/formats.py)
-are the same model for programs that have nothing of this project.
+For image files see study/predict.py. model.onnx and model.pt2 in the same folder
+(study/export/formats.py) are the same model for use without this project.
 """
 
 import json
@@ -19,7 +19,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from analysis.rundir import write_whole
+from analysis.rundir import write_atomically
 from search_spaces import dropout_rates, hidden_widths
 from study.errors import UserError
 from study.export.model import Model, ModelParts, predict_logits
@@ -27,25 +27,25 @@ from study.features.standardise import Standardisation
 from study.models.backbone import Architecture
 from study.models.head import FEATURES
 from study.models.preprocess import Preprocess
-from study.models.state_dict import part_of, save_whole
+from study.models.state_dict import save_safetensors, strip_prefix
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT = 1
 
 
 def predict_pixels(path: str | Path, pixels: np.ndarray) -> np.ndarray:
-    """Load a bundle and predict.
+    """Load a bundle and predict images.
 
     Args:
-        path: The folder best_model/.
-        pixels: Images, uint8 [n, height, width, 3], RGB, of any size; what is not square is
+        path: The best_model/ folder.
+        pixels: RGB images of any size, uint8 [n, height, width, 3]; non-square images are
             stretched.
 
     Returns:
         Probabilities, fp32 [n, classes]; the columns are `load(path).classes`.
 
     Raises:
-        UserError: The folder holds no bundle.
+        UserError: The folder holds no bundle, or an unreadable one.
     """
     logits = predict_logits(load(path), pixels)
     return logits.softmax(dim=1).numpy()
@@ -55,8 +55,8 @@ def save(path: Path, parts: ModelParts) -> None:
     """Write the weights.
 
     Args:
-        path: The folder best_model/; made where it is not there.
-        parts: What to write.
+        path: The best_model/ folder; created if missing.
+        parts: The parts of the model.
     """
     path.mkdir(parents=True, exist_ok=True)
     tensors = {
@@ -66,18 +66,18 @@ def save(path: Path, parts: ModelParts) -> None:
     }
     for prefix, head in zip(_head_prefixes(len(parts.heads)), parts.heads, strict=True):
         tensors |= {f"{prefix}{name}": value for name, value in head.items()}
-    # Hugging Face's tools want to be told whose tensors these are.
+    # Hugging Face tools read the framework from this metadata.
     contiguous = {name: value.contiguous() for name, value in tensors.items()}
-    save_whole(path / WEIGHTS, contiguous, {"format": "pt"})
+    save_safetensors(path / WEIGHTS, contiguous, {"format": "pt"})
 
 
 def save_config(path: Path, parts: ModelParts, record: Mapping[str, Any]) -> None:
-    """Write config.json: what the weights are, in the words of timm and Hugging Face.
+    """Write config.json, which describes the weights in terms of timm and Hugging Face.
 
     Args:
-        path: The folder best_model/.
-        parts: What stands there.
-        record: What else is worth knowing about the model.
+        path: The best_model/ folder.
+        parts: The parts of the model.
+        record: Further fields, such as the runs it comes from and its test metrics.
     """
     size = parts.preprocess.image_size
     config = {
@@ -118,14 +118,14 @@ def save_config(path: Path, parts: ModelParts, record: Mapping[str, Any]) -> Non
         "hyperparameters": dict(parts.hyperparameters),
         **record,
     }
-    write_whole(path / CONFIG, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(path / CONFIG, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
 
 def load(path: str | Path) -> Model:
-    """The model of a bundle, on the CPU.
+    """Load the model of a bundle, on the CPU.
 
     Raises:
-        UserError: The folder holds no bundle, or one that cannot be read.
+        UserError: The folder holds no bundle, or an unreadable one.
     """
     folder = Path(path)
     config = read_config(folder)
@@ -138,43 +138,50 @@ def load(path: str | Path) -> Model:
             side=config["image_files"]["size"],
             architecture=Architecture(**config["backbone"]),
             hyperparameters=config["hyperparameters"],
-            backbone=part_of(tensors, "backbone."),
+            backbone=strip_prefix(tensors, "backbone."),
             standardisation=Standardisation(tensors["feature_mean"], tensors["feature_std"]),
-            heads=tuple(part_of(tensors, prefix) for prefix in prefixes),
+            heads=tuple(strip_prefix(tensors, prefix) for prefix in prefixes),
         )
         return Model(parts)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{folder}: this bundle cannot be read ({error}); export anew.") from error
+        raise _unreadable(folder, error) from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The content of config.json.
+    """Return the content of config.json.
 
     Raises:
-        UserError: The folder holds no bundle, or one that cannot be read.
+        UserError: The folder holds no bundle, or an unreadable one.
     """
     try:
         found = (folder / CONFIG).is_file()
-    except (OSError, ValueError):  # what cannot be a path is none
+    except (OSError, ValueError):  # not a valid path, for example too long
         found = False
     if not found:
         raise UserError(f"{folder}: no {CONFIG} here; give the best_model/ folder of a study.")
     try:
         config = json.loads((folder / CONFIG).read_text())
         if not isinstance(config, dict) or config.get("format") != FORMAT:
-            raise ValueError(f"{CONFIG} has another format than {FORMAT}")
+            raise ValueError(f"{CONFIG} is not in format {FORMAT}")
         return config
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: this bundle cannot be read ({error}); export anew.") from error
+        raise _unreadable(folder, error) from error
+
+
+def _unreadable(folder: Path, error: Exception) -> UserError:
+    return UserError(
+        f"{folder}: this bundle cannot be read ({error}); export it again"
+        " (python -m study.export RUN)."
+    )
 
 
 def _head_prefixes(heads: int) -> Sequence[str]:
-    """What the names of the heads' tensors begin with."""
+    """Return the prefix of each head's tensor names."""
     return ["head."] if heads == 1 else [f"heads.{number}." for number in range(heads)]
 
 
 def _mean_and_std(preprocess: Preprocess) -> dict[str, list[float]]:
-    """Of values from 0 to 1 in the order R, G, B, as timm has them."""
+    """Return mean and standard deviation as in timm: of values from 0 to 1, in RGB order."""
     whole = 255 * preprocess.scale
     mean, std = ([value / whole for value in v] for v in (preprocess.mean, preprocess.std))
     if preprocess.channels == "BGR":

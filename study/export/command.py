@@ -1,8 +1,8 @@
-"""The command that exports another model of a study that has ended.
+"""Command line that exports another model of a finished study.
 
     python -m study.export runs/NAME --arm no-dropout
 
-Exit status 0: it is written; 2: something that the user can mend, in one line.
+Exit status 0: the model is written; 2: an error the user can fix, reported in one line.
 """
 
 import sys
@@ -13,6 +13,7 @@ from typing import Annotated
 
 import tyro
 
+from study.config import option
 from study.errors import UserError
 from study.screen import Screen
 from study.storage.location import Location
@@ -26,24 +27,23 @@ PROG = "python -m study.export"
 
 @dataclass(frozen=True)
 class ExportArguments:
-    """Export a model of a study that has ended.
+    """Export a model of a finished study.
 
-    Every study exports one at its end; this chooses another.
+    Every study exports one model at its end; this command exports another.
     """
 
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    run: Annotated[str, tyro.conf.Positional, option("RUN")]
     """The study's run directory, such as runs/NAME, or its URI."""
-    arm: str = "best"
-    """What to export: best, an arm such as no-dropout, or ensemble."""
-    to: Path | None = None
-    """Folder to write to. Default: best_model/ in the run directory, in the place of what is
-    there."""
-    data: str | None = None
-    """Where the images are now. Default: where they were."""
+    arm: Annotated[str, option("best|ARM|ensemble")] = "best"
+    """Model to export: the best run, the best run of an arm, or the heads of all seeds together."""
+    to: Annotated[Path | None, option("FOLDER", "best_model/ in the run directory")] = None
+    """Folder to write to; a model already there is replaced."""
+    data: Annotated[str | None, option("PATH", "where the study found them")] = None
+    """Where the images are now, if they have moved."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Export; `words` as in `sys.argv[1:]`."""
+    """Run the command; `words` as in `sys.argv[1:]`."""
 
     def body() -> int:
         arguments = parse_arguments(ExportArguments, PROG, sys.argv[1:] if words is None else words)
@@ -55,11 +55,11 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def find_study(arguments: ExportArguments) -> Study:
-    """The study that a run directory belongs to, with the model that is asked for.
+    """Return the study of a run directory, with the requested model as its `export` option.
 
     Raises:
-        UserError: There is none there, or it has no such model.
-        RunDirError: Its record cannot be read.
+        UserError: There is no study, it has no such model, or `--to` is not usable.
+        RunDirError: The study's record cannot be read.
     """
     run = arguments.run.rstrip("/")
     if is_uri(run):
@@ -68,11 +68,11 @@ def find_study(arguments: ExportArguments) -> Study:
         path = Path(run).resolve()
         storage, name = str(path.parent), path.name
     if not name or Location(storage).read_study(name) is None:
-        raise UserError(f"{run}: holds no study; give a run directory, such as runs/NAME.")
+        raise UserError(f"{run}: no study here; give a run directory, such as runs/NAME.")
     if arguments.to is not None:
         check_place(arguments.to)
     config = parse_config(["--resume", "--storage", storage, "--name", name])
-    # MLflow has the model that the study itself has ended with.
+    # MLflow keeps the model that the study itself exported.
     config = replace(config, export=arguments.arm, data=arguments.data or config.data, mlflow=None)
     try:
         return resolve_study(config)
@@ -81,18 +81,18 @@ def find_study(arguments: ExportArguments) -> Study:
 
 
 def export_again(study: Study, to: Path | None, screen: Screen) -> None:
-    """Export another model of a study that has ended.
+    """Export another model of a finished study.
 
     Args:
-        study: With the wanted model as its `export`.
-        to: The folder; None: best_model/ of the run directory.
-        screen: Shows where the model is.
+        study: The study, with the requested model as its `export` option.
+        to: Folder to write to; None: best_model/ in the run directory.
+        screen: Where to print the result.
 
     Raises:
-        UserError: There is no such model, or data or weights are not those of the study.
+        UserError: There is no such model, or data or weights differ from those of the study.
         RunDirError: A file of the run directory cannot be read.
     """
-    # Only now: torch takes seconds to import, which a wrong argument need not wait for.
+    # Imported late: torch takes seconds, and argument errors should not wait for it.
     from study.export.write import export_best_model, show_export
     from study.inputs import load_inputs
     from study.provenance import describe_inputs
@@ -110,19 +110,19 @@ def export_again(study: Study, to: Path | None, screen: Screen) -> None:
 
 
 def check_place(folder: Path) -> None:
-    """Make sure that writing to a folder replaces an exported model, or nothing.
+    """Check that a folder is new, empty, or an exported model.
 
     Raises:
-        UserError: Something else stands there.
+        UserError: It holds other files, or is not usable as a folder.
     """
     try:
         if not folder.exists() or (folder / "SHA256SUMS").exists():
             return
         is_free = folder.is_dir() and not any(folder.iterdir())
     except (OSError, ValueError) as error:
-        raise UserError(f"--to {folder}: cannot be a folder ({error}).") from None
+        raise UserError(f"--to {folder}: not usable ({error}); give another folder.") from None
     if not is_free:
         raise UserError(
-            f"--to {folder}: holds other files; give a folder that is new, empty, or an exported"
-            " model."
+            f"--to {folder}: contains other files; give a new or empty folder, or one that holds an"
+            " exported model."
         )

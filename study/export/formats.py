@@ -1,7 +1,7 @@
-"""The model for programs that have nothing of this project: model.onnx and model.pt2.
+"""model.onnx and model.pt2: the model for use without this project.
 
-Both take images, uint8 [batch, height, width, 3], RGB, any number of any size, and give logits and
-probabilities, fp32 [batch, classes]. What is not square is stretched.
+Both take RGB images, uint8 [batch, height, width, 3], in any number and size, and return logits and
+probabilities, fp32 [batch, classes]. Non-square images are stretched.
 """
 
 import json
@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from study.export.model import Model
 
 ONNX, PROGRAM = "model.onnx", "model.pt2"
-#: The newest that onnxruntime has had for long enough to be found everywhere.
+#: The newest opset that commonly installed versions of onnxruntime support.
 OPSET = 23
+#: Largest image height and width of the exported formats, in pixels.
 LARGEST_SIDE = 1 << 14
 
 
 class Portable(nn.Module):
-    """A model whose every step torch can write down, whatever the size of the images."""
+    """The model in operations that torch can export for images of any size."""
 
     mean: Tensor
     std: Tensor
@@ -40,12 +41,11 @@ class Portable(nn.Module):
         self.eval()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 [batch, height, width, 3], RGB -> logits and probabilities, [batch, classes]."""
+        """Map uint8 RGB [batch, height, width, 3] to logits and probabilities [batch, classes]."""
         values = images.permute(0, 3, 1, 2).float()
         if self.flips:
             values = values.flip(1)
-        # Also where the size is right already, which is not known when this is written down; it
-        # changes nothing there.
+        # Unconditional, since sizes are unknown at export time; a no-op if the size is right.
         values = F.interpolate(values, (self.size, self.size), mode="bilinear", antialias=True)
         values = (values * self.scale - self.mean) / self.std
         logits = self.model.classify(self.model.features(values))
@@ -57,7 +57,7 @@ def write_program(model: Model, path: Path) -> None:
 
     Args:
         model: The model.
-        path: The file.
+        path: The file to write.
     """
     with _quiet():
         program = torch.export.export(
@@ -67,11 +67,11 @@ def write_program(model: Model, path: Path) -> None:
 
 
 def write_onnx(model: Model, path: Path) -> None:
-    """Write an ONNX file; class names stand in its metadata under "label_names", as JSON.
+    """Write an ONNX file; its metadata has the class names as JSON, under "label_names".
 
     Args:
         model: The model.
-        path: The file.
+        path: The file to write.
     """
     with _quiet():
         program = torch.onnx.export(
@@ -84,17 +84,17 @@ def write_onnx(model: Model, path: Path) -> None:
             opset_version=OPSET,
             verbose=False,
         )
-        assert program is not None, "with dynamo there is one"
+        assert program is not None, "dynamo=True returns a program"
         program.model.metadata_props["label_names"] = json.dumps(list(model.classes))
         program.save(path, external_data=False)
 
 
-#: By what each file is written; first the one that takes longest to load.
+#: The function that writes each file; the file that is slowest to load comes first.
 WRITERS = {PROGRAM: write_program, ONNX: write_onnx}
 
 
 def _example(model: Model) -> Tensor:
-    """Images to trace with; two, since torch takes a size of 1 to be fixed."""
+    """Return images to trace with; two, since torch treats a dimension of size 1 as fixed."""
     return torch.zeros(2, model.side + 8, model.side + 16, 3, dtype=torch.uint8)
 
 
@@ -108,7 +108,7 @@ def _dynamic() -> dict[int, torch.export.Dim]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporters' notes to their own developers."""
+    """Silence the exporters' notes to their own developers."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

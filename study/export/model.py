@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from search_spaces import Value
-from study.features.extract import folded, images_at_once
+from study.features.extract import batch_size_for, fold_batch_norms
 from study.features.onednn_engine import in_onednn
 from study.features.standardise import Standardisation
 from study.models.backbone import Architecture, build_backbone
@@ -20,29 +20,29 @@ from study.system.progress import progress
 
 @dataclass(frozen=True)
 class ModelParts:
-    """What it takes to rebuild a model."""
+    """Everything needed to rebuild a model."""
 
     classes: tuple[str, ...]
     preprocess: Preprocess
     side: int
-    """Of the images that the study had, in pixels; files are read at that size."""
+    """Side of the study's images in pixels; image files are read at this size."""
     architecture: Architecture
     hyperparameters: Mapping[str, Value]
-    """Of the runs that trained the heads; the heads are built from them."""
+    """Those of the runs that trained the heads; the heads are built from them."""
     backbone: Mapping[str, Tensor]
-    """torchvision's names, without `fc.*`."""
+    """Weights under torchvision's names, without `fc.*`."""
     standardisation: Standardisation
     heads: tuple[Mapping[str, Tensor], ...]
-    """One, or several for an ensemble; as `head.build_head` names them."""
+    """Weights of one head, or several for an ensemble, under the names of `head.build_head`."""
 
 
 class Model(nn.Module):
     """Preprocessing, backbone, standardisation and heads in one, in fp32 and evaluation mode.
 
     Attributes:
-        classes: Their names, in the order of the logits.
-        preprocess: What is done to images before the backbone.
-        side: To what squares image files are made that the model is to be used on, in pixels.
+        classes: Class names, in the order of the logits.
+        preprocess: Preprocessing of images for the backbone.
+        side: Side in pixels of the square that image files are cropped and resized to.
     """
 
     feature_mean: Tensor
@@ -53,7 +53,7 @@ class Model(nn.Module):
         self.classes = parts.classes
         self.preprocess = parts.preprocess
         self.side = parts.side
-        backbone = folded(build_backbone(parts.backbone, parts.architecture))
+        backbone = fold_batch_norms(build_backbone(parts.backbone, parts.architecture))
         self.backbone = backbone.to(memory_format=torch.channels_last)
         self.register_buffer("feature_mean", parts.standardisation.mean)
         self.register_buffer("feature_std", parts.standardisation.std)
@@ -63,19 +63,19 @@ class Model(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Logits: uint8 [batch, height, width, 3], RGB -> fp32 [batch, classes]."""
+        """Return logits, fp32 [batch, classes], of RGB images, uint8 [batch, height, width, 3]."""
         return self.classify(self.features(self.preprocess(pixels)))
 
     def features(self, images: Tensor) -> Tensor:
-        """Standardised features: preprocessed images [batch, 3, S, S] -> [batch, features]."""
+        """Return standardised features [batch, features] of preprocessed [batch, 3, S, S]."""
         return self.standardise(self.backbone(images.to(memory_format=torch.channels_last)))
 
     def standardise(self, features: Tensor) -> Tensor:
-        """Features as the heads were trained on them: [batch, features] -> the same."""
+        """Standardise features [batch, features] as for the training of the heads."""
         return (features - self.feature_mean) / self.feature_std
 
     def classify(self, features: Tensor) -> Tensor:
-        """Logits of features; of an ensemble the logarithm of its heads' mean probabilities."""
+        """Return logits of features; for an ensemble, the log of the heads' mean probabilities."""
         if len(self.heads) == 1:
             logits: Tensor = self.heads[0](features)
             return logits
@@ -84,23 +84,23 @@ class Model(nn.Module):
 
     @property
     def images_at_once(self) -> int:
-        """How many images to give it at a time on a CPU."""
-        return images_at_once("cpu", self.preprocess.image_size)
+        """Batch size for inference on a CPU."""
+        return batch_size_for("cpu", self.preprocess.image_size)
 
     @property
     def has_dropout(self) -> bool:
-        """Whether dropout would change anything."""
+        """True if any dropout layer has a rate above 0."""
         return any(module.p > 0 for module in self.modules() if isinstance(module, Dropout))
 
     def sample(self, pixels: Tensor, samples: int, seed: int) -> Tensor:
-        """Probabilities with dropout kept on, as often as asked (Gal and Ghahramani 2016).
+        """Return probabilities of repeated passes with dropout on (Gal and Ghahramani 2016).
 
         The backbone, which has no dropout, runs once.
 
         Args:
             pixels: uint8 [batch, height, width, 3], RGB.
-            samples: How often.
-            seed: Of the masks.
+            samples: Number of passes.
+            seed: Seed of the dropout masks.
 
         Returns:
             fp32 [samples, batch, classes].
@@ -119,16 +119,16 @@ class Model(nn.Module):
 def predict_logits(
     model: Model, pixels: np.ndarray, rows: np.ndarray | None = None, what: str = "Predicting"
 ) -> Tensor:
-    """Logits of many images, batch by batch, with a progress bar: fp32 [n, classes].
+    """Return logits of many images, fp32 [n, classes], in batches with a progress bar.
 
-    They are the model's own up to rounding: its backbone runs in oneDNN's operators, which are
+    They equal the model's own up to rounding: the backbone runs in oneDNN's operators, which are
     faster.
 
     Args:
         model: The model, on the CPU.
         pixels: uint8 [n, height, width, 3], RGB.
-        rows: Which of them, in this order; None: all.
-        what: The step in words.
+        rows: Indices of the images to predict, in this order; None: all.
+        what: Label of the progress bar.
     """
     rows = np.arange(len(pixels)) if rows is None else rows
     batch_size, preprocess = model.images_at_once, model.preprocess

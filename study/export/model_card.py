@@ -1,4 +1,4 @@
-"""README.md of the exported model: a model card, as Hugging Face reads them."""
+"""README.md of the exported model: a model card in Hugging Face's format."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from scipy import stats
 from torch import Tensor
 
-from analysis.rundir import write_whole
+from analysis.rundir import write_atomically
 from analysis.rundir.predictions import Predictions
 from analysis.stats.calibration import bin_predictions
 from search_spaces import PARAMETERS
@@ -23,10 +23,10 @@ from study.training.evaluate import balanced_accuracy, loss_and_accuracy
 
 CARD = "README.md"
 TEMPLATE = "model_card.md.j2"
-#: Where there are more classes, the card names the hardest ones only.
+#: With more classes than this, the card lists only the hardest ones.
 CLASSES_SHOWN = 30
 
-#: Hugging Face's name of a licence, and what there is to say, by the name of the weights.
+#: Licence by the name of the weights: Hugging Face's identifier, and a sentence for the card.
 LICENCES: Mapping[str, tuple[str, str]] = {
     "imagenet-v1": (
         "bsd-3-clause",
@@ -41,16 +41,16 @@ LICENCES: Mapping[str, tuple[str, str]] = {
         "The backbone's weights are those of keras.applications, ported there from Kaiming He's"
         " (MIT), trained on ImageNet.",
     ),
-    "path": ("unknown", "The backbone's weights came from a file; its licence is not known here."),
+    "path": ("unknown", "The backbone's weights came from a file of unknown licence."),
 }
 
-#: By the name of the weights, the same on Hugging Face.
+#: The same weights on Hugging Face, by the name of the weights.
 BASE_MODELS = {"imagenet-v1": "timm/resnet50.tv_in1k", "imagenet-v2": "timm/resnet50.tv2_in1k"}
 
 
 @dataclass(frozen=True)
 class ExportMetrics:
-    """A model on the test images, in fp32."""
+    """Metrics of an exported model on the test images, in fp32."""
 
     images: int
     loss: float
@@ -58,19 +58,19 @@ class ExportMetrics:
     accuracy: float
     """Fraction."""
     accuracy_interval: tuple[float, float]
-    """Its 95 % confidence interval for other images like these (Wilson)."""
+    """95 % confidence interval for other images like these (Wilson)."""
     balanced_accuracy: float
-    """Mean over the classes of their accuracies."""
+    """Mean of the class accuracies, a fraction."""
     calibration_error: float
-    """Expected calibration error in points (Guo et al. 2017, 15 bins)."""
+    """Expected calibration error in percentage points (Guo et al. 2017, 15 bins)."""
     mean_confidence: float
-    """Mean probability of the answers, a fraction."""
+    """Mean probability of the predicted class, a fraction."""
     class_accuracy: tuple[float | None, ...]
-    """Of each class; None for one without a test image."""
+    """Accuracy of each class, a fraction; None without test images."""
 
 
 def compute_export_metrics(logits: Tensor, labels: Tensor) -> ExportMetrics:
-    """Measure logits [n, classes] by labels [n]."""
+    """Return the metrics of logits [n, classes] given labels [n]."""
     loss, accuracy = loss_and_accuracy(logits, labels)
     right = round(accuracy * len(labels))
     interval = stats.binomtest(right, len(labels)).proportion_ci(method="wilson")
@@ -92,7 +92,7 @@ def compute_export_metrics(logits: Tensor, labels: Tensor) -> ExportMetrics:
 def write_card(
     folder: Path,
     study: Study,
-    chosen: Selection,
+    selection: Selection,
     inputs: Inputs,
     measured: ExportMetrics,
     agreements: Mapping[str, Agreement],
@@ -101,13 +101,13 @@ def write_card(
     """Write the card.
 
     Args:
-        folder: The bundle's.
-        study: That trained the model.
-        chosen: What was exported.
-        inputs: Of the study.
-        measured: On the test images.
-        agreements: How the other formats agree with the model, by file.
-        verdict: What the study says, sentence by sentence.
+        folder: The bundle's folder.
+        study: The study that trained the model.
+        selection: The exported runs.
+        inputs: The study's inputs.
+        measured: Metrics on the test images.
+        agreements: Agreement of the other formats with the model, by file name.
+        verdict: The study's verdict, one sentence per item.
     """
     names, dataset, split = inputs.dataset.classes, inputs.dataset, inputs.split
     in_train = np.bincount(dataset.labels[split.train], minlength=len(names))
@@ -121,7 +121,7 @@ def write_card(
             _metadata(study, inputs, measured), sort_keys=False, allow_unicode=True
         ),
         study=study,
-        chosen=chosen,
+        selection=selection,
         dataset=dataset,
         data_name=_data_name(inputs),
         sizes={"train": len(split.train), "val": len(split.val), "test": len(split.test)},
@@ -130,17 +130,17 @@ def write_card(
         measured=measured,
         agreements=agreements,
         verdict=verdict,
-        hyperparameters=_described(chosen.hyperparameters),
+        hyperparameters=_described(selection.hyperparameters),
         classes=classes if len(classes) <= CLASSES_SHOWN else hardest[:CLASSES_SHOWN],
         all_classes=len(classes) <= CLASSES_SHOWN,
         licence=LICENCES[inputs.weights.name][1],
         square=dataset.side,
     )
-    write_whole(folder / CARD, content)
+    write_atomically(folder / CARD, content)
 
 
 def load_template() -> Template:
-    """The card's template, a file of this package."""
+    """Return the card's template, a file of this package."""
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=False,  # noqa: S701 - Markdown, not HTML
@@ -154,7 +154,7 @@ def load_template() -> Template:
 
 
 def _metadata(study: Study, inputs: Inputs, measured: ExportMetrics) -> dict[str, Any]:
-    """The card's head, in the fields that Hugging Face knows."""
+    """Return the card's YAML header, in Hugging Face's fields."""
     weights, dataset = inputs.weights, inputs.dataset
     data: dict[str, Any] = {"name": dataset.name, "type": dataset.name, "split": "test"}
     found = {
@@ -187,7 +187,7 @@ def _metadata(study: Study, inputs: Inputs, measured: ExportMetrics) -> dict[str
 
 
 def _data_name(inputs: Inputs) -> str:
-    """Without the path of a folder, which is nobody else's business."""
+    """Return the name of the data; the path of a folder stays private."""
     dataset = inputs.dataset
     return f"a folder of images ({dataset.name})" if dataset.files else dataset.source
 
@@ -202,9 +202,9 @@ def _described(hyperparameters: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _percent(value: float | None) -> str:
-    return "none" if value is None else f"{100 * value:.2f} %"
+    return "n/a" if value is None else f"{100 * value:.2f} %"
 
 
 def _cell(text: object) -> str:
-    """Text inside a table of Markdown."""
+    """Escape text for a Markdown table."""
     return " ".join(str(text).split()).replace("\\", "\\\\").replace("|", "\\|")

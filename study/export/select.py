@@ -1,4 +1,4 @@
-"""Which model is exported: chosen on val alone."""
+"""Selection of the model to export, on val alone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from analysis.rundir import ConfirmRow, RunDir, RunDirError
 from analysis.rundir.metric import Metric, is_better
 from analysis.rundir.predictions import read_predictions
 from search_spaces import Value
-from study.confirm.run import best_of
+from study.confirm.run import best_row
 from study.errors import UserError
 from study.search.champions import Champion
 from study.study import Study
@@ -25,43 +25,46 @@ class Selection:
 
     run_ids: tuple[str, ...]
     hyperparameters: dict[str, Value]
-    """The same for all of them."""
+    """Shared by all of these runs."""
     score: float
-    """The study's metric on val; of an ensemble its own."""
+    """The study's metric on val; for an ensemble, that of the ensemble."""
     trained: tuple[dict[str, Tensor], ...]
-    """Their weights: the heads', or the whole network's."""
+    """Weights of each run: its head's, or the whole network's."""
     rows: tuple[ConfirmRow, ...]
-    """What their confirmation measured; empty for a trial of the search."""
+    """Results of the confirmation runs; empty for a search trial."""
     best_single: float | None = None
-    """For an ensemble: the best score of a single run on val."""
+    """For an ensemble: the best score of any single confirmation run."""
     pays: bool | None = None
-    """Whether the ensemble's score is better than that."""
+    """For an ensemble: True if its score beats `best_single`."""
 
 
 def select_model(study: Study, champions: Sequence[Champion]) -> Selection:
-    """What `--export` asks for.
+    """Select the model that `--export` asks for.
 
     Args:
-        study: Its run directory holds the runs.
-        champions: Stand in for confirmation runs where there are none.
+        study: The study whose run directory holds the runs.
+        champions: Candidates if there are no confirmation runs.
 
     Raises:
         UserError: There is no such run, or its weights cannot be read.
     """
     what, rows = study.config.export, study.rundir.read_confirm()
     if what == "ensemble":
-        return _choose_ensemble(study, rows)
+        return _select_ensemble(study, rows)
     wanted = [row for row in rows if what in ("best", row.setting)]
     if wanted:
-        row = best_of(wanted, study.config.metric)
+        row = best_row(wanted, study.config.metric)
         weights = _weights(study.rundir, row.run_id)
         return Selection((row.run_id,), dict(row.hyperparameters), row.score, (weights,), (row,))
     if rows:
-        raise UserError(f"--export {what}: no confirmation run of that setting has ended well.")
-    return _choose_champion(study, [c for c in champions if what in ("best", c.arm)])
+        raise UserError(
+            f"--export {what}: no confirmation run of this setting has completed; choose another"
+            " setting, or best."
+        )
+    return _select_champion(study, [c for c in champions if what in ("best", c.arm)])
 
 
-def _choose_champion(study: Study, champions: Sequence[Champion]) -> Selection:
+def _select_champion(study: Study, champions: Sequence[Champion]) -> Selection:
     best: Champion | None = None
     for champion in champions:
         if champion.run_id and (
@@ -70,8 +73,9 @@ def _choose_champion(study: Study, champions: Sequence[Champion]) -> Selection:
             best = champion
     if best is None:
         raise UserError(
-            f"--export {study.config.export}: the search has no trial of it, and there are no"
-            " confirmation runs (--seeds 0)."
+            f"--export {study.config.export}: there is no completed search trial and no"
+            " confirmation run (--seeds 0) to export; extend the study with more --trials or"
+            " --seeds."
         )
     run_id = str(best.run_id)
     return Selection(
@@ -79,8 +83,8 @@ def _choose_champion(study: Study, champions: Sequence[Champion]) -> Selection:
     )
 
 
-def _choose_ensemble(study: Study, rows: Sequence[ConfirmRow]) -> Selection:
-    """Of all recipes with all settings, the one whose runs together are best on val."""
+def _select_ensemble(study: Study, rows: Sequence[ConfirmRow]) -> Selection:
+    """Select the recipe and setting whose runs form the best ensemble on val."""
     metric = study.config.metric
     cells: dict[tuple[str, str], list[ConfirmRow]] = {}
     for row in rows:
@@ -91,7 +95,7 @@ def _choose_ensemble(study: Study, rows: Sequence[ConfirmRow]) -> Selection:
         score = _score_together(study.rundir, cell, metric)
         if not best or is_better(score, best_score, metric):
             best, best_score = cell, score
-    best_single = best_of(rows, metric).score
+    best_single = best_row(rows, metric).score
     return Selection(
         tuple(row.run_id for row in best),
         dict(best[0].hyperparameters),
@@ -104,7 +108,7 @@ def _choose_ensemble(study: Study, rows: Sequence[ConfirmRow]) -> Selection:
 
 
 def _score_together(rundir: RunDir, rows: Sequence[ConfirmRow], metric: Metric) -> float:
-    """The metric on val of the runs' mean probabilities, from their stored predictions."""
+    """Return the metric of the runs' mean probabilities on val, from their stored predictions."""
     stored = []
     for row in rows:
         file = rundir.predictions(row.run_id)
@@ -112,7 +116,7 @@ def _score_together(rundir: RunDir, rows: Sequence[ConfirmRow], metric: Metric) 
         try:
             stored.append(read_predictions(file, "val"))
         except RunDirError as error:
-            raise UserError(f"{error}; --resume makes it anew.") from error
+            raise UserError(f"{error}; recreate it with --resume.") from error
     mean = torch.stack([torch.from_numpy(p.probabilities) for p in stored]).mean(dim=0)
     labels, logits = torch.from_numpy(stored[0].labels), mean.log()
     loss, accuracy = loss_and_accuracy(logits, labels)
@@ -130,6 +134,5 @@ def _weights(rundir: RunDir, run_id: str) -> dict[str, Tensor]:
         return load_file(file)
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"{file}, the weights of a run that is to be exported, cannot be read ({error}); bring"
-            " the file back."
+            f"{file}: the weights of the run to export cannot be read ({error}); restore the file."
         ) from error

@@ -1,11 +1,11 @@
-"""Runs model.onnx or model.pt2 in a process that has nothing of this project.
+"""Run model.onnx or model.pt2 in a process without this project.
 
     python -I study/export/standalone.py model.onnx HEIGHT WIDTH BATCH
 
-Images go in on standard input, their bytes one after the other; for each BATCH of them, and for
-what is left at the end, the probabilities come out on standard output, fp32.
-study/export/verify.py starts it by its path; it imports the one library that a user of the file
-would have, and makes sure that neither Ray nor this project is there to help.
+Reads the raw bytes of images from standard input; after every BATCH images, and after the last,
+writes their probabilities, fp32, to standard output.
+study/export/verify.py runs this file by path. It imports only the library that a user of the model
+would have, and blocks imports of Ray and of this project.
 """
 
 import sys
@@ -14,11 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
+#: Packages whose import is blocked.
 ABSENT = ("ray", "study", "analysis", "search_spaces", "torchvision", "safetensors")
 
 
 def main(file: str, height: int, width: int, batch: int) -> None:
-    """Run it."""
+    """Predict the images on standard input; sizes in pixels, `batch` in images."""
     for name in ABSENT:
         sys.modules[name] = None  # type: ignore[assignment]  # importing it now fails
     run = load_onnx(file) if Path(file).suffix == ".onnx" else load_program(file)
@@ -30,7 +31,7 @@ def main(file: str, height: int, width: int, batch: int) -> None:
 
 
 def load_onnx(file: str) -> Callable[[np.ndarray], np.ndarray]:
-    """With onnxruntime and numpy alone."""
+    """Return a function that predicts with onnxruntime and numpy alone."""
     sys.modules["torch"] = None  # type: ignore[assignment]
     import onnxruntime
 
@@ -39,7 +40,7 @@ def load_onnx(file: str) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def load_program(file: str) -> Callable[[np.ndarray], np.ndarray]:
-    """With torch alone."""
+    """Return a function that predicts with torch alone."""
     import torch
 
     program = torch.export.load(file).module()

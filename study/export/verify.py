@@ -1,4 +1,4 @@
-"""Whether an exported file predicts what the model predicts, in a process of its own."""
+"""Check in a separate process that an exported file predicts what the model predicts."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ from study.errors import StudyStoppedError
 from study.export import standalone
 from study.system.progress import progress
 
-#: What an exported file must keep of the model, in fp32, over all test images.
+#: Tolerances between an exported file and the model, in fp32, over all test images.
 SAME_ANSWERS = 0.999
 LARGEST_DIFFERENCE = 1e-3
 ACCURACY_DIFFERENCE = 0.001
@@ -23,20 +23,21 @@ ACCURACY_DIFFERENCE = 0.001
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far an exported file and the model agree."""
+    """Agreement between an exported file and the model."""
 
     images: int
     same_answers: float
-    """Fraction of the images for which the most probable class is the same."""
+    """Fraction of the images with the same most probable class."""
     largest_difference: float
-    """Of any probability."""
+    """Largest absolute difference of any probability."""
     accuracy: float
-    """Of the file, a fraction."""
+    """Accuracy of the file, a fraction."""
     model_accuracy: float
+    """Accuracy of the model, a fraction."""
 
     @property
     def is_good(self) -> bool:
-        """Whether the file may be shipped."""
+        """True if the file agrees well enough to be exported."""
         return (
             self.same_answers >= SAME_ANSWERS
             and self.largest_difference <= LARGEST_DIFFERENCE
@@ -45,29 +46,31 @@ class Agreement:
 
 
 @dataclass(frozen=True)
-class Running:
-    """An exported file in a process without this project, which has loaded it or is about to."""
+class ExportedProcess:
+    """A process without this project that has loaded, or is loading, an exported file."""
 
     file: Path
     batch_size: int
     process: "subprocess.Popen[bytes]"
     errors: IO[bytes]
-    """What it writes to its standard error."""
+    """The process's standard error."""
 
 
 @contextmanager
-def start(file: Path, height: int, width: int, batch_size: int) -> Iterator[Running]:
+def start_exported(
+    file: Path, height: int, width: int, batch_size: int
+) -> Iterator[ExportedProcess]:
     """Start a process that loads an exported file and waits for images; it ends with the block.
 
-    Loading takes seconds, in which the caller can do something else.
+    Loading takes seconds; the caller can do other work meanwhile.
 
     Args:
         file: model.onnx or model.pt2.
-        height: Of the images, in pixels.
-        width: Of the images, in pixels.
-        batch_size: How many images it computes at a time.
+        height: Height of the images in pixels.
+        width: Width of the images in pixels.
+        batch_size: Images per batch.
     """
-    # -I: nothing from the current folder, the environment or the user's own packages.
+    # -I: ignores the current folder, environment variables and the user's site-packages.
     numbers = [str(number) for number in (height, width, batch_size)]
     command = [sys.executable, "-I", standalone.__file__, str(file), *numbers]
     with (
@@ -77,25 +80,29 @@ def start(file: Path, height: int, width: int, batch_size: int) -> Iterator[Runn
         ) as process,
     ):
         try:
-            yield Running(file, batch_size, process, errors)
+            yield ExportedProcess(file, batch_size, process, errors)
         finally:
-            process.kill()  # it may still be loading, and nobody needs it any more
+            process.kill()  # it may still be loading, but is no longer needed
 
 
-def verify(
-    running: Running, pixels: np.ndarray, rows: np.ndarray, labels: np.ndarray, expected: np.ndarray
+def check_agreement(
+    running: ExportedProcess,
+    pixels: np.ndarray,
+    rows: np.ndarray,
+    labels: np.ndarray,
+    expected: np.ndarray,
 ) -> Agreement:
-    """Hold an exported file's answers against the model's.
+    """Compare an exported file's predictions with the model's.
 
     Args:
-        running: The file, in its process; it can be asked once.
+        running: The process of the file; usable once.
         pixels: Images, uint8 [N, height, width, 3], RGB.
-        rows: Which of them.
-        labels: int64 [rows].
+        rows: Indices of the images to use.
+        labels: True classes, int64 [rows].
         expected: The model's probabilities, fp32 [rows, classes].
 
     Raises:
-        StudyStoppedError: The file cannot be run, or its answers are others.
+        StudyStoppedError: The file cannot be run, or disagrees with the model.
     """
     found = compute_probabilities(running, pixels, rows, expected.shape[1])
     agreement = Agreement(
@@ -107,25 +114,25 @@ def verify(
     )
     if not agreement.is_good:
         raise StudyStoppedError(
-            f"{running.file.name} does not predict what the model does: on {len(rows)} test images"
-            f" {100 * agreement.same_answers:.2f} % of the answers are the same, probabilities"
-            f" differ by {agreement.largest_difference:.2g} at most, accuracy is"
-            f" {100 * agreement.accuracy:.2f} % against {100 * agreement.model_accuracy:.2f} %. It"
-            " is not exported; other versions of torch or onnxruntime may do better."
+            f"{running.file.name} disagrees with the model: on {len(rows)} test images,"
+            f" {100 * agreement.same_answers:.2f} % of the predicted classes are the same,"
+            f" probabilities differ by up to {agreement.largest_difference:.2g}, and accuracy is"
+            f" {100 * agreement.accuracy:.2f} % instead of {100 * agreement.model_accuracy:.2f} %."
+            " Nothing was exported; try another version of torch or onnxruntime."
         )
     return agreement
 
 
 def compute_probabilities(
-    running: Running, pixels: np.ndarray, rows: np.ndarray, classes: int
+    running: ExportedProcess, pixels: np.ndarray, rows: np.ndarray, classes: int
 ) -> np.ndarray:
-    """Probabilities by an exported file, fp32 [rows, classes].
+    """Return the probabilities that an exported file predicts, fp32 [rows, classes].
 
     Args:
-        running: The file, in its process; it can be asked once.
+        running: The process of the file; usable once.
         pixels: Images, uint8 [N, height, width, 3], RGB.
-        rows: Which of them.
-        classes: How many there are.
+        rows: Indices of the images to use.
+        classes: Number of classes.
 
     Raises:
         StudyStoppedError: The process fails.
@@ -153,6 +160,10 @@ def compute_probabilities(
         status = process.wait()
     if status != 0 or sum(map(len, found)) < len(rows):
         running.errors.seek(0)
-        said = running.errors.read().decode(errors="replace").strip().splitlines() or ["no message"]
-        raise StudyStoppedError(f"{running.file} cannot be run on its own: {said[-1]}.")
+        lines = running.errors.read().decode(errors="replace").strip().splitlines()
+        raise StudyStoppedError(
+            f"{running.file} cannot be run outside this project"
+            f" ({lines[-1] if lines else 'no message'}); try another version of torch or"
+            " onnxruntime."
+        )
     return np.concatenate(found)

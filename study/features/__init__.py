@@ -1,1 +1,1 @@
-"""What the backbone sees in each image: computed once, cached, standardised."""
+"""The backbone's features of each image: computed once, cached, standardised."""

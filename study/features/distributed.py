@@ -1,7 +1,7 @@
-"""Features computed by all machines of a cluster: each takes parts of the images in turn.
+"""Feature computation on all nodes of a cluster, which take parts of the images in turn.
 
-The parts go out and the features come back through Ray's object store. A part whose machine is lost
-is computed again by another one; what is done lies with the study's own process.
+Parts go out and features come back through Ray's object store. A part whose node is lost is
+recomputed on another one; finished parts are safe in the driver.
 """
 
 from collections import deque
@@ -13,34 +13,34 @@ import torch
 from torch import Tensor, nn
 
 from study.cluster.machines import Machines
-from study.features.extract import FEATURES, Compute, Precision, compute_features, images_at_once
+from study.features.extract import FEATURES, Compute, Precision, batch_size_for, compute_features
 from study.models.preprocess import Preprocess
 from study.system.progress import progress
 
-#: Parts per worker: enough that fast machines take more of them, and that little is lost with one.
+#: Parts per worker: enough for fast nodes to take more of them, and for a lost one to cost little.
 PARTS_PER_WORKER = 4
 
 
-def on_cluster(machines: Machines, precision: Precision) -> Compute:
-    """Compute on every machine's GPUs, or where none has any, on every machine's cores.
+def compute_on_cluster(machines: Machines, precision: Precision) -> Compute:
+    """Compute on the GPUs of all nodes, or on all their cores if the cluster has no GPU.
 
     Args:
-        machines: Of the cluster.
-        precision: The same on all of them.
+        machines: The cluster's nodes.
+        precision: The same on all nodes.
     """
 
     def run(backbone: nn.Module, pixels: np.ndarray, preprocess: Preprocess) -> Tensor:
         gpu = machines.gpus > 0
-        # A worker of one size that fits everywhere can be replaced by one anywhere.
+        # Workers sized for the smallest node can be replaced on any node.
         least = min((node.cpus for node in machines.nodes if node.cpus), default=1)
         cores = 1 if gpu else max(1, int(least))
-        # Where no node has room yet, a part that waits makes the cluster grow.
-        workers = max(1, machines.gpus if gpu else machines.room(cores, 0))
+        # If no node has room yet, a pending part makes the cluster scale up.
+        workers = max(1, machines.gpus if gpu else machines.capacity(cores, 0))
         task = ray.remote(max_calls=1 if gpu else 0)(_compute_part).options(
             num_cpus=cores, num_gpus=int(gpu), max_retries=-1
         )
         shared = ray.put((backbone, preprocess))
-        batch_size = images_at_once("cuda" if gpu else "cpu", preprocess.image_size)
+        batch_size = batch_size_for("cuda" if gpu else "cpu", preprocess.image_size)
         bounds = part_bounds(len(pixels), workers, batch_size)
         values = torch.empty(len(pixels), FEATURES, dtype=torch.bfloat16)
         waiting = deque(bounds)
@@ -61,12 +61,12 @@ def on_cluster(machines: Machines, precision: Precision) -> Compute:
 
 
 def part_bounds(images: int, workers: int, batch_size: int) -> Sequence[tuple[int, int]]:
-    """Where parts begin and end: whole batches, so that they are those of one process.
+    """Return where parts start and end: whole batches, the same ones as in a single process.
 
     Args:
-        images: In all.
-        workers: That compute at once.
-        batch_size: Of the backbone.
+        images: Total number of images.
+        workers: Number of workers that compute at once.
+        batch_size: The backbone's batch size.
     """
     batches = max(1, images // (workers * PARTS_PER_WORKER * batch_size))
     size = batches * batch_size
@@ -76,7 +76,7 @@ def part_bounds(images: int, workers: int, batch_size: int) -> Sequence[tuple[in
 def _compute_part(
     shared: tuple[nn.Module, Preprocess], pixels: np.ndarray, precision: Precision, threads: int
 ) -> np.ndarray:
-    """Features of a part, as the bits of bf16 ones, since numpy has no such type."""
+    """Compute the features of a part; returns bf16 as its uint16 bits, since numpy has no bf16."""
     backbone, preprocess = shared
     cuda = bool(ray.get_gpu_ids())
     if not cuda:

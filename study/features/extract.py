@@ -1,8 +1,8 @@
-"""What the backbone sees in each image: computed once, then read from the user's cache.
+"""The backbone's features of each image: computed once, then read from the user's cache.
 
-The fast path: BatchNorm folded into the convolutions; in bf16 where the processor multiplies it
-natively, with channels last, on a CPU in oneDNN's operators; else, on a CPU, in ONNX Runtime. The
-reference is `build_backbone` in fp32; tests/study/features/test_extract.py holds the two together,
+The fast path folds BatchNorm into the convolutions. Where the processor multiplies bf16 natively,
+it runs in bf16, channels last, on a CPU in oneDNN's operators; other CPUs run it in ONNX Runtime.
+The reference is `build_backbone` in fp32; tests/study/features/test_extract.py compares the two,
 tests/benchmarks/features.py times them.
 """
 
@@ -44,26 +44,26 @@ __all__ = [
 
 Precision = Literal["fp32", "bf16"]
 
-#: Images at a time on a GPU.
+#: Images per batch on a GPU.
 GPU_BATCH = 512
 
-#: Images at a time on a CPU, and pixels at most, since memory grows with these: in fp32, 128 images
-#: of 96 pixels take 0.36 GB more than 28 do, of 224 pixels 1.4 GB more than 5, and are not faster.
-#: In bf16, 56 images of 96 pixels are 1.2 times as fast as 28, and 112 no faster.
+#: Most images and most pixels per batch on a CPU, since memory grows with both: in fp32, 128 images
+#: take 0.36 GB more than 28 at 96 px and 1.4 GB more than 5 at 224 px, and are not faster. In bf16
+#: at 96 px, batches of 56 images are 1.2 times as fast as of 28, and batches of 112 no faster.
 CPU_BATCH, CPU_PIXELS = 256, 2**19
 
-#: Part of the cache's key: raise it with every change to this code that changes the values.
+#: Part of the cache key: increment it with every change to this code that changes the values.
 VERSION: dict[Precision, int] = {"bf16": 2, "fp32": 2}
 
 
 @dataclass(frozen=True)
 class FeaturesName:
-    """Which features of a dataset they are."""
+    """Identifies the features of a dataset."""
 
     key: str
-    """SHA-256 of all that they depend on; their name in the cache."""
+    """SHA-256 of everything the features depend on; their name in the cache."""
     precision: Precision
-    """What they were computed in; they are kept in bf16 in any case."""
+    """What they were computed in; they are always stored in bf16."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,9 @@ class Features:
     """bf16 [N, 2048] on the CPU; rows in the dataset's order, not standardised."""
     name: FeaturesName
     seconds: float
-    """What computing them took; 0 if they come from the cache."""
+    """Time to compute them; 0 if they come from the cache."""
     cached: bool
-    """Whether they come from the cache."""
+    """True if they come from the cache."""
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,10 @@ class Compute:
 
     precision: Precision
     run: Callable[[nn.Module, np.ndarray, Preprocess], Tensor]
-    """Backbone, pixels (uint8 [N, H, W, 3]) and preprocessing -> bf16 [N, 2048] on the CPU."""
+    """From backbone, pixels (uint8 [N, H, W, 3]) and preprocessing to bf16 [N, 2048] on the CPU."""
 
 
-def here(device: torch.device, precision: Precision) -> Compute:
+def compute_here(device: torch.device, precision: Precision) -> Compute:
     """Compute in this process, with a progress bar."""
 
     def run(backbone: nn.Module, pixels: np.ndarray, preprocess: Preprocess) -> Tensor:
@@ -107,21 +107,21 @@ def load_features(
     device: torch.device | None = None,
     compute: Compute | None = None,
 ) -> Features:
-    """The features of all images of a dataset: from the cache, or else computed and kept there.
+    """Load the features of all images of a dataset from the cache, or compute and cache them.
 
     Args:
         dataset: The images.
-        weights: The backbone's.
-        preprocess: How images are made ready for it, at the study's image size.
-        device: Where to compute; None for the GPU, if there is one, else the CPU.
-        compute: How to compute elsewhere than in this process; None: here.
+        weights: The backbone's weights.
+        preprocess: The backbone's preprocessing, at the study's image size.
+        device: Where to compute; None: the GPU if there is one, else the CPU.
+        compute: How to compute; None: in this process.
 
     Raises:
-        UserError: If the cache cannot be written to.
+        UserError: The cache cannot be written to.
     """
     if device is None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    compute = compute or here(device, "bf16" if has_native_bf16(device) else "fp32")
+    compute = compute or compute_here(device, "bf16" if has_native_bf16(device) else "fp32")
     precision = compute.precision
     name = FeaturesName(cache_key(dataset, weights, preprocess, precision), precision)
     path = cache_dir() / "features" / f"{name.key}.safetensors"
@@ -133,7 +133,7 @@ def load_features(
 
     def make() -> Features:
         if path.exists():
-            console.print(f"Features: {path} is damaged, computing them anew", soft_wrap=True)
+            console.print(f"Features: {path} is damaged, recomputing them", soft_wrap=True)
         backbone = build_backbone(weights.state, weights.architecture)
         started = time.perf_counter()
         values = compute.run(backbone, dataset.pixels, preprocess)
@@ -159,22 +159,22 @@ def compute_features(
     """Run images through a backbone.
 
     Args:
-        backbone: From `build_backbone`; it is left as it is.
+        backbone: From `build_backbone`; it is not modified.
         pixels: uint8 [N, H, W, 3], RGB.
-        preprocess: How images are made ready for the backbone.
+        preprocess: The backbone's preprocessing.
         precision: What to compute in. Resizing and normalising are always done in fp32.
         device: Where to compute.
         dtype: What the features are rounded to.
-        advance: Is told of images that are done.
+        advance: Called after each batch with its number of images.
 
     Returns:
         [N, 2048] on the CPU.
     """
     computed_in = torch.bfloat16 if precision == "bf16" else torch.float32
-    net = _fastest(folded(backbone), preprocess.image_size, device, computed_in)
-    batch_size = images_at_once(device.type, preprocess.image_size)
+    net = _fastest(fold_batch_norms(backbone), preprocess.image_size, device, computed_in)
+    batch_size = batch_size_for(device.type, preprocess.image_size)
     keep_freed()
-    # Rounded batch by batch: all of CIFAR-10's features take half a gigabyte in fp32.
+    # Round batch by batch: all of CIFAR-10's features take half a gigabyte in fp32.
     values = torch.empty(len(pixels), FEATURES, dtype=dtype)
     with torch.inference_mode():
         for start in range(0, len(pixels), batch_size):
@@ -185,8 +185,8 @@ def compute_features(
     return values
 
 
-def images_at_once(device_type: str, image_size: int) -> int:
-    """How many images the backbone takes at a time, on a device of a type."""
+def batch_size_for(device_type: str, image_size: int) -> int:
+    """Return the backbone's batch size in images, on a type of device."""
     if device_type == "cuda":
         return GPU_BATCH
     return max(1, min(CPU_BATCH, CPU_PIXELS // image_size**2))
@@ -195,9 +195,9 @@ def images_at_once(device_type: str, image_size: int) -> int:
 def _fastest(
     net: nn.Module, image_size: int, device: torch.device, dtype: torch.dtype
 ) -> Callable[[Tensor], Tensor]:
-    """A folded backbone as the function that computes it fastest, from images in fp32."""
+    """Return the fastest function for a folded backbone; it takes images in fp32."""
     if device.type == "cpu" and dtype == torch.float32:
-        # Only here: it takes a moment to import.
+        # Imported here: it takes a moment to import.
         from study.features.onnx_engine import in_onnx_runtime
 
         return in_onnx_runtime(net, torch.get_num_threads())
@@ -207,12 +207,12 @@ def _fastest(
     if device.type == "cpu":
         from study.features.onednn_engine import in_onednn  # not always needed
 
-        run = in_onednn(net, image_size, images_at_once("cpu", image_size))
+        run = in_onednn(net, image_size, batch_size_for("cpu", image_size))
     return lambda images: run(images.to(dtype=dtype, memory_format=layout))
 
 
-def folded(backbone: nn.Module) -> nn.Module:
-    """A copy of a ResNet50 in evaluation mode whose BatchNorms are folded into its convolutions."""
+def fold_batch_norms(backbone: nn.Module) -> nn.Module:
+    """Copy a ResNet50 in evaluation mode, with its BatchNorms folded into its convolutions."""
     from torchvision.models.resnet import Bottleneck  # slow to import, and not always needed
 
     net = copy.deepcopy(backbone).eval()
@@ -230,12 +230,12 @@ def folded(backbone: nn.Module) -> nn.Module:
 def cache_key(
     dataset: Dataset, weights: Weights, preprocess: Preprocess, precision: Precision
 ) -> str:
-    """SHA-256 over everything that features depend on, but for the device's rounding."""
+    """Return the SHA-256 of everything features depend on, except the device's rounding."""
     depends_on = {
         "version": VERSION[precision],
         "data": dataset.sha256,
         "weights": weights.sha256,
-        # The momentum of BatchNorm matters in training only.
+        # BatchNorm's momentum only matters in training.
         "architecture": {
             "stride_on_1x1": weights.architecture.stride_on_1x1,
             "bn_eps": weights.architecture.bn_eps,
@@ -252,7 +252,7 @@ def _write(path: Path, values: Tensor) -> None:
 
 
 def _read(path: Path, shape: tuple[int, int]) -> Tensor | None:
-    """The features in a file of the cache; None if it is not there or damaged."""
+    """Read features from a cache file; None if it is missing or damaged."""
     try:
         with safetensors.safe_open(path, "pt") as file:
             values: Tensor = file.get_tensor("features")

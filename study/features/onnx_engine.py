@@ -1,6 +1,6 @@
-"""A folded ResNet50 in ONNX Runtime, the fastest that computes it in fp32 on a CPU.
+"""A folded ResNet50 in ONNX Runtime, the fastest way to compute it in fp32 on a CPU.
 
-tests/benchmarks/features.py holds it against PyTorch, and against what the processor can do.
+tests/benchmarks/features.py compares it with PyTorch and with the processor's limit.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,28 +15,28 @@ from torch import Tensor, nn
 from torchvision.models import ResNet
 from torchvision.models.resnet import Bottleneck
 
-#: What the nodes below need; every onnxruntime since 2020 has it.
+#: The opset that the nodes below need; every onnxruntime since 2020 supports it.
 OPSET = 13
 
 INPUT, OUTPUT = "images", "features"
 
 
 def in_onnx_runtime(backbone: nn.Module, threads: int) -> Callable[[Tensor], Tensor]:
-    """A folded backbone as a function that ONNX Runtime computes on the CPU.
+    """Turn a folded backbone into a function that ONNX Runtime computes on the CPU.
 
     Args:
         backbone: A ResNet50 whose BatchNorms are folded and whose classifier is an identity; fp32,
             on the CPU.
-        threads: CPU threads to use.
+        threads: Number of CPU threads.
 
     Returns:
-        From fp32 [B, 3, S, S] to fp32 [B, 2048].
+        A function from fp32 [B, 3, S, S] to fp32 [B, 2048].
     """
     assert isinstance(backbone, ResNet)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(
-        write(backbone), options, providers=["CPUExecutionProvider"]
+        build_onnx(backbone), options, providers=["CPUExecutionProvider"]
     )
 
     def run(images: Tensor) -> Tensor:
@@ -46,8 +46,8 @@ def in_onnx_runtime(backbone: nn.Module, threads: int) -> Callable[[Tensor], Ten
     return run
 
 
-def write(backbone: ResNet) -> bytes:
-    """The ONNX file. Exporting through torch gives the same one, ten seconds later."""
+def build_onnx(backbone: ResNet) -> bytes:
+    """Build the ONNX file; torch's exporter gives the same one but takes ten seconds more."""
     nodes: list[NodeProto] = []
     weights: list[TensorProto] = []
     last = INPUT

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from study.models.head import FEATURES
 
-#: Rows of features that are in fp32 at a time: what a core's cache holds.
+#: Rows of features in fp32 at a time: as many as a core's cache holds.
 ROWS = 256
 
 
@@ -15,31 +15,31 @@ ROWS = 256
 class Standardisation:
     """Mean and standard deviation of each feature over train, fp32 [features]; part of the model.
 
-    A feature that does not vary has standard deviation 1.
+    The standard deviation of a constant feature is 1.
     """
 
     mean: Tensor
     std: Tensor
 
     def __call__(self, features: Tensor) -> Tensor:
-        """[n, features] in any float type -> the same shape in bfloat16."""
+        """Standardise [n, features] in any float type; returns the same shape in bfloat16."""
         return ((features.float() - self.mean) / self.std).bfloat16()
 
 
 def no_standardisation() -> Standardisation:
-    """One that leaves features as they are."""
+    """Return the identity: mean 0 and standard deviation 1."""
     return Standardisation(torch.zeros(FEATURES), torch.ones(FEATURES))
 
 
 def fit_standardisation(features: Tensor, rows: Tensor) -> Standardisation:
-    """Mean and standard deviation of each feature over some rows.
+    """Compute the mean and standard deviation of each feature over some rows.
 
     Args:
         features: [n, features] in any float type.
-        rows: int64 [1 or more].
+        rows: Indices, int64 [1 or more].
     """
-    # Differences from a row, and not the values: what does not vary then has a deviation of exactly
-    # 0. `torch.std_mean` is ten times as slow.
+    # Sum differences from a row instead of values, so that a constant feature has a deviation of
+    # exactly 0. `torch.std_mean` is ten times as slow.
     shift = features[rows[0]].float()
     total, squares = torch.zeros(2, len(shift), dtype=torch.float64)
     for chosen in rows.split(ROWS):

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# A study on Slurm: each node of the job runs one Ray node, and the first one the command too.
+# A study on Slurm: each node of the job runs one Ray node, and the first also runs the command.
 #
-#     sbatch study/launch/slurm.sh                   the study below
-#     sbatch study/launch/slurm.sh python -V         another command, in the same Ray cluster
+#     sbatch study/launch/slurm.sh                   run the study below
+#     sbatch study/launch/slurm.sh python -V         run another command instead
 #
-# Cost: the whole allocation counts, nodes × time, from the job's first second to its last, however
-# busy it is. A few nodes for long cost the same as many for short; ask for what the trials fill.
+# Cost: the whole allocation counts, nodes × time, from start to end of the job, busy or idle. Few
+# nodes for long cost the same as many for a short time; request what the trials can fill.
 #
-# A job that is preempted, that loses a node, or whose time is over is queued again and goes on
+# A job that is preempted, loses a node or reaches its time limit is requeued and resumes the study
 # (--resume). `scancel JOB` ends it for good.
 #
-# Edit: these options, for your site and your patience.
+# Edit: these options, for your site and study.
 #SBATCH --job-name=dropout-study
 #SBATCH --nodes=2
 #SBATCH --gpus-per-node=1
@@ -20,7 +20,7 @@
 ##SBATCH --partition=NAME
 ##SBATCH --account=NAME
 #
-# Leave these.
+# Keep these.
 #SBATCH --ntasks-per-node=1
 #SBATCH --requeue
 #SBATCH --open-mode=append
@@ -29,9 +29,9 @@
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:?start this file with: sbatch study/launch/slurm.sh}"
 
-# Edit: how Python is found on every node (README: `uv sync` in a folder that all nodes share) …
+# Edit: where to find Python on every node (after `uv sync` in a folder that all nodes share) …
 export PATH="$PWD/.venv/bin:$PATH"
-# … and the study. Its storage has to be shared as well.
+# … and the study. All nodes must share its storage, too.
 command=(
     python run_study.py
     --trials 400
@@ -42,27 +42,27 @@ command=(
 )
 [ $# -eq 0 ] || command=("$@")
 
-# Whoever reaches an unprotected Ray port runs code as you, and every user of the cluster can reach
-# it. So Ray asks for a token: new for each job, in a file that only you can read. The nodes are
-# given the file's name; in an environment or an argument the token could be seen by others.
+# Anyone who reaches an unprotected Ray port can run code as you, and every user of the cluster can.
+# So Ray requires a token: new for each job, in a file that only you can read. The nodes get the
+# path of the file, since others could see a token in an environment variable or argument.
 umask 077
 secrets="$HOME/.ray/slurm-$SLURM_JOB_ID"
 mkdir -p "$secrets"
 python -c 'import secrets; print(secrets.token_hex(32), end="")' > "$secrets/auth_token"
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$secrets/auth_token"
 
-# Ports of the job's own, since jobs may share a node; all other ports are taken where free.
+# Ports specific to this job, since jobs may share a node; Ray picks all other ports.
 address="$(python -c 'import ray; print(ray.util.get_node_ip_address())')"
 port=$((20000 + SLURM_JOB_ID % 4000 * 3))
-# The address of this job's Ray: `auto` alone would take another's that runs on the same node.
+# Without this, `auto` could find the Ray cluster of another job on the same node.
 export RAY_ADDRESS="$address:$port"
 export RAY_TMPDIR="/tmp/ray-$SLURM_JOB_ID"
-# When Ray is told to stop, nothing is left that it could wait for.
+# When Ray gets the signal to stop, there is nothing left to drain.
 export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0
 
-# One Ray node, run on each Slurm node. The first keeps a core for the command. There is no
-# dashboard: what does not listen needs no guard. Ray's client server starts wherever grpc is installed (with
-# ray[default]); it asks for the token too.
+# One Ray node, run on each Slurm node. The first keeps a core for the command. The dashboard is
+# off, which leaves one port less to protect. Ray's client server starts wherever grpc is installed
+# (with ray[default]); it requires the token, too.
 # shellcheck disable=SC2016  # expanded on each node
 node='
     cores=$SLURM_CPUS_PER_TASK
@@ -90,7 +90,7 @@ ray=$!
 study="" requeue=""
 # shellcheck disable=SC2329  # called by the trap
 end() {
-    # Step 0 is Ray. It is asked first, so that it takes its files along; srun itself would kill it.
+    # Step 0 is Ray. SIGTERM first, so that it removes its files; ending srun would kill it.
     scancel --quiet --signal=TERM "$SLURM_JOB_ID.0" || true
     for _ in {1..20}; do kill -0 "$ray" 2> /dev/null && sleep 1; done
     kill "$ray" 2> /dev/null || true
@@ -102,10 +102,10 @@ stop() {
 }
 trap end EXIT
 trap stop TERM INT
-# Five minutes before the time is over: the study saves what it has, and the job queues up again.
+# Five minutes before the time limit: the study saves its state, and the job is requeued.
 trap 'requeue=yes; stop' USR1
 
-# Waits until all nodes are there: by what it finds then, the study decides how much runs at once.
+# Wait until all nodes have joined: the study then decides how many trials run concurrently.
 cat > "$secrets/wait.py" << 'PYTHON'
 import logging
 import os
@@ -140,7 +140,7 @@ fi
 "${command[@]}" &
 study=$!
 status=0
-# A trapped signal ends `wait` early; what counts is how the command ends.
+# A trapped signal ends `wait` early; the exit status of the command is what counts.
 while kill -0 "$study" 2> /dev/null; do
     status=0
     wait "$study" || status=$?

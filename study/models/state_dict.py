@@ -1,4 +1,4 @@
-"""Named tensors: the weights of a model, or of a part of it, as they go to files and come back."""
+"""Named tensors: the weights of a model or of a part of it, in memory and in files."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,8 +13,8 @@ from study.errors import storage_error
 StateDict = dict[str, Tensor]
 
 
-def part_of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with a prefix, without it; "head." gives the head's."""
+def strip_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names start with a prefix, without it; "head." gives the head's."""
     return {
         name.removeprefix(prefix): value
         for name, value in tensors.items()
@@ -22,23 +22,23 @@ def part_of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     }
 
 
-def on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies on the CPU, which later steps leave alone; in the layout that files have."""
+def copy_to_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copy tensors to the CPU, contiguous as in files; later training steps leave them alone."""
     layout = torch.contiguous_format
     return {k: value.detach().cpu().clone(memory_format=layout) for k, value in tensors.items()}
 
 
-def save_whole(
+def save_safetensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
-    """Write a safetensors file under another name, then give it its own.
+    """Write a safetensors file under a temporary name, then rename it.
 
     Raises:
-        StorageError: It cannot be written.
+        StorageError: The file cannot be written.
     """
     partial = path.with_name(f".{path.name}.part")
     try:
-        # Not its parents: where a run directory has vanished, none is to take its place.
+        # Without parents: a run directory that has vanished must not be recreated.
         path.parent.mkdir(exist_ok=True)
         save_file(dict(tensors), partial, metadata)
         partial.replace(path)
@@ -47,7 +47,7 @@ def save_whole(
 
 
 def is_readable(path: Path) -> bool:
-    """Whether a safetensors file is there, and whole by what its header says."""
+    """Return whether a safetensors file exists and is complete according to its header."""
     try:
         with safe_open(path, "pt"):
             return True

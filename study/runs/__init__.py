@@ -1,1 +1,1 @@
-"""One run in a worker process: what it does, how it fails, and what it may use of a GPU."""
+"""Runs in worker processes: training, failures and retries, GPU sharing."""

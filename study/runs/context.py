@@ -1,4 +1,4 @@
-"""What the runs of search and confirmation have in common."""
+"""Context shared by search and confirmation runs."""
 
 from dataclasses import dataclass, replace
 
@@ -20,21 +20,21 @@ class RunContext:
     """The data without `test`, in Ray's object store."""
     settings: RunSettings
     resources: Resources
-    """Of one run, and how many run at once."""
+    """Resources of one run, and how many run at once."""
     screen: Screen
 
     def with_resources(self, resources: Resources) -> "RunContext":
-        """The same with other resources."""
+        """Return this context with other resources."""
         settings = replace(self.settings, gpu_share=resources.gpus)
         return replace(self, resources=resources, settings=settings)
 
     def one_at_a_time(self) -> "RunContext":
-        """The same for runs one after the other, each with a whole GPU where it had a share."""
+        """Return this context for one run at a time, with a whole GPU instead of a share."""
         return self.with_resources(self.resources.one_at_a_time())
 
 
 def run_settings(study: Study, resources: Resources) -> RunSettings:
-    """What a worker process needs to know of the study."""
+    """Return the settings that a worker process needs."""
     config = study.config
     return RunSettings(
         epochs=config.epochs,

@@ -1,4 +1,4 @@
-"""Why a run failed, and what an error means to the user."""
+"""Classification of failed runs and of errors the user can fix."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -19,7 +19,7 @@ from study.training.loop import NonFiniteLossError
 
 FailureKind = Literal["diverged", "failed", "memory", "lost", "storage"]
 
-#: How the C and C++ allocators under torch, and CUDA's libraries, say that there is no memory left.
+#: Out-of-memory messages of the C and C++ allocators under torch and of CUDA's libraries.
 _NO_MEMORY = (
     "can't allocate memory",
     "not enough memory",
@@ -32,7 +32,7 @@ _NO_MEMORY = (
 
 @dataclass(frozen=True)
 class Failure:
-    """How a run ended that did not end well."""
+    """Why a run failed."""
 
     kind: FailureKind
     reason: str
@@ -41,7 +41,7 @@ class Failure:
 
 
 def failure_of(error: BaseException) -> Failure:
-    """What became of a run whose worker has raised this, or has died."""
+    """Classify the error of a run whose worker raised or died."""
     cause = error.cause if isinstance(error, RayTaskError) else error
     text = first_line(cause)
     if isinstance(cause, NonFiniteLossError):
@@ -53,30 +53,30 @@ def failure_of(error: BaseException) -> Failure:
     ):
         return Failure("memory", f"out of memory: {text}", str(error))
     if isinstance(cause, RayError) and not isinstance(cause, RayTaskError):
-        return Failure("lost", _loss(cause), str(error))
+        return Failure("lost", _loss_reason(cause), str(error))
     return Failure("failed", f"{type(cause).__name__}: {text}", str(error))
 
 
 def failure_from_text(traceback: str) -> Failure:
-    """The same where only a text is left: of an error of Ray's own, or in what Ray calls."""
-    lines = traceback.strip().splitlines() or ["nothing is known"]
+    """Classify an error in Ray, or in code that Ray calls, of which only the traceback is known."""
+    lines = traceback.strip().splitlines() or ["no reason given"]
     if storage := storage_error(traceback, "The run directory"):
         return Failure("storage", str(storage), traceback)
     if "OOM" in traceback or "running low on memory" in traceback:
-        return Failure("memory", "out of memory: Ray has stopped it", traceback)
-    return Failure("lost", f"Ray has lost it ({lines[-1]})", traceback)
+        return Failure("memory", "out of memory: Ray killed it", traceback)
+    return Failure("lost", f"Ray lost it ({lines[-1]})", traceback)
 
 
-def _loss(error: RayError) -> str:
+def _loss_reason(error: RayError) -> str:
     if "node has died" in str(error) or isinstance(error, NodeDiedError):
         return "its machine was lost"
     if isinstance(error, RayActorError | WorkerCrashedError):
         return "its process died"
-    return f"Ray has lost it ({type(error).__name__}: {first_line(error)})"
+    return f"Ray lost it ({type(error).__name__}: {first_line(error)})"
 
 
 def as_user_error(error: BaseException, run_dir: object) -> StudyStoppedError | None:
-    """What an error of the disk or of Ray means to the user; None for any other.
+    """Return an error of the disk or of Ray as a user error; None for any other.
 
     Args:
         error: The error.
@@ -84,11 +84,11 @@ def as_user_error(error: BaseException, run_dir: object) -> StudyStoppedError | 
     """
     if isinstance(error, OutOfDiskError):
         return StudyStoppedError(
-            "Ray's object store in memory cannot hold the data, and the disk that it lays the rest"
-            " on (that of RAY_TMPDIR, else of /tmp) is too full for that: free some space there."
+            "The data does not fit into Ray's in-memory object store, and the disk that it spills"
+            " to (RAY_TMPDIR, by default /tmp) is too full: free some space there."
         )
     if isinstance(error, RayError):
-        return StudyStoppedError(f"Ray has failed: {type(error).__name__}: {first_line(error)}.")
+        return StudyStoppedError(f"Ray failed: {type(error).__name__}: {first_line(error)}.")
     if isinstance(error, OSError):
         return storage_error(error, run_dir)
     return None

@@ -1,7 +1,7 @@
-"""How many runs share a GPU: measured on one run before the search, then decided.
+"""Number of runs per GPU, chosen from a measurement of one run.
 
-A run that leaves the GPU idle between its kernels leaves room for others; a run that fills it does
-not. Memory and CPU cores bound how many fit.
+If a run leaves the GPU idle between kernels, others can share it. Memory and CPU cores limit how
+many fit.
 """
 
 import time
@@ -19,40 +19,40 @@ from study.training.loop import batches, build_model, epoch_order
 from study.training.optimizer import build_optimizer
 from study.training.step import TrainingStep, own_stream
 
-#: Steps that are timed, after as many that are not.
+#: Number of timed steps, after as many warm-up steps.
 STEPS = 20
 
-#: Part of a GPU's memory that is not given out: what the driver and fragmentation take.
+#: Fraction of a GPU's memory reserved for the driver and fragmentation.
 RESERVE = 0.08
 
-#: A process on a GPU takes this much beside its tensors (its CUDA context and loaded kernels).
+#: GPU memory of a process in addition to its tensors: CUDA context and loaded kernels.
 CONTEXT_BYTES = 600 * 2**20
 
 
 @dataclass(frozen=True)
 class Load:
-    """What one run asks of a GPU."""
+    """Measured GPU load of one run."""
 
     device: str
     """Name of the device."""
     memory: int
-    """Bytes of the device in all; 0 on a CPU."""
+    """Total bytes of the device; 0 on a CPU."""
     peak: int
-    """Bytes that the run's tensors held at most, evaluation included; 0 on a CPU."""
+    """Peak bytes of the run's tensors, evaluation included; 0 on a CPU."""
     step_seconds: float
-    """Of one training step, in a row of many."""
+    """Duration of one training step, averaged over many."""
     busy: float
-    """Fraction of that time in which the device computes; 1 where that cannot be told."""
+    """Fraction of that time in which the device computes; 1 if unknown."""
     images_per_second: float
-    """In training."""
+    """Training throughput."""
 
 
 def runs_per_gpu(load: Load, cpus_per_gpu: float) -> int:
-    """How many runs to pack on one GPU: as many as fit, but no more than fill it.
+    """Return how many runs share one GPU: as many as fit, but no more than fill its idle time.
 
     Args:
-        load: Of the run that asks for most.
-        cpus_per_gpu: Runs for which there are CPU cores.
+        load: Load of the largest run.
+        cpus_per_gpu: Number of runs per GPU for which there are CPU cores.
     """
     if load.memory == 0:
         return 1
@@ -60,13 +60,13 @@ def runs_per_gpu(load: Load, cpus_per_gpu: float) -> int:
     return max(1, min(fit, round(1 / load.busy), int(cpus_per_gpu)))
 
 
-def fits(load: Load) -> bool:
-    """Whether a run fits on the GPU on which it was measured."""
+def fits_on_gpu(load: Load) -> bool:
+    """Return whether a run fits on the GPU it was measured on."""
     return load.memory == 0 or load.peak + CONTEXT_BYTES <= load.memory * (1 - RESERVE)
 
 
 def memory_share(gpu_share: float) -> float:
-    """The part of a GPU's memory that the tensors of a run with this share of it may take."""
+    """Return the fraction of a GPU's memory for the tensors of a run with this GPU share."""
     if gpu_share >= 1:
         return 1.0
     total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
@@ -74,7 +74,7 @@ def memory_share(gpu_share: float) -> float:
 
 
 def largest_run(space: Space) -> dict[str, Value]:
-    """The hyperparameters of a space's run that asks for most: widest head, largest batch."""
+    """Return the hyperparameters of a space's most demanding run: widest head, largest batch."""
     arm = space.arms[-1]
     values: dict[str, Value] = {}
     for name, ends in ((name, r.ends) for name, r in space.ranges(arm).items()):
@@ -93,11 +93,11 @@ def largest_run(space: Space) -> dict[str, Value]:
 
 
 def measure_load(hyperparameters: Mapping[str, Value], data: TrainingData) -> Load:
-    """Train a few steps and evaluate once, as a run does, and measure what that takes.
+    """Measure the load of a few training steps and one evaluation.
 
     Args:
-        hyperparameters: Of the run.
-        data: On the device to measure.
+        hyperparameters: Hyperparameters of the run.
+        data: Training data, on the device to measure.
     """
     device = data.device
     cuda = device.type == "cuda"
@@ -127,7 +127,7 @@ def measure_load(hyperparameters: Mapping[str, Value], data: TrainingData) -> Lo
         steps()
         seconds = steps()
         busy = min(_kernel_seconds(steps) / seconds, 1.0) if cuda else 1.0
-        # An epoch's last batch trains beside the memory that the graph holds.
+        # An epoch's smaller last batch needs memory in addition to what the CUDA graph holds.
         step(batch[:-1], None if views is None else views[:-1])
         evaluate(model, data.val)
     return Load(
@@ -141,7 +141,7 @@ def measure_load(hyperparameters: Mapping[str, Value], data: TrainingData) -> Lo
 
 
 def _kernel_seconds(steps: Callable[[], float]) -> float:
-    """Seconds per step in which kernels run; 0 where the profiler sees none."""
+    """Return the seconds per step in which kernels run; 0 if the profiler sees none."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         steps()
     micros = sum(event.self_device_time_total for event in profile.key_averages())

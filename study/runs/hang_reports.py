@@ -1,8 +1,8 @@
-"""Where a run hung, as its watchdog left it.
+"""Hang reports: the traceback that a run's watchdog writes.
 
-In a study whose run directory every machine sees, that is left there. In one that is kept in a
-store it is left on the machine, since a process that hangs cannot upload it, and fetched from there
-when the run is known to be lost.
+With a run directory that all machines share, the report is written there. With an object store it
+is written to the machine's local disk, since a hung process cannot upload it, and fetched from
+there once the run is known to be lost.
 """
 
 import hashlib
@@ -14,29 +14,29 @@ from study.runs.failures import Failure
 from study.storage.object_store import Remote
 from study.study import Study
 
-#: Seconds in which a machine has to tell what was left there.
+#: Seconds that nodes have to return a report.
 _ANSWER = 10.0
 
 
 def hang_file(remote: Remote, run_id: str, attempt: int) -> Path:
-    """Where on this machine the watchdog leaves where an attempt at a run stood.
+    """Return the local file for the hang report of an attempt at a run.
 
     Args:
-        remote: The run directory in a store.
-        run_id: Of the run.
-        attempt: At it, from 1.
+        remote: The run directory in its object store.
+        run_id: The run.
+        attempt: Number of the attempt, from 1.
     """
     name = hashlib.sha256(f"{remote.uri} {run_id} {attempt}".encode()).hexdigest()[:16]
     return Path(tempfile.gettempdir()) / f"dropout-study-hang-{name}.txt"
 
 
 def find_hang(study: Study, run_id: str, attempt: int) -> Failure | None:
-    """What the watchdog of a lost run has left; None where the run did not hang.
+    """Return the failure of a lost run from its hang report; None if it did not hang.
 
     Args:
-        study: Its run directory holds that, or gets it by this.
-        run_id: Of the run.
-        attempt: At it, from 1.
+        study: The study; a report found on a node is saved in its run directory.
+        run_id: The run.
+        attempt: Number of the attempt, from 1.
     """
     if study.config.trial_timeout is None:
         return None
@@ -44,18 +44,20 @@ def find_hang(study: Study, run_id: str, attempt: int) -> Failure | None:
     where = str(file)
     if study.remote is not None:
         where = study.remote.child("failures").child(file.name).uri
-        answers = call_on_nodes(live_nodes(), _take, study.remote, run_id, attempt, seconds=_ANSWER)
-        # A machine that is lost has taken it along.
+        answers = call_on_nodes(
+            live_nodes(), _take_report, study.remote, run_id, attempt, seconds=_ANSWER
+        )
+        # The report is gone if its machine was lost.
         if text := "".join(answer for answer in answers.values() if isinstance(answer, str)):
             study.rundir.write_failure(run_id, attempt, text)
     text = file.read_text() if file.exists() else ""
     if not text.startswith("Timeout"):
         return None
-    return Failure("lost", f"no epoch ended within --trial-timeout (where it stood: {where})", text)
+    return Failure("lost", f"no epoch ended within --trial-timeout (traceback: {where})", text)
 
 
-def _take(remote: Remote, run_id: str, attempt: int) -> str:
-    """What the watchdog has left on this machine; it is deleted."""
+def _take_report(remote: Remote, run_id: str, attempt: int) -> str:
+    """Return and delete the hang report on this machine; empty if there is none."""
     file = hang_file(remote, run_id, attempt)
     text = file.read_text() if file.exists() else ""
     file.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What follows from a run's failure: whether it is tried again, and when the study stops."""
+"""Retries of failed runs, and when the study stops."""
 
 import re
 from typing import Literal
@@ -6,55 +6,55 @@ from typing import Literal
 from study.errors import StudyStoppedError
 from study.runs.failures import FailureKind
 
-#: What happens to a run that failed. "now": it goes on from its last state; "alone": again at the
-#: end, without others beside it; "never": it has failed; "stop": the study stops.
+#: How a failed run is retried. "now": resumed from its last checkpoint; "alone": at the end of the
+#: phase, one at a time; "never": not at all; "stop": the study stops.
 Retry = Literal["now", "alone", "never", "stop"]
 
 
-def choose_retry(kind: FailureKind, *, losses: int, max_failures: int, alone: bool) -> Retry:
-    """Decide whether a run is tried again.
+def choose_retry(kind: FailureKind, *, losses: int, max_failures: int, exclusive: bool) -> Retry:
+    """Decide whether and when to retry a failed run.
 
-    A run that fails by itself would fail again. One that was lost with its process or machine is
-    tried again, one that ran out of memory too, but alone; and where nothing can be written any
-    more, the study stops, since nothing else would be kept.
+    A run that raised an error would raise it again. A run lost with its process or machine is
+    retried, and so is one that ran out of memory, but alone. If nothing can be written any more,
+    the study stops, since further results would be lost too.
 
     Args:
         kind: How it failed.
-        losses: How often it was lost since it last progressed, this time included.
-        max_failures: Losses in a row after which it has failed.
-        alone: Whether it had no other run beside it, and its device to itself.
+        losses: Losses since its last progress, including this one.
+        max_failures: Maximum consecutive losses that are retried.
+        exclusive: Whether it ran alone, with its device to itself.
     """
     if kind == "storage":
         return "stop"
     if kind == "lost" and losses <= max_failures:
         return "now"
-    if kind == "memory" and not alone:
+    if kind == "memory" and not exclusive:
         return "alone"
     return "never"
 
 
 class FailureStreak:
-    """Runs that fail one after the other for the same cause."""
+    """Consecutive failures with the same cause."""
 
     def __init__(self, limit: int) -> None:
-        """Start with none; `limit` is how many are too many."""
+        """Start empty; the study stops after `limit` failures."""
         self._limit = limit
         self._cause, self._length = "", 0
 
     def end(self) -> None:
-        """A run ended well."""
+        """Record a run that did not fail."""
         self._cause, self._length = "", 0
 
     def add(self, reason: str) -> StudyStoppedError | None:
-        """A run failed: why the study should stop, if it should."""
-        # Addresses, sizes and process numbers differ where the cause is the same.
+        """Record a failed run; return an error if the study should stop."""
+        # Addresses, sizes and PIDs differ even if the cause is the same.
         cause = re.sub(r"0x[0-9a-f]+|\d+", "", reason)
         self._length = self._length + 1 if cause == self._cause else 1
         self._cause = cause
         if self._length < self._limit:
             return None
         return StudyStoppedError(
-            f"{self._length} runs in a row have failed for the same cause: {reason}. Their"
-            " tracebacks are in failures/ of the run directory. Mend the cause, or let more of them"
-            " fail with --stop-after-failures."
+            f"{self._length} runs in a row failed with the same cause: {reason}. Their tracebacks"
+            " are in failures/ in the run directory. Fix the cause, or allow more failures with"
+            " --stop-after-failures."
         )

@@ -1,4 +1,4 @@
-"""A watchdog that ends its own process when a run hangs."""
+"""Watchdog that exits its process when a run hangs."""
 
 import faulthandler
 from collections.abc import Iterator
@@ -10,13 +10,13 @@ from study.errors import storage_error
 
 
 class Watch:
-    """Ends this process when it has shown no sign of life for too long.
+    """Exits this process if it shows no sign of life for too long.
 
-    It is the interpreter's own watchdog, which needs no cooperation of the code that hangs.
+    Uses the interpreter's faulthandler, which works whatever the hung code does.
     """
 
     def __init__(self, seconds: float | None, file: TextIO | None) -> None:
-        """Watch for so many seconds and write where it stood; None: do not watch."""
+        """Exit after `seconds` without a sign of life, with a traceback in `file`; None: never."""
         self._seconds, self._file = seconds, file
 
     def alive(self) -> None:
@@ -25,17 +25,17 @@ class Watch:
             faulthandler.dump_traceback_later(self._seconds, exit=True, file=self._file)
 
     def pause(self) -> None:
-        """Watch no more until the next sign of life."""
+        """Stop watching until the next sign of life."""
         faulthandler.cancel_dump_traceback_later()
 
 
 @contextmanager
 def watched(file: Path, seconds: float | None) -> Iterator[Watch]:
-    """End this process if the block hangs.
+    """Exit this process if the block hangs.
 
     Args:
-        file: Where it stood is left there.
-        seconds: Without a sign of life; None: wait for ever.
+        file: File for the traceback of a hang.
+        seconds: Timeout without a sign of life; None: wait forever.
 
     Raises:
         StorageError: The file cannot be written.

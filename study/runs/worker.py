@@ -1,4 +1,4 @@
-"""What runs in Ray's worker processes: one search trial, or one confirmation run."""
+"""Code that runs in Ray's worker processes: search trials and confirmation runs."""
 
 import gc
 import json
@@ -18,7 +18,7 @@ from ray import tune
 from analysis.rundir import RunDir
 from analysis.rundir.metric import Metric
 from search_spaces import Value
-from study.models.state_dict import save_whole
+from study.models.state_dict import save_safetensors
 from study.runs.gpu_load import Load, measure_load, memory_share
 from study.runs.hang_reports import hang_file
 from study.runs.watchdog import Watch, watched
@@ -38,37 +38,37 @@ from study.training.loop import (
     train,
 )
 
-#: Saving states takes at most this part of a trial's time: where epochs are shorter than a few
-#: seconds, not every epoch's state is saved.
+#: Maximum fraction of a run's time spent saving checkpoints; if epochs are shorter than a few
+#: seconds, not every epoch is saved.
 SAVING_SHARE = 0.05
 
 T = TypeVar("T")
 
-#: In a reported result, the mark of an epoch that an earlier attempt has trained.
+#: Key in a reported result that marks an epoch trained by an earlier attempt.
 AGAIN = "again"
 
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What all runs of a study have in common."""
+    """Settings shared by all runs of a study."""
 
     epochs: int
     metric: Metric
     threads: int
     """CPU threads of one run."""
     rundir: RunDir
-    """Its path absolute: runs save their states there."""
+    """With an absolute path; runs save their checkpoints there."""
     remote: Remote | None = None
-    """The run directory in a store: runs save their states there instead."""
+    """The run directory in an object store; runs then save their checkpoints there instead."""
     gpu_share: float = 0.0
-    """The part of a GPU that one run may use; 0 for the CPU."""
+    """Fraction of a GPU that one run may use; 0 for the CPU."""
     timeout: float | None = None
-    """Seconds without an epoch after which a run is taken to hang; None: it may take its time."""
+    """Seconds without a finished epoch after which a run counts as hung; None: no limit."""
 
 
 @dataclass(frozen=True)
 class PartMetrics:
-    """Loss (nats) and accuracies (fractions) of a model on each part, in evaluation mode."""
+    """Loss (nats) and accuracies (fractions) of a model on each split, in evaluation mode."""
 
     train_loss: float
     train_accuracy: float
@@ -83,12 +83,12 @@ class PartMetrics:
 
 @dataclass(frozen=True)
 class Confirmation:
-    """What a confirmation run brings home."""
+    """Result of a confirmation run."""
 
     epochs: tuple[EpochMetrics, ...]
     best: EpochWeights
     selected: PartMetrics
-    """At the best epoch, on the whole of train, val and test."""
+    """At the best epoch, on all of train, val and test."""
     last: PartMetrics
     """The same at the last epoch."""
     val_logits: np.ndarray
@@ -106,13 +106,13 @@ class Attempt:
 
     run_id: str
     number: int
-    """From 1; a run that was interrupted and taken up again has several."""
+    """From 1; each resume of an interrupted run is a new attempt."""
     hyperparameters: Mapping[str, Value]
     seed: int
 
     @property
     def fingerprint(self) -> str:
-        """What a state must come from for this run to go on from it."""
+        """Identifies checkpoints that this run can resume from."""
         return json.dumps([self.seed, dict(self.hyperparameters)], sort_keys=True)
 
 
@@ -123,13 +123,13 @@ def run_trial(
 ) -> None:
     """Train one search trial, reporting to Ray Tune after each epoch.
 
-    With the last epoch, the weights of the best one are saved: only a trial that reaches it can
+    After the last epoch, the weights of the best one are saved: only a trial that completes can
     become a champion.
 
     Args:
-        config: What `ArmSearch.suggest` made.
-        shared: The data's one reference in Ray's object store.
-        settings: Of the study.
+        config: Result of `ArmSearch.suggest`.
+        shared: Single reference to the data in Ray's object store.
+        settings: Settings of the study.
     """
     attempt = Attempt(
         config["run_id"], config["attempt"], config["hyperparameters"], config["seed"]
@@ -138,26 +138,26 @@ def run_trial(
     weights = rundir.weights(attempt.run_id)
 
     def keep(best: EpochWeights) -> None:
-        save_whole(weights, best.weights)
+        save_safetensors(weights, best.weights)
         rundir.wrote(weights)
 
     def report(metrics: EpochMetrics) -> None:
-        # The process of a trial that ASHA stops waits in here for its next trial.
+        # If ASHA stops the trial, its process waits in here for the next one.
         watch.pause()
         tune.report(asdict(metrics))
         watch.alive()
 
     with _device(settings) as device, _watched(attempt, settings) as watch:
         resume = _find_state(attempt, settings)
-        save_state_now_and_then = _saver(attempt, settings)
+        checkpoint = _saver(attempt, settings)
 
         def save(epoch: int, take: TakeState) -> None:
             watch.alive()
-            save_state_now_and_then(epoch, take)
+            checkpoint(epoch, take)
             if epoch == settings.epochs:
                 keep(take().best)
 
-        # Tune counts epochs by reports, so those of the interrupted attempt are reported again.
+        # Tune counts epochs by reports, so epochs of the interrupted attempt are reported again.
         for metrics in resume.history if resume and not resume.warmup else ():
             if resume and metrics.epoch == settings.epochs:
                 keep(resume.best)
@@ -177,13 +177,13 @@ def run_trial(
 
 
 class Process:
-    """A process that does one run after another, as an actor.
+    """Actor that runs one confirmation run after another.
 
-    For tasks, Ray starts processes ahead of need: one more than there are runs at once.
+    For tasks, Ray would prestart processes: one more than there are concurrent runs.
     """
 
     def do(self, work: Callable[..., T], *arguments: Any) -> T:
-        """Do a run, and return what it returns."""
+        """Call a function and return its result."""
         return work(*arguments)
 
 
@@ -192,21 +192,21 @@ def run_confirmation(
     shared: "list[ray.ObjectRef[Any]]",
     settings: RunSettings,
 ) -> Confirmation:
-    """Train one confirmation run in full, then measure it on every part, test among them.
+    """Train one confirmation run in full, then evaluate it on every split, including test.
 
     Args:
-        attempt: It goes on from the state that an earlier one has left.
-        shared: References to the training data and to the test part.
-        settings: Of the study.
+        attempt: Resumes from the checkpoint of an earlier attempt if there is one.
+        shared: References to the training data and to the test split.
+        settings: Settings of the study.
     """
     start = time.monotonic()
     with _device(settings) as device, _watched(attempt, settings) as watch:
         data, test = _training_data(shared[0], device), _test_part(shared[1], device)
-        save_state_now_and_then = _saver(attempt, settings)
+        checkpoint = _saver(attempt, settings)
 
         def save(epoch: int, take: TakeState) -> None:
             watch.alive()
-            save_state_now_and_then(epoch, take)
+            checkpoint(epoch, take)
 
         run = train(
             attempt.hyperparameters,
@@ -240,25 +240,25 @@ def run_load_measurement(
     shared: "list[ray.ObjectRef[TrainingArrays]]",
     settings: RunSettings,
 ) -> Load:
-    """What one run asks of a GPU; see `packing.measure`."""
+    """Measure the GPU load of one run; see `gpu_load.measure_load`."""
     with _device(settings) as device:
         return measure_load(hyperparameters, _training_data(shared[0], device))
 
 
 def worker_rundir(settings: RunSettings) -> RunDir:
-    """The run directory as a worker process has it: shared by all, or its own way to the store."""
+    """Return a worker's run directory: the shared one, or its working copy of an object store."""
     return settings.rundir if settings.remote is None else worker_copy(settings.remote)
 
 
 def worker_name(node: str, pid: int) -> str:
-    """A worker process as epochs.jsonl names it."""
+    """Return the name of a worker process in epochs.jsonl."""
     return f"{node}:{pid}"
 
 
 def _saver(attempt: Attempt, settings: RunSettings) -> Save:
-    """What saves a run's state after an epoch, unless that would take too much of its time.
+    """Return a function that checkpoints a run after an epoch, unless that takes too much time.
 
-    The last epoch's is saved in any case.
+    The last epoch is always saved.
     """
     rundir = worker_rundir(settings)
     path = rundir.state(attempt.run_id)
@@ -277,7 +277,7 @@ def _saver(attempt: Attempt, settings: RunSettings) -> Save:
 
 
 def _find_state(attempt: Attempt, settings: RunSettings) -> TrainingState | None:
-    """What an earlier attempt has left; None where the run must begin anew."""
+    """Return the checkpoint of an earlier attempt; None if the run must start from scratch."""
     rundir = worker_rundir(settings)
     path = rundir.state(attempt.run_id)
     rundir.fetch(path)
@@ -289,7 +289,7 @@ def _find_state(attempt: Attempt, settings: RunSettings) -> TrainingState | None
 
 @contextmanager
 def _watched(attempt: Attempt, settings: RunSettings) -> Iterator[Watch]:
-    """End this process if the block hangs."""
+    """Exit this process if the block hangs."""
     run_id, number = attempt.run_id, attempt.number
     if settings.remote is None:
         file = settings.rundir.failure(run_id, number)
@@ -317,17 +317,17 @@ def _measure(
 
 @contextmanager
 def _device(settings: RunSettings) -> Iterator[torch.device]:
-    """The device that Ray has given this process, set up; its memory is free again afterwards."""
+    """Set up the device that Ray assigned to this process; free its memory afterwards."""
     torch.set_num_threads(settings.threads)
-    give_back_freed()  # of the run before: this one may need less
+    give_back_freed()  # memory of the previous run: this one may need less
     keep_freed()
     if not ray.get_gpu_ids():
         yield torch.device("cpu")
         return
     torch.backends.cudnn.benchmark = True
-    # A run that wants more than its share fails alone, and leaves its neighbours theirs.
+    # A run that exceeds its share fails without affecting its neighbours.
     torch.cuda.set_per_process_memory_fraction(memory_share(settings.gpu_share))
-    # What a run that raised held is not free before its traceback is gone.
+    # Memory of a run that raised is only freed once its traceback is gone.
     _free_gpu_memory()
     try:
         yield torch.device("cuda", torch.cuda.current_device())
@@ -344,7 +344,7 @@ def _free_gpu_memory() -> None:
 def _training_data(
     reference: "ray.ObjectRef[TrainingArrays]", device: torch.device
 ) -> TrainingData:
-    """The data, put on the device once per process."""
+    """Return the data, moved to the device once per process."""
     return ray.get(reference).to(device)
 
 

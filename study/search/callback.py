@@ -1,4 +1,4 @@
-"""What happens in the search, written down and shown while it happens."""
+"""Record and display the search while it runs."""
 
 import math
 import pickle
@@ -26,22 +26,22 @@ from study.system import signals
 
 
 class EmergencyStop(tune.Stopper):
-    """Ends the search early where going on makes no sense; trials under way stay interrupted."""
+    """Stop the search early after a fatal error; running trials can be resumed later."""
 
     def __init__(self) -> None:
         self.reason: StudyStoppedError | None = None
 
     def __call__(self, trial_id: str, result: dict[str, object]) -> bool:
-        """Whether to stop one trial: never."""
+        """Return False: single trials are never stopped here."""
         return False
 
     def stop_all(self) -> bool:
-        """Whether to stop everything."""
+        """Return whether to stop the whole search."""
         return self.reason is not None
 
 
 class SearchCallback(Callback):
-    """Writes down what happens in the search, and shows it."""
+    """Record search events in the run directory and show them on the screen."""
 
     def __init__(
         self,
@@ -53,15 +53,15 @@ class SearchCallback(Callback):
         *,
         alone: bool,
     ) -> None:
-        """Go on writing where an earlier start has stopped.
+        """Continue the records of earlier starts.
 
         Args:
-            study: Its run directory is written to.
-            searcher: Is told of trials that raise.
-            screen: Shows what happens.
-            stop: Is given the reason where the search should not go on.
-            ended: The trials that have ended, whose weights may have to make room.
-            alone: Whether trials have no others beside them.
+            study: The study to record.
+            searcher: Receives the outcome of trials that raise.
+            screen: Shows the progress.
+            stop: Receives the reason if the search must stop.
+            ended: Trials that have already ended; their weights count towards those kept per arm.
+            alone: Whether each trial runs alone, with its device to itself.
         """
         self._study = study
         self._searcher = searcher
@@ -71,11 +71,11 @@ class SearchCallback(Callback):
         self._streak = FailureStreak(study.config.stop_after_failures)
         self._written = {(row.run_id, row.epoch) for row in study.rundir.read_epochs()}
         self._completed = completed_by_arm(ended)
-        self._came_further = set[str]()
-        """Run ids of those that have ended an epoch since they were last lost."""
+        self._progressed = set[str]()
+        """Run ids of trials that have finished a new epoch since they were last lost."""
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: object) -> None:
-        """End the search if the study was interrupted; called ten times a second."""
+        """Raise if the study was interrupted; called ten times a second."""
         signals.raise_if_received()
         with self._stopping():
             self._study.rundir.tick()
@@ -83,8 +83,8 @@ class SearchCallback(Callback):
     def on_trial_start(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: object
     ) -> None:
-        """Show that a trial runs."""
-        self._screen.run_goes_on(trial.config["run_id"], 0, None)
+        """Show that a trial is running."""
+        self._screen.run_progressed(trial.config["run_id"], 0, None)
         with self._stopping():
             self._study.rundir.snapshot()
 
@@ -96,7 +96,7 @@ class SearchCallback(Callback):
         result: dict[str, Any],
         **info: object,
     ) -> None:
-        """Write down an epoch."""
+        """Record an epoch."""
         names = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", SCORE, "start", "end")
         row = EpochRow(
             phase="search",
@@ -110,17 +110,17 @@ class SearchCallback(Callback):
             **{name: result[name] for name in names},
             val_balanced_accuracy=result.get("val_balanced_accuracy", math.nan),
         )
-        # A trial that is taken up again reports the epochs before its interruption once more.
+        # A resumed trial reports the epochs before its interruption again.
         if not (result.get(AGAIN) and (row.run_id, row.epoch) in self._written):
             self._append(row)
-        self._screen.run_goes_on(row.run_id, row.epoch, row.score)
+        self._screen.run_progressed(row.run_id, row.epoch, row.score)
 
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: object
     ) -> None:
-        """Show that a trial has ended; keep its weights if it is among the best of its arm.
+        """Show that a trial has ended, and keep its weights if it is among the best of its arm.
 
-        Its state is of no more use, and is deleted.
+        Its checkpoint is no longer needed and is deleted.
         """
         result = trial.last_result
         completed = result[EPOCH] >= self._study.config.epochs
@@ -149,7 +149,7 @@ class SearchCallback(Callback):
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: object
     ) -> None:
-        """Do with a trial that did not end well what `choose_retry` says."""
+        """Handle a trial that raised or was lost, as decided by `choose_retry`."""
         run_id, attempt = trial.config["run_id"], trial.config["attempt"]
         failure = _failure_of(trial)
         state: Literal["diverged", "failed"] = "failed"
@@ -159,35 +159,35 @@ class SearchCallback(Callback):
             if hang := find_hang(self._study, run_id, attempt):
                 reason, traceback = hang.reason, hang.traceback
             losses = self._searcher.count_loss(
-                trial.trial_id, came_further=run_id in self._came_further
+                trial.trial_id, progressed=run_id in self._progressed
             )
-            self._came_further.discard(run_id)
+            self._progressed.discard(run_id)
         max_failures = self._study.config.max_failures
         match choose_retry(
-            failure.kind, losses=losses, max_failures=max_failures, alone=self._alone
+            failure.kind, losses=losses, max_failures=max_failures, exclusive=self._alone
         ):
             case "stop":
                 self._stop.reason = StorageError(reason)
                 return
             case "now":
-                self._searcher.put_back(trial.trial_id)
-                self._screen.run_set_aside(run_id, f"{reason}; it goes on from its last state")
+                self._searcher.requeue(trial.trial_id)
+                self._screen.run_set_aside(run_id, f"{reason}; resuming from its last checkpoint")
                 return
             case "alone":
                 self._searcher.set_aside(trial.trial_id)
-                self._screen.run_set_aside(run_id, f"{reason}; it runs again at the end, alone")
+                self._screen.run_set_aside(run_id, f"{reason}; will be retried alone at the end")
                 return
         if failure.kind == "lost":
-            reason = f"lost {losses} times; the last time {reason}"
+            reason = f"lost {losses} times; last cause: {reason}"
         elif failure.kind == "memory":
-            reason = f"without another run beside it, {reason}"
+            reason = f"even when run alone: {reason}"
         elif failure.kind == "diverged":
             state = "diverged"
         self._searcher.fail(trial.trial_id, state, reason)
         self._show_failed(trial, state, reason)
         rundir = self._study.rundir
         with self._stopping():
-            # A state is not missed only once the trial is known to have ended.
+            # Delete the checkpoint only after the end of the trial is safely recorded.
             rundir.snapshot()
             rundir.delete(rundir.state(run_id))
             rundir.delete(rundir.weights(run_id))
@@ -213,7 +213,7 @@ class SearchCallback(Callback):
 
     @contextmanager
     def _stopping(self) -> Iterator[None]:
-        """Let what the mirror raises end the search; what is here is whole."""
+        """End the search if the mirror raises; the local files are intact."""
         try:
             yield
         except StudyStoppedError as error:
@@ -225,16 +225,16 @@ class SearchCallback(Callback):
                 self._study.rundir.append_epochs([row])
         except OSError as error:
             self._stop.reason = storage_error(error, self._study.rundir.epochs)
-            # Optuna must not hear of an end whose epoch is not written.
+            # Optuna must not be told of an end whose last epoch is not written.
             raise
         if (row.run_id, row.epoch) not in self._written:
-            self._came_further.add(row.run_id)
+            self._progressed.add(row.run_id)
         self._written.add((row.run_id, row.epoch))
 
 
 def _failure_of(trial: Trial) -> Failure:
-    # Ray copies the files to its storage only later, so `trial.get_pickled_error()` has nothing
-    # yet. This process itself has pickled the error, a moment ago.
+    # Ray copies the files to its storage later, so `trial.get_pickled_error()` returns nothing
+    # yet. Unpickling is safe: this process wrote the file itself.
     if trial.pickled_error_file:
         return failure_of(pickle.loads(Path(trial.pickled_error_file).read_bytes()))  # noqa: S301
     return failure_from_text(Path(trial.error_file).read_text())

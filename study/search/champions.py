@@ -1,4 +1,4 @@
-"""The best of each arm, as the search has found it."""
+"""Each arm's champion: the best trial that the search has found."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -17,13 +17,13 @@ class Champion:
     arm: str
     hyperparameters: Mapping[str, Value]
     run_id: str | None
-    """The trial's name; None where the arm has nothing to search."""
+    """Run id of the trial; None if the arm has nothing to search."""
     score: float
-    """NaN where the arm has nothing to search."""
+    """NaN if the arm has nothing to search."""
 
 
 def find_champions(rundir: RunDir, space: Space) -> tuple[Champion, ...]:
-    """The champion of each arm in the space's order, from trials.csv.
+    """Return the champion of each arm, in the order of the space, from trials.csv.
 
     Raises:
         UserError: No trial of an arm reached the last epoch.
@@ -48,4 +48,4 @@ def find_champions(rundir: RunDir, space: Space) -> tuple[Champion, ...]:
 
 def _why(trials: Iterable[TrialRow], arm: str) -> str:
     errors = [row.error for row in trials if row.arm == arm and row.error]
-    return f"the last error was: {errors[-1]}" if errors else "give more trials."
+    return f"the last error was: {errors[-1]}" if errors else "increase --trials."

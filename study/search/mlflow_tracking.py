@@ -1,6 +1,6 @@
-"""The trials of a study and its best model in MLflow, where `--mlflow` asks for that.
+"""Log trials and register the best model in MLflow (`--mlflow`).
 
-MLflow is optional and slow to import: this module is imported only then, and in the driver only.
+MLflow is optional and slow to import: import this module only if needed, in the driver only.
 """
 
 import contextlib
@@ -37,45 +37,45 @@ from study.search.scheduler import SCORE
 from study.search.searcher import StudySearch
 from study.study import Study
 
-# What MLflow has to say would stand in the middle of the study's own lines.
+# MLflow's messages would clutter the study's own output.
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 for _logger in ("mlflow", "urllib3"):
     logging.getLogger(_logger).setLevel(logging.CRITICAL)
 
-#: What is logged of an epoch.
+#: The metrics logged per epoch.
 METRICS = (
     "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_balanced_accuracy", SCORE,
 )  # fmt: skip
 
-#: Seconds that a server has to answer, and how often it is asked again. MLflow's own would let
-#: a study stand still for minutes; the user's variables of these names go first.
-_PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+#: Request timeout (seconds) and number of retries. MLflow's defaults could block a study for
+#: minutes. Environment variables set by the user take precedence.
+_REQUEST_LIMITS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 
-#: Seconds for which a server that has failed is left alone.
+#: Seconds without requests after the server has failed.
 _PAUSE = 60.0
 
-#: The tag that says how a trial ended. It is set last: a run that has it is whole.
+#: Tag with the final state of a trial. It is set last, so a run that has it is complete.
 _STATE = "state"
 
-#: As many epochs go into one request; MLflow takes 1,000 values.
+#: Epochs per request; MLflow accepts at most 1,000 values.
 _EPOCHS_AT_ONCE = 100
 
 
 def check_server(uri: str, name: str, *, is_new: bool) -> None:
-    """Make sure that a study can be tracked, before it starts.
+    """Check, before a study starts, that MLflow can track it.
 
     Args:
-        uri: As `--mlflow` gives it.
-        name: The study's, and its experiment's.
-        is_new: Whether the study begins with this start.
+        uri: The value of `--mlflow`.
+        name: Name of the study and of its experiment.
+        is_new: Whether this is the first start of the study.
 
     Raises:
-        UserError: The URI makes no sense, nothing answers there, or the experiment is not to be
-            had.
+        UserError: The URI is invalid, the server does not respond, or the experiment cannot be
+            used.
     """
     _check_uri(uri)
     try:
-        with _impatient():
+        with _request_limits():
             client = MlflowClient(tracking_uri=uri)
             experiment = client.get_experiment_by_name(name)
             deleted = experiment is not None and experiment.lifecycle_stage == "deleted"
@@ -87,29 +87,29 @@ def check_server(uri: str, name: str, *, is_new: bool) -> None:
             )
     except Exception as error:  # MLflow's, requests', SQLAlchemy's
         raise UserError(
-            f"--mlflow {uri}: {_reason(error)}. Start the server (`mlflow server`) or correct the"
-            " address; `--mlflow None` does without."
+            f"--mlflow {uri}: {_reason(error)}. Start the server (`mlflow server`), correct the"
+            " address, or turn tracking off with `--mlflow None`."
         ) from error
     if deleted or taken:
         what = "was deleted there" if deleted else "holds runs of another study"
         remedy = "restore it" if deleted else "rename it"
         raise UserError(
-            f"--mlflow {uri}: the experiment {name} {what}; {remedy}, or give another --name."
+            f"--mlflow {uri}: the experiment {name} {what}; {remedy}, or choose another --name."
         )
 
 
 class TrialTracker(MLflowLoggerCallback):
-    """Ray Tune's callback, with one MLflow run per trial however often that is taken up.
+    """A Ray Tune callback with one MLflow run per trial, however often the trial is resumed.
 
-    A server that fails does not touch the study: what it has missed is logged by `catch_up`.
+    A server failure does not affect the study: `catch_up` logs what the server has missed.
     """
 
     def __init__(self, study: Study, screen: Screen) -> None:
-        """Prepare to log; nothing is asked of the server yet.
+        """Prepare to log, without contacting the server yet.
 
         Args:
-            study: Its config says where to.
-            screen: Is told, once, if the server fails.
+            study: The study to track; its config has the server's address.
+            screen: Shows a message, once, if the server fails.
         """
         super().__init__(tracking_uri=study.config.mlflow, experiment_name=study.config.name)
         self._study, self._screen = study, screen
@@ -117,21 +117,21 @@ class TrialTracker(MLflowLoggerCallback):
         self._client: MlflowClient | None = None
         self._experiment = ""
         self._ids: dict[str, str] = {}
-        """MLflow's ids of the runs that it has, by the study's."""
+        """MLflow run ids by run id of the study."""
         self._open: dict[str, _OpenRun] = {}
         self._paused_until = 0.0
         self._has_failed = False
 
     def following(self, searcher: StudySearch) -> "TrialTracker":
-        """Itself, for the trials of this searcher, which knows how they ended."""
+        """Return the tracker itself, set to ask this searcher how trials ended."""
         self._searcher = searcher
         return self
 
     def setup(self, *arguments: object, **info: object) -> None:
-        """Nothing yet: what is logged first connects."""
+        """Do nothing: the first logging call connects."""
 
     def log_trial_start(self, trial: Trial) -> None:
-        """Begin the trial's run, or go on with it."""
+        """Start or resume the trial's run."""
         self._log(lambda: self._open_run(trial.config))
 
     def log_trial_result(self, iteration: int, trial: Trial, result: Mapping[str, Any]) -> None:
@@ -139,7 +139,7 @@ class TrialTracker(MLflowLoggerCallback):
         self._log(lambda: self._log_epochs(self._open_run(trial.config), [result]))
 
     def log_trial_end(self, trial: Trial, failed: bool = False) -> None:
-        """End the trial's run, unless the trial goes on later, or epochs are missing."""
+        """End the trial's run, unless the trial will be resumed or epochs are missing."""
         assert self._searcher is not None
         end = self._searcher.end_of(trial.trial_id)
         reached = (trial.last_result or {}).get("epoch", 0)
@@ -155,7 +155,7 @@ class TrialTracker(MLflowLoggerCallback):
         self._log(log_end)
 
     def interrupt(self) -> None:
-        """Let no run that is under way look as if it still ran."""
+        """Mark all open runs as killed, so that none appears to be still running."""
 
         def end_all() -> None:
             for run in self._open.values():
@@ -164,10 +164,10 @@ class TrialTracker(MLflowLoggerCallback):
         self._log(end_all)
 
     def catch_up(self, ended: Iterable[TrialRow]) -> None:
-        """Log what is not there yet, or not whole.
+        """Log the trials that are missing or incomplete on the server.
 
         Args:
-            ended: The study's trials that have ended; no other is under way.
+            ended: The trials of the study that have ended; no trial is running.
         """
         self._paused_until = 0.0
         self._log(lambda: self._catch_up(ended))
@@ -185,30 +185,30 @@ class TrialTracker(MLflowLoggerCallback):
             self._log_epochs(run, [asdict(row) for row in epochs.get(trial.run_id, [])])
             self._end_run(trial.run_id, trial.state, trial.error, trial.attempts, trial.end)
         for name in found.keys() - whole - {trial.run_id for trial in lacking}:
-            # Left by a driver that was killed; the trial has not been taken up again.
+            # Left by a driver that was killed; the trial has not been resumed.
             self._connect().set_terminated(found[name].info.run_id, "KILLED")
 
     def _log(self, what: Callable[[], object]) -> None:
-        """Log something, unless the server has failed a moment ago; no error leaves here."""
+        """Call `what`, unless the server failed recently; errors are shown, not raised."""
         if time.monotonic() < self._paused_until:
             return
         try:
-            with _impatient():
+            with _request_limits():
                 what()
         except Exception as error:  # MLflow's, requests', SQLAlchemy's
             self._paused_until = time.monotonic() + _PAUSE
             if not self._has_failed:
                 self._screen.print(
-                    f"MLflow at {self.tracking_uri} has failed: {_reason(error)}. The study goes on"
-                    " without it; what is missing there is logged at the end of the search, or by"
-                    " --resume, if it answers again."
+                    f"MLflow at {self.tracking_uri} failed: {_reason(error)}. The study continues"
+                    " without it; missing data is logged at the end of the search or by --resume,"
+                    " once the server responds again."
                 )
             self._has_failed = True
 
     def _connect(self) -> MlflowClient:
         if self._client is None:
             client = MlflowClient(tracking_uri=self.tracking_uri)
-            # By its id: a name would give way to a MLFLOW_EXPERIMENT_ID of the user's.
+            # By id: a name would be overridden by MLFLOW_EXPERIMENT_ID, if the user has set it.
             self._experiment = _experiment_id(client, str(self.experiment_name))
             self.mlflow_util.setup_mlflow(self.tracking_uri, experiment_id=self._experiment)
             found = _find_runs(client, self._experiment)
@@ -217,7 +217,7 @@ class TrialTracker(MLflowLoggerCallback):
         return self._client
 
     def _open_run(self, trial: Mapping[str, Any]) -> "_OpenRun":
-        """The MLflow run of a trial, given by its config or its row of trials.csv."""
+        """Return the MLflow run of a trial, given its config or its row of trials.csv."""
         name = trial["run_id"]
         if name in self._open:
             return self._open[name]
@@ -237,7 +237,7 @@ class TrialTracker(MLflowLoggerCallback):
             )
             run = _OpenRun(created.info.run_id, set())
             self._ids[name] = run.mlflow_id
-        # Once more where they are there already, which changes nothing.
+        # Logging them again to a resumed run changes nothing.
         values = {**trial["hyperparameters"], "seed": trial["seed"]}
         params = [Param(key, str(value)) for key, value in values.items()]
         client.log_batch(run.mlflow_id, params=params)
@@ -245,7 +245,7 @@ class TrialTracker(MLflowLoggerCallback):
         return run
 
     def _log_epochs(self, run: "_OpenRun", epochs: Iterable[Mapping[str, Any]]) -> None:
-        """Log the epochs that the server has not; a trial taken up again reports some twice."""
+        """Log the epochs that the server lacks; a resumed trial reports some twice."""
         new = [epoch for epoch in epochs if epoch["epoch"] not in run.epochs]
         for start in range(0, len(new), _EPOCHS_AT_ONCE):
             part = new[start : start + _EPOCHS_AT_ONCE]
@@ -270,15 +270,15 @@ class _OpenRun:
 
     mlflow_id: str
     epochs: set[int]
-    """Those that the server has."""
+    """Epochs that the server already has."""
 
 
 def epoch_metrics(epoch: Mapping[str, Any]) -> list[Metric]:
-    """What is logged of an epoch, at the epoch's number and time.
+    """Return the metrics to log for an epoch, with the epoch as step and its end as timestamp.
 
     Args:
-        epoch: A reported result, or a row of epochs.jsonl. Values that are not finite are left out,
-            since not every store takes them.
+        epoch: A reported result, or a row of epochs.jsonl. Values that are not finite are omitted,
+            since not every MLflow backend accepts them.
     """
     when = int(1000 * epoch["end"])
     values = {name: epoch.get(name, math.nan) for name in METRICS}
@@ -292,42 +292,42 @@ def epoch_metrics(epoch: Mapping[str, Any]) -> list[Metric]:
 def register_best_model(study: Study, screen: Screen) -> None:
     """Register best_model/ in MLflow's model registry under the study's name.
 
-    What goes wrong is said, and no more: the study has its model.
+    Errors are only shown on the screen, since the model is already in the run directory.
     """
     uri, name = str(study.config.mlflow), str(study.config.name)
     try:
         number = log_best_model(uri, name, study.rundir.best_model)
     except Exception as error:  # MLflow's, requests', SQLAlchemy's, a file's
         screen.print(
-            f"MLflow at {uri}: the best model is not registered: {_reason(error)}. It is in"
-            f" {study.rundir.best_model} all the same; once that is mended, --resume registers it."
+            f"MLflow at {uri}: the best model was not registered: {_reason(error)}. It is saved in"
+            f" {study.rundir.best_model}; fix the problem, then --resume registers it."
         )
         return
-    screen.print(f"MLflow at {uri}: the best model is version {number} of the model {name}.")
+    screen.print(f"MLflow at {uri}: the best model is registered as {name}, version {number}.")
 
 
 def log_best_model(uri: str, name: str, folder: Path) -> str:
     """Log an exported model as a run of the study's experiment, and register it.
 
-    Where the same model is registered already, nothing is done.
+    If the same model is already registered, do nothing.
 
     Args:
-        uri: Of the tracking server.
-        name: The study's; also the experiment's and the registered model's.
-        folder: Holds model.onnx and config.json.
+        uri: URI of the tracking server.
+        name: Name of the study, the experiment and the registered model.
+        folder: Folder with model.onnx and config.json.
 
     Returns:
-        The version under which it is registered.
+        The version under which the model is registered.
 
     Raises:
-        Exception: Any of MLflow's, or a file's.
+        Exception: Any error from MLflow or the file system.
     """
     config = json.loads((folder / "config.json").read_text())
     content = (folder / "model.onnx").read_bytes()
     digest = hashlib.sha256(content).hexdigest()
     mlflow.set_tracking_uri(uri)
     client = MlflowClient(tracking_uri=uri)
-    with _impatient():
+    with _request_limits():
         experiment_id = _experiment_id(client, name)
         for run in client.search_runs([experiment_id], f"tags.sha256 = '{digest}'"):
             if "version" in run.data.tags:
@@ -352,7 +352,7 @@ def log_best_model(uri: str, name: str, folder: Path) -> str:
 def _log_model(
     client: MlflowClient, run_id: str, name: str, folder: Path, config: Mapping[str, Any]
 ) -> str:
-    """Fill the best model's run, and register its model; the version."""
+    """Log the best model to its run, register it and return the version."""
     now = int(time.time() * 1000)
     measured = {k: v for k, v in config.get("test", {}).items() if isinstance(v, int | float)}
     metrics = [Metric(f"test_{key}", value, now, 0) for key, value in measured.items()]
@@ -361,7 +361,7 @@ def _log_model(
     for file in (folder / "config.json", folder / "README.md"):
         if file.exists():
             client.log_artifact(run_id, str(file))
-    # MLflow writes to stderr what it has registered.
+    # MLflow reports the registration on stderr.
     with contextlib.redirect_stderr(io.StringIO()):
         logged = mlflow.onnx.log_model(
             onnx.load(folder / "model.onnx"),
@@ -370,18 +370,18 @@ def _log_model(
             registered_model_name=name,
             signature=signature(len(config["label_names"])),
             metadata={"label_names": config["label_names"]},
-            # Else MLflow loads the model in a process of its own to find out.
+            # Otherwise MLflow loads the model in a separate process to infer these.
             pip_requirements=[
                 f"{package}=={version(package)}" for package in ("numpy", "onnx", "onnxruntime")
             ],
-            # Else ONNX Runtime is asked for CUDA where there is none, and says so.
+            # Otherwise ONNX Runtime is asked for CUDA and warns on machines without it.
             onnx_execution_providers=["CPUExecutionProvider"],
         )
     return str(logged.registered_model_version)
 
 
 def signature(classes: int) -> ModelSignature:
-    """What the exported model takes and gives."""
+    """Return the input and output schema of the exported model."""
     probabilities = (-1, classes)
     return ModelSignature(
         inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, -1, -1, 3), "images")]),
@@ -395,7 +395,7 @@ def signature(classes: int) -> ModelSignature:
 
 
 def _find_runs(client: MlflowClient, experiment_id: str) -> dict[str, Run]:
-    """The runs of trials that MLflow has, by the study's run ids."""
+    """Return the trial runs found in MLflow, by run id of the study."""
     found: dict[str, Run] = {}
     token: str | None = None
     while True:
@@ -414,10 +414,10 @@ def _experiment_id(client: MlflowClient, name: str) -> str:
 
 
 @contextlib.contextmanager
-def _impatient() -> Iterator[None]:
-    """Let a block wait for a server no longer than `_PATIENCE` says."""
-    ours = [name for name in _PATIENCE if name not in os.environ]
-    os.environ.update({name: _PATIENCE[name] for name in ours})
+def _request_limits() -> Iterator[None]:
+    """Apply `_REQUEST_LIMITS` within a block."""
+    ours = [name for name in _REQUEST_LIMITS if name not in os.environ]
+    os.environ.update({name: _REQUEST_LIMITS[name] for name in ours})
     try:
         yield
     finally:
@@ -428,34 +428,34 @@ def _impatient() -> Iterator[None]:
 def _check_uri(uri: str) -> None:
     try:
         parts = urlsplit(uri)
-        makes_sense = bool(uri) and not (parts.scheme in ("http", "https") and not parts.hostname)
+        is_valid = bool(uri) and not (parts.scheme in ("http", "https") and not parts.hostname)
     except ValueError:
-        makes_sense = False
-    if not makes_sense:
+        is_valid = False
+    if not is_valid:
         raise UserError(
-            f"--mlflow {uri}: is no address; give one such as http://127.0.0.1:5000, or"
+            f"--mlflow {uri}: not a valid address; use one such as http://127.0.0.1:5000 or"
             " sqlite:///FILE."
         )
     if parts.username or parts.password:
         raise UserError(
-            "--mlflow: leave user and password out of the address, which is recorded; MLflow takes"
-            " them from MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
+            "--mlflow: remove user and password from the address, which is recorded; set"
+            " MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead."
         )
 
 
 def _reason(error: Exception) -> str:
-    """What is wrong, in a phrase."""
+    """Describe an error in a phrase."""
     text = " ".join(str(error).split())
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
     if "unsupported URI" in text:
-        return "MLflow takes no such address; give http://HOST:PORT or sqlite:///FILE"
+        return "MLflow does not support this address; use http://HOST:PORT or sqlite:///FILE"
     if "Max retries exceeded" in text:
         found = re.search(r"\[Errno -?\d+\] ([\w ]+)", text)
-        return f"nothing answers there {f'({found[1]})' if found else 'in time'}"
+        return f"the server does not respond {f'({found[1]})' if found else 'in time'}"
     return f"{type(error).__name__}: {text[:300].rstrip('.')}"
 
 
 def _milliseconds(seconds: float | None) -> int | None:
-    """A time as MLflow takes it; None, for now, where it is not known."""
+    """Convert a time for MLflow; None, which MLflow takes as now, if it is unknown."""
     return None if seconds is None or math.isnan(seconds) else int(1000 * seconds)

@@ -1,8 +1,8 @@
-"""A trial's begin and end in optuna.db, each in one transaction.
+"""Write the start and the end of a trial to optuna.db, each in one transaction.
 
-Optuna's own storage writes the same rows in up to twelve transactions of several queries each,
-which was half of what the driver did for a trial. It stays the way into other storages, and the
-reference: the tests compare what it reads of both.
+Optuna's own storage API writes the same rows in up to twelve transactions of several queries each,
+which was half of the driver's work per trial. It is still used for other storages, and as the
+reference in the tests.
 """
 
 import json
@@ -23,7 +23,7 @@ _VALUES: Table = models.TrialValueModel.__table__
 
 
 def write_begin(study: optuna.Study, trial: FrozenTrial) -> int:
-    """Write a trial that runs: number, hyperparameters and user attributes; its id there."""
+    """Write a running trial with hyperparameters and user attributes; return its storage id."""
     engine = _engine(study)
     if engine is None:
         study.add_trial(trial)
@@ -62,11 +62,11 @@ def write_end(
     """Write how a trial ended.
 
     Args:
-        study: In the storage.
-        trial_id: Its id there.
-        ended: With its final state and values.
-        attrs: User attributes; one that the storage has already is replaced.
-        scores: Intermediate values that it does not have yet, by epoch.
+        study: The Optuna study in the storage.
+        trial_id: Storage id of the trial.
+        ended: The trial with its final state and values.
+        attrs: User attributes; existing ones are replaced.
+        scores: Intermediate values that the storage lacks, by epoch.
     """
     engine = _engine(study)
     if engine is None:
@@ -115,6 +115,6 @@ def _value_row(trial_id: int, objective: int, reached: float) -> dict[str, objec
 
 
 def _engine(study: optuna.Study) -> Engine | None:
-    """Of the database that a study is in; None where it is in another kind of storage."""
+    """Return the engine of the study's database; None for other kinds of storage."""
     storage = getattr(study._storage, "_backend", None)
     return storage.engine if isinstance(storage, optuna.storages.RDBStorage) else None

@@ -1,7 +1,7 @@
-"""An arm's trials as its sampler sees them: in memory, and of very many only some.
+"""The trials of an arm as its sampler sees them: in memory, and subsampled if there are many.
 
-For every trial that it draws, TPE goes over every trial that it is shown, and asks for all of them
-several times. Out of optuna.db that takes longer and longer, and so does TPE itself.
+For each new trial, TPE iterates over all trials it sees and requests them several times. The time
+for this would grow with the study, both for reading optuna.db and for TPE itself.
 """
 
 import heapq
@@ -16,31 +16,31 @@ from optuna.trial import FrozenTrial, TrialState
 
 from study.seeds import derive_seed
 
-#: So many ended trials of an arm are shown at most. TPE goes over them in 7 ms, over 5,000 in 50.
+#: At most this many ended trials of an arm are shown. TPE takes 7 ms for them, 50 ms for 5,000.
 SHOWN = 500
 
-#: So many of the trials TPE takes for good ones at most, however many there are.
+#: TPE treats at most this many trials as good ones, however many there are.
 GOOD = 25
 
 
 class SamplerMemory(optuna.storages.InMemoryStorage):
-    """An Optuna storage for one study, which shows no more than `SHOWN` ended trials.
+    """An Optuna storage for one study that shows at most `SHOWN` ended trials.
 
-    TPE compares the density of the good trials with that of the others. It takes the best `GOOD`
-    for good; these are always shown, so the first density stays what it would be. Of the others an
-    even sample is shown, so the second keeps its shape. The sample follows from the trials alone,
-    not from when they were added: a study that goes on sees what it saw.
+    TPE compares the density of the good trials with that of the others. The best `GOOD` are
+    always shown, so the first density is unchanged. Of the others a uniform sample is shown, so
+    the second keeps its shape. The sample depends on the trials alone, not on the order in which
+    they ended, so a resumed study sees the same one.
 
-    Trials that run are always shown, those that failed never: they tell a sampler nothing.
+    Running trials are always shown. Failed ones never are: they tell a sampler nothing.
     """
 
     def __init__(self, mode: Literal["min", "max"], seed: int, shown: int = SHOWN) -> None:
         """Start without trials.
 
         Args:
-            mode: Whether a better value is smaller or larger.
-            seed: Of the sample.
-            shown: How many ended trials to show at most.
+            mode: Whether smaller ("min") or larger ("max") values are better.
+            seed: Seed of the sample.
+            shown: Maximum number of ended trials to show.
         """
         super().__init__()
         self._sign = 1.0 if mode == "min" else -1.0
@@ -51,7 +51,7 @@ class SamplerMemory(optuna.storages.InMemoryStorage):
         self._visible: list[int] = []
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
-        """Add a trial, one that runs or one that has ended."""
+        """Add a trial, running or ended."""
         trial_id = super().create_new_trial(study_id, template_trial)
         trial = self.get_trial(trial_id)
         if trial.state != TrialState.FAIL:
@@ -77,14 +77,14 @@ class SamplerMemory(optuna.storages.InMemoryStorage):
         deepcopy: bool = True,
         states: Container[TrialState] | None = None,
     ) -> list[FrozenTrial]:
-        """The trials that are shown, in the order of their numbers."""
+        """Return the trials that are shown, ordered by number."""
         trials = [self.get_trial(trial_id) for trial_id in self._visible]
         if states is not None:
             trials = [trial for trial in trials if trial.state in states]
         return deep_copy(trials) if deepcopy else trials
 
     def _sort_in(self, trial: FrozenTrial) -> None:
-        """Enter a trial that has ended among the good or the others, and hide one if need be."""
+        """Sort an ended trial into the good or the others; hide one if there are too many."""
         if trial.state == TrialState.FAIL:
             return
         insort(self._good, (self._rank(trial), trial._trial_id))
@@ -96,7 +96,7 @@ class SamplerMemory(optuna.storages.InMemoryStorage):
             self._hide(heapq.heappop(self._others)[1])
 
     def _rank(self, trial: FrozenTrial) -> tuple[int, float, float]:
-        """What TPE sorts trials by: full ones by value, then pruned ones by epoch and value."""
+        """Return TPE's sort key: full trials by value, then pruned ones by epoch and value."""
         if trial.state == TrialState.COMPLETE:
             return 0, 0.0, self._sign * trial.values[0]
         step, value = max(trial.intermediate_values.items(), default=(-1, 0.0))

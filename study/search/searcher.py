@@ -1,17 +1,17 @@
-"""Optuna's search with one Optuna study per arm, and states that tell the truth.
+"""Optuna search with one Optuna study per arm and accurate trial states.
 
-Ray's `OptunaSearch` is the engine. Three things are added to it, each because it must be:
+This extends Ray's `OptunaSearch` in three ways:
 
-- A trial that ASHA stops is told PRUNED, with its last score among the intermediate values. Ray
-  would tell COMPLETE, and tables and Optuna's plots would show a score after 3 epochs for one after
-  15. (What TPE suggests is the same either way: tests/benchmarks/search_quality.py.)
-- Every arm has its own sampler and its own share of the trials, taken in turn.
-- A start takes over what an earlier start of the same study left in optuna.db: trials that were
-  interrupted go first, and the sampler's seed moves on with the number of trials.
+- A trial stopped by ASHA is reported as PRUNED, with its last score among the intermediate values.
+  Ray would report COMPLETE, and tables and Optuna's plots would show a score after 3 epochs as one
+  after 15. (TPE suggests the same either way: tests/benchmarks/search_quality.py.)
+- Each arm has its own sampler and its own share of the trials, and the arms take turns.
+- A start continues from what earlier starts of the same study left in optuna.db: interrupted
+  trials go first, and the sampler's seed changes with the number of trials.
 
-The sampler works on a copy of the arm's trials in memory (study/search/sampler_memory.py), and
-optuna.db is written, not read, while trials run: one transaction when a trial starts, one per
-epoch, and one when it ends, however many there are.
+The sampler works on a copy of the arm's trials in memory (study/search/sampler_memory.py). While
+trials run, optuna.db is only written, never read: one transaction when a trial starts, one per
+epoch, and one when it ends, however many trials there are.
 """
 
 import time
@@ -41,19 +41,19 @@ State = Literal["completed", "pruned", "diverged", "failed"]
 
 
 def run_id(arm: str, number: int) -> str:
-    """A trial's name wherever it appears, from Optuna's number within the arm."""
+    """Return a trial's run id, from Optuna's number of the trial within the arm."""
     return f"{arm}-{number:03d}"
 
 
 def trial_seed(seed: int, arm: str, number: int) -> int:
-    """The seed of a trial, from the study's."""
+    """Derive the seed of a trial from the study's seed."""
     return derive_seed(seed, "trial", arm, number)
 
 
 def open_study(
     storage: optuna.storages.BaseStorage, arm: str, mode: Literal["min", "max"]
 ) -> optuna.Study:
-    """The Optuna study of an arm; made where it is not there."""
+    """Return the Optuna study of an arm, creating it if needed."""
     return optuna.create_study(
         storage=storage,
         study_name=arm,
@@ -63,7 +63,7 @@ def open_study(
 
 
 def state_of(trial: FrozenTrial) -> State | None:
-    """The state of a trial in the study's words; None while it runs or where it was interrupted."""
+    """Return the final state of a trial; None if it is running or was interrupted."""
     return trial.user_attrs.get("state") if trial.state.is_finished() else None
 
 
@@ -82,24 +82,24 @@ class ArmSearch(OptunaSearch):
         seed: int,
         alone: bool = False,
     ) -> None:
-        """Take up the arm's Optuna study where it stands.
+        """Create or continue the arm's Optuna study.
 
         Args:
             space: The space that the arm belongs to.
             arm: The arm to search; its fixed hyperparameters are passed through.
-            storage: Of the run directory; in a simulation, any other.
-            mode: Whether a better score is smaller or larger.
-            epochs: Epochs of a full run: a trial that ends before them was stopped by ASHA.
-            trials: Trials wanted in all, those of earlier starts included.
+            storage: The run directory's storage, or any other in a simulation.
+            mode: Whether smaller ("min") or larger ("max") scores are better.
+            epochs: Epochs of a full trial; a trial that ends earlier was stopped by ASHA.
+            trials: Total number of trials, including those of earlier starts.
             seed: The study's seed.
-            alone: Run the trials that were set aside, and no others; else all but these.
+            alone: Run only the trials that were set aside; by default, all others.
         """
         self._study = open_study(storage, arm.name, mode)
         earlier = self._study.get_trials(deepcopy=False)
         sampler = optuna.samplers.TPESampler(
             multivariate=True,
             constant_liar=True,
-            # The same seed on a study that has trials would draw their points again.
+            # With the same seed, a resumed study would draw the same points again.
             seed=derive_seed(seed, "sampler", arm.name, len(earlier)),
         )
         self._fixed = space.fixed_values(arm)
@@ -128,36 +128,36 @@ class ArmSearch(OptunaSearch):
         ended = len(earlier) - len(unfinished)
         self._left = len(set_aside) if alone else trials - ended - len(set_aside)
         self.arm = arm.name
-        self.started = len(earlier) - len(self._interrupted)
+        self.started_count = len(earlier) - len(self._interrupted)
 
     @property
     def exhausted(self) -> bool:
-        """Whether every trial wanted has been started."""
+        """True if all requested trials have been started."""
         return self._left <= 0
 
     @property
     def interrupted(self) -> bool:
-        """Whether a trial that was interrupted waits to go on."""
+        """True if an interrupted trial is waiting to be resumed."""
         return bool(self._interrupted)
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
-        """The next trial: one that was interrupted, else a new one."""
+        """Return the next trial: an interrupted one if there is any, else a new one."""
         number = self._interrupted.popleft() if self._interrupted else None
         if number is None:
             super().suggest(trial_id)
             number = self._ot_trials[trial_id].number
             self._memory.set_trial_user_attr(number, "attempts", 1)
             drawn = copy(self._memory.get_trial(number))
-            # Another copy of the hyperparameters, for samplers that see a trial half drawn.
+            # A second copy of the hyperparameters, only used for partially drawn trials.
             drawn.system_attrs = {}
             self._ids[number] = write_begin(self._study, drawn)
         else:
-            self._draw_to_the_end(number)
+            self._complete_draw(number)
             attempts = self._memory.get_trial(number).user_attrs.get("attempts", 0)
             self._set_attr(number, "attempts", attempts + 1)
         self._numbers[trial_id] = number
         self._left -= 1
-        self.started += 1
+        self.started_count += 1
         trial = self._memory.get_trial(number)
         return {
             "arm": self.arm,
@@ -170,72 +170,72 @@ class ArmSearch(OptunaSearch):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Tell Optuna how a trial ended; one that raised is told by `fail`, which knows why."""
+        """Report the end of a trial to Optuna; trials that raised are reported by `fail`."""
         if error or result is None:
             return
         number, epoch, score = self._numbers[trial_id], result[EPOCH], result[SCORE]
-        # Ray does not pass the last result on to the searcher, only to this method.
+        # Ray passes the last result to this method only, not to `on_trial_result`.
         new = epoch not in self._memory.get_trial(number).intermediate_values
         state: State = "completed" if epoch >= self._epochs else "pruned"
         self._end(number, state, {"state": state}, score, {epoch: score} if new else {})
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Add an epoch's score to the intermediate values."""
+        """Record an epoch's score as an intermediate value."""
         number, epoch = self._numbers[trial_id], result[EPOCH]
-        # A trial run again after an interruption repeats epochs that Optuna has already.
+        # A resumed trial repeats epochs that Optuna already has.
         if epoch not in self._memory.get_trial(number).intermediate_values:
-            for storage, of_storage in self._places(number):
-                storage.set_trial_intermediate_value(of_storage, epoch, result[SCORE])
+            for storage, storage_id in self._locations(number):
+                storage.set_trial_intermediate_value(storage_id, epoch, result[SCORE])
 
     def fail(self, trial_id: str, state: Literal["diverged", "failed"], error: str) -> str:
-        """Tell Optuna that a trial raised; its run id."""
+        """Report to Optuna that a trial raised; return its run id."""
         number = self._numbers[trial_id]
         self._end(number, state, {"error": error, "state": state})
         return run_id(self.arm, number)
 
     def end_of(self, trial_id: str) -> tuple[State, str] | None:
-        """How a trial ended, and why if it raised; None while it has not, or is to go on."""
+        """Return a trial's final state and error message; None if it has not ended for good."""
         trial = self._memory.get_trial(self._numbers[trial_id])
         state = state_of(trial)
         return state and (state, trial.user_attrs.get("error", ""))
 
     def set_aside(self, trial_id: str) -> None:
-        """Leave a trial to be run again later, without others beside it."""
+        """Set a trial aside, to be retried alone at the end."""
         self._set_attr(self._numbers[trial_id], "alone", True)
 
-    def count_loss(self, trial_id: str, *, came_further: bool) -> int:
-        """How often a trial was lost since it last came further, this time included.
+    def count_loss(self, trial_id: str, *, progressed: bool) -> int:
+        """Count a lost trial; return its losses since it last progressed, including this one.
 
-        A machine that comes and goes may be lost often: what counts are losses without progress.
+        Preemptible machines may be lost often, so only losses without progress are counted.
         """
         number = self._numbers[trial_id]
         attrs = self._memory.get_trial(number).user_attrs
-        losses: int = 1 if came_further else attrs.get("losses", 0) + 1
+        losses: int = 1 if progressed else attrs.get("losses", 0) + 1
         self._set_attr(number, "losses", losses)
         return losses
 
-    def put_back(self, trial_id: str) -> None:
-        """Let a trial that was lost go on as soon as there is room."""
+    def requeue(self, trial_id: str) -> None:
+        """Queue a lost trial, to be resumed as soon as a slot is free."""
         self._interrupted.append(self._numbers[trial_id])
         self._left += 1
-        self.started -= 1
+        self.started_count -= 1
 
-    def _draw_to_the_end(self, number: int) -> None:
-        """Draw what a trial lacks that was interrupted while its hyperparameters were drawn."""
+    def _complete_draw(self, number: int) -> None:
+        """Draw the remaining hyperparameters of a trial that was interrupted while being drawn."""
         trial = self._memory.get_trial(number)
         if self._distributions.keys() <= trial.params.keys():
             return
-        (_, (storage, in_storage)) = self._places(number)
-        taken_up = optuna.Trial(self._study, in_storage)
+        (_, (storage, storage_id)) = self._locations(number)
+        resumed = optuna.Trial(self._study, storage_id)
         for name, distribution in self._distributions.items():
-            taken_up._suggest(name, distribution)
+            resumed._suggest(name, distribution)
             if name not in trial.params:
-                value = storage.get_trial_param(in_storage, name)
+                value = storage.get_trial_param(storage_id, name)
                 self._memory.set_trial_param(number, name, value, distribution)
 
     def _set_attr(self, number: int, key: str, value: object) -> None:
-        for storage, in_storage in self._places(number):
-            storage.set_trial_user_attr(in_storage, key, value)
+        for storage, storage_id in self._locations(number):
+            storage.set_trial_user_attr(storage_id, key, value)
 
     def _end(
         self,
@@ -252,37 +252,37 @@ class ArmSearch(OptunaSearch):
         ended = _tell(self._drawn, number, state, value)
         write_end(self._study, self._ids[number], ended, attrs, scores or {})
 
-    def _places(self, number: int) -> tuple[tuple[optuna.storages.BaseStorage, int], ...]:
-        """Where a trial is kept, in memory and in optuna.db, with its id there."""
-        # In a storage of one study, the first trial has number and id 0.
+    def _locations(self, number: int) -> tuple[tuple[optuna.storages.BaseStorage, int], ...]:
+        """Return the two storages of a trial, memory and optuna.db, each with its id there."""
+        # In a storage with a single study, ids equal numbers.
         return (self._memory, number), (self._study._storage, self._ids[number])
 
 
 def finish_interrupted_trial(
     study: optuna.Study, trial: FrozenTrial, rows: Sequence[EpochRow], epochs: int
 ) -> None:
-    """Tell Optuna how a trial ended whose end it has not heard of, since the driver died.
+    """Report the end of a trial that Optuna missed because the driver died.
 
     Args:
-        study: Of the trial's arm.
-        trial: Unfinished, as far as Optuna knows.
-        rows: All its epochs; the last one was ASHA's stop, or the last of a full run.
-        epochs: Of a full run.
+        study: The Optuna study of the trial's arm.
+        trial: The trial, which Optuna considers unfinished.
+        rows: All its epochs, up to ASHA's stop or the last epoch of a full trial.
+        epochs: Epochs of a full trial.
     """
-    taken_up = optuna.Trial(study, trial._trial_id)
+    resumed = optuna.Trial(study, trial._trial_id)
     for row in rows:
-        # It may have heard of the epoch.
+        # Optuna may already have the epoch.
         if row.epoch not in trial.intermediate_values:
-            taken_up.report(row.score, row.epoch)
+            resumed.report(row.score, row.epoch)
     full = rows[-1].epoch >= epochs
     state: State = "completed" if full else "pruned"
-    taken_up.set_user_attr("state", state)
+    resumed.set_user_attr("state", state)
     _tell(study, trial.number, state, value=rows[-1].score)
 
 
 def _tell(study: optuna.Study, number: int, state: State, value: float | None) -> FrozenTrial:
     ot_state = {"completed": TrialState.COMPLETE, "pruned": TrialState.PRUNED}
-    # Optuna takes a pruned trial's value from its intermediate values.
+    # Optuna derives a pruned trial's value from its intermediate values.
     return study.tell(
         number,
         value if state == "completed" else None,
@@ -291,7 +291,7 @@ def _tell(study: optuna.Study, number: int, state: State, value: float | None) -
 
 
 class StudySearch(Searcher):
-    """Takes the arms' searches in turn: the next trial goes to the arm with the fewest."""
+    """Alternate between the arms: the next trial goes to the arm with the fewest started."""
 
     def __init__(
         self, arms: Mapping[str, ArmSearch], mode: str, deadline: float | None = None
@@ -299,83 +299,83 @@ class StudySearch(Searcher):
         """Combine the searches of the arms.
 
         Args:
-            arms: By name, in the order that breaks ties.
-            mode: Whether a better score is smaller or larger.
-            deadline: Unix time after which no trial is started.
+            arms: Searches by arm name; ties are broken in this order.
+            mode: Whether smaller ("min") or larger ("max") scores are better.
+            deadline: Unix time after which no new trial is started.
         """
         super().__init__(metric=SCORE, mode=mode)
         self._arms = arms
         self._deadline = deadline
         self._of: dict[str, ArmSearch] = {}
         self.running: set[str] = set()
-        """Ray's ids of the trials under way."""
+        """Ray's ids of the running trials."""
 
     def suggest(  # type: ignore[override]  # Searcher.FINISHED is a str
         self, trial_id: str
     ) -> dict[str, Any] | str | None:
-        """The next trial; None while one that runs may still be lost; or that there is none."""
+        """Return the next trial; None while a running one may still be lost; else FINISHED."""
         late = self._deadline is not None and time.time() > self._deadline
         waiting = [
             arm for arm in self._arms.values() if arm.interrupted or not (late or arm.exhausted)
         ]
         if not waiting:
             return None if self.running else str(Searcher.FINISHED)
-        arm = min(waiting, key=lambda arm: (not arm.interrupted, arm.started))
+        arm = min(waiting, key=lambda arm: (not arm.interrupted, arm.started_count))
         self._of[trial_id] = arm
         suggested = arm.suggest(trial_id)
         self.running.add(trial_id)
         return suggested
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Pass an epoch's result on to the arm."""
+        """Pass an epoch's result to the trial's arm."""
         self._of[trial_id].on_trial_result(trial_id, result)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Pass the end of a trial on to the arm."""
+        """Pass the end of a trial to its arm."""
         self._of[trial_id].on_trial_complete(trial_id, result, error)
         if not error:
             self.running.discard(trial_id)
 
     def fail(self, trial_id: str, state: Literal["diverged", "failed"], error: str) -> str:
-        """Pass on to the arm that a trial raised, and why; its run id."""
+        """Report a trial that raised to its arm; return its run id."""
         self.running.discard(trial_id)
         return self._of[trial_id].fail(trial_id, state, error)
 
     def end_of(self, trial_id: str) -> tuple[State, str] | None:
-        """How a trial ended, and why if it raised; None while it has not, or is to go on."""
+        """Return a trial's final state and error message; None if it has not ended for good."""
         return self._of[trial_id].end_of(trial_id)
 
     def set_aside(self, trial_id: str) -> None:
-        """Pass on to the arm that a trial is to be run again later, alone."""
+        """Set a trial aside, to be retried alone at the end."""
         self._of[trial_id].set_aside(trial_id)
         self.running.discard(trial_id)
 
-    def count_loss(self, trial_id: str, *, came_further: bool) -> int:
-        """How often a trial was lost since it last came further, this time included."""
-        return self._of[trial_id].count_loss(trial_id, came_further=came_further)
+    def count_loss(self, trial_id: str, *, progressed: bool) -> int:
+        """Count a lost trial; return its losses since it last progressed, including this one."""
+        return self._of[trial_id].count_loss(trial_id, progressed=progressed)
 
-    def put_back(self, trial_id: str) -> None:
-        """Pass on to the arm that a trial was lost and is to go on."""
-        self._of[trial_id].put_back(trial_id)
+    def requeue(self, trial_id: str) -> None:
+        """Queue a lost trial, to be resumed as soon as a slot is free."""
+        self._of[trial_id].requeue(trial_id)
         self.running.discard(trial_id)
 
     def set_search_properties(
         self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: object
     ) -> bool:
-        """Accept Tune's settings: the arms have theirs from the start."""
+        """Accept Tune's settings; the arms already have theirs."""
         return True
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: optuna.db holds the state, and `Tuner.restore` is not used."""
+        """Do nothing: optuna.db holds the state, and `Tuner.restore` is not used."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing, for the same reason."""
+        """Do nothing, for the same reason."""
 
 
 def _distributions(ranges: Mapping[str, Range]) -> dict[str, BaseDistribution]:
-    """The hyperparameters that there are to search, in Optuna's terms."""
+    """Return the hyperparameters to search as Optuna distributions."""
     found: dict[str, BaseDistribution] = {}
     for name, values in ranges.items():
         match values:

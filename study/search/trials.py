@@ -1,4 +1,4 @@
-"""The trials of a study as an earlier start has left them, in optuna.db and epochs.jsonl."""
+"""The trials of a study, as recorded in optuna.db and epochs.jsonl by this and earlier starts."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -19,15 +19,15 @@ from study.search.searcher import (
 )
 from study.study import Study
 
-#: Per arm, the weights of so many of the best trials are kept.
+#: Number of best trials per arm whose weights are kept.
 KEPT_PER_ARM = 3
 
 
 def trial_rows(study: Study, storage: optuna.storages.RDBStorage) -> list[TrialRow]:
-    """Every trial that has ended, arm by arm, from optuna.db and epochs.jsonl."""
+    """Return a row for each trial that has ended, arm by arm, from optuna.db and epochs.jsonl."""
     epochs = _epochs_by_run(study.rundir)
     rows = []
-    for arm in study.searched:
+    for arm in study.searched_arms:
         fixed = study.space.fixed_values(arm)
         for trial in open_study(storage, arm.name, study.mode).get_trials(deepcopy=False):
             state = state_of(trial)
@@ -42,16 +42,16 @@ def trial_rows(study: Study, storage: optuna.storages.RDBStorage) -> list[TrialR
 
 
 def count_interrupted(study: Study, storage: optuna.storages.RDBStorage) -> int:
-    """How many trials have begun and not ended."""
-    studies = [open_study(storage, arm.name, study.mode) for arm in study.searched]
+    """Count the trials that were started but have not ended."""
+    studies = [open_study(storage, arm.name, study.mode) for arm in study.searched_arms]
     return sum(not trial.state.is_finished() for ot in studies for trial in ot.get_trials(False))
 
 
 def recover(study: Study, storage: optuna.storages.RDBStorage) -> None:
-    """Finish what an earlier start was doing when it died: ends not yet told, files not deleted."""
+    """Finish what an earlier start left undone: report ends of trials, delete obsolete files."""
     rundir = study.rundir
     epochs = _epochs_by_run(study.rundir)
-    for arm in study.searched:
+    for arm in study.searched_arms:
         ot_study = open_study(storage, arm.name, study.mode)
         for trial in ot_study.get_trials(deepcopy=False):
             name = run_id(arm.name, trial.number)
@@ -70,7 +70,7 @@ def recover(study: Study, storage: optuna.storages.RDBStorage) -> None:
 
 
 def completed_by_arm(ended: Iterable[TrialRow]) -> dict[str, list[tuple[float, str]]]:
-    """Score and run id of the completed trials of each arm."""
+    """Return score and run id of the completed trials of each arm."""
     completed: dict[str, list[tuple[float, str]]] = {}
     for row in ended:
         if row.state == "completed":
@@ -83,12 +83,12 @@ def prune_weights(
     completed: Mapping[str, Iterable[tuple[float, str]]],
     mode: Literal["min", "max"],
 ) -> dict[str, list[tuple[float, str]]]:
-    """Delete the weights of all but the best trials of each arm; of equal ones the first are kept.
+    """Delete the weights of all but the best `KEPT_PER_ARM` trials of each arm.
 
-    So the champion, the first of the best, is always among them.
+    Among equal trials the first are kept, so the champion, the first of the best, is always kept.
 
     Returns:
-        Those that are kept: whoever calls this after each trial need not go over all of them again.
+        The trials whose weights are kept, to be passed to the next call instead of all trials.
     """
     kept = {}
     for arm, trials in completed.items():
@@ -117,7 +117,7 @@ def _trial_row(
     epochs: list[EpochRow],
 ) -> TrialRow:
     reached = [row for row in epochs if row.score == epochs[-1].score]
-    # The score is the best so far, so the first epoch that has it is the best epoch.
+    # The score is the best value so far, so the first epoch with the final score is the best.
     best = reached[0] if reached else None
     return TrialRow(
         run_id=name,

@@ -1,7 +1,7 @@
-"""The search phase: Ray Tune runs the trials of all arms, and every epoch is written down.
+"""The search phase: Ray Tune runs the trials of all arms, and every epoch is recorded.
 
-A first start, a resumed one and an extended one are the same thing: a new Tuner, built from
-optuna.db and epochs.jsonl, that runs the trials which are missing.
+A first start, a resumed one and an extended one all do the same: they build a new Tuner from
+optuna.db and epochs.jsonl that runs the missing trials.
 """
 
 import math
@@ -35,18 +35,18 @@ if TYPE_CHECKING:
 
 
 def run_search(study: Study, context: RunContext) -> None:
-    """Run the trials that are missing, then write trials.csv.
+    """Run the missing trials, then write trials.csv.
 
-    A trial that ran out of memory beside others is set aside; these run last, one by one.
+    A trial that ran out of memory next to others is set aside and retried alone at the end.
 
     Args:
-        study: Its run directory holds what earlier starts left.
-        context: What every trial gets, and the screen that shows them.
+        study: The study; its run directory may hold results of earlier starts.
+        context: Data and settings shared by all trials, and the screen.
 
     Raises:
-        UserError: The run directory cannot be written to, or trial after trial has failed.
+        UserError: The run directory cannot be written to, or too many trials in a row failed.
     """
-    if not study.searched:
+    if not study.searched_arms:
         return
     config, screen = study.config, context.screen
     storage = open_storage(study.rundir.optuna_db)
@@ -55,7 +55,7 @@ def run_search(study: Study, context: RunContext) -> None:
         deadline = None if config.time_budget is None else time.time() + 60 * config.time_budget
         recover(study, storage)
         study.rundir.snapshot()
-        groups = {arm.name: study.trials_per_arm[arm.name] for arm in study.searched}
+        groups = {arm.name: study.trials_per_arm[arm.name] for arm in study.searched_arms}
         with screen.phase("Search", config.metric, config.epochs, groups) as view:
             for row in trial_rows(study, storage):
                 view.count(_ended_run(row))
@@ -63,8 +63,8 @@ def run_search(study: Study, context: RunContext) -> None:
             interrupted = count_interrupted(study, storage)
             if interrupted or 0 < view.already < view.total:
                 screen.print(
-                    f"Search: {view.already} of {view.total} trials have ended;"
-                    f" {interrupted or 'none'} were interrupted and go on from their last states"
+                    f"Search: {view.already} of {view.total} trials have ended; interrupted trials"
+                    f" to resume from their last checkpoint: {interrupted or 'none'}"
                 )
             try:
                 _run_missing(study, storage, context, deadline, tracker)
@@ -80,10 +80,10 @@ def run_search(study: Study, context: RunContext) -> None:
 
 
 def check_tracking(study: Study) -> None:
-    """Make sure, before anything is written, that MLflow can be reached where it is asked for.
+    """Check, before anything is written, that MLflow is available if `--mlflow` is given.
 
     Raises:
-        UserError: It is not installed, or `check_server` says why not.
+        UserError: MLflow is not installed, or `check_server` failed.
     """
     uri = study.config.mlflow
     if uri is None:
@@ -101,7 +101,7 @@ def check_tracking(study: Study) -> None:
 
 
 def _make_tracker(study: Study, screen: Screen) -> "TrialTracker | None":
-    """What logs the trials to MLflow, where that is asked for."""
+    """Return the MLflow tracker if `--mlflow` is given."""
     if study.config.mlflow is None:
         return None
     # MLflow is optional, and slow to import.
@@ -117,7 +117,7 @@ def _run_missing(
     deadline: float | None,
     tracker: "TrialTracker | None",
 ) -> None:
-    """Run the trials that are missing, at last and one by one those that were set aside."""
+    """Run the missing trials; at the end, one at a time, those that were set aside."""
     screen = context.screen
     for alone in (False, True):
         if alone:
@@ -129,19 +129,19 @@ def _run_missing(
             searcher, stop = StudySearch(arms, study.mode, deadline), EmergencyStop()
             try:
                 _tuner(study, storage, context, searcher, stop, tracker).fit()
-            except Exception as error:  # whatever broke under Ray: what is known of it goes first
+            except Exception as error:  # whatever broke under Ray; a known cause goes first
                 known = stop.reason or storage_error(_whole_text(error), study.rundir.path)
                 failure = failure_of(error.__cause__ or error)
                 if known or failure.kind not in ("memory", "lost"):
                     raise known or error from error
-                # Ray Tune gives up where Ray's memory monitor ends a worker. Which trial it was
-                # that took so much is not known.
+                # Ray Tune gives up when Ray's memory monitor kills a worker. Which trial used
+                # too much memory is unknown.
                 if failure.kind == "memory":
                     half = max(1, context.resources.at_once // 2)
                     context = context.with_resources(replace(context.resources, at_once=half))
-                _lose_all(study, searcher, failure, screen)
+                _count_losses(study, searcher, failure, screen)
                 screen.print(
-                    f"{failure.reason}; the trials under way go on from their last states,"
+                    f"{failure.reason}; resuming the running trials from their last checkpoints,"
                     f" {context.resources.at_once} at once"
                 )
                 continue
@@ -150,12 +150,12 @@ def _run_missing(
             break
 
 
-def _lose_all(study: Study, searcher: StudySearch, failure: Failure, screen: Screen) -> None:
-    """Count a loss for every trial under way; one that was lost too often has failed."""
+def _count_losses(study: Study, searcher: StudySearch, failure: Failure, screen: Screen) -> None:
+    """Count a loss for every running trial; fail those that were lost too often."""
     for trial_id in sorted(searcher.running):
-        losses = searcher.count_loss(trial_id, came_further=False)
+        losses = searcher.count_loss(trial_id, progressed=False)
         if losses > study.config.max_failures:
-            reason = f"lost {losses} times; the last time {failure.reason}"
+            reason = f"lost {losses} times; last cause: {failure.reason}"
             run = searcher.fail(trial_id, "failed", reason)
             study.rundir.write_failure(run, losses, failure.traceback)
             screen.print(f"{run}  failed  {reason}")
@@ -179,7 +179,7 @@ def _arm_searches(
             seed=study.config.seed,
             alone=alone,
         )
-        for arm in study.searched
+        for arm in study.searched_arms
     }
 
 
@@ -192,12 +192,14 @@ def _tuner(
     tracker: "TrialTracker | None",
 ) -> tune.Tuner:
     ended, resources = trial_rows(study, storage), context.resources
-    recorder = SearchCallback(study, searcher, context.screen, stop, ended, alone=resources.alone)
-    import_no_loggers()
+    recorder = SearchCallback(
+        study, searcher, context.screen, stop, ended, alone=resources.exclusive
+    )
+    skip_logger_imports()
     arms = [arm.name for arm in study.space.arms]
     epochs = study.rundir.read_epochs()
     scheduler = ArmScheduler(arms, study.mode, study.config.epochs, epochs)
-    # The reference travels in a list so that Ray hands on the reference, not the arrays.
+    # The reference is wrapped in a list so that Ray passes the reference, not the arrays.
     trainable = tune.with_parameters(
         run_trial, shared=[context.training], settings=context.settings
     )
@@ -217,7 +219,7 @@ def _tuner(
         run_config=tune.RunConfig(
             name=_next_part(study.rundir.search),
             storage_path=str(study.rundir.search.resolve()),
-            # In this order: the recorder decides on trials that raise.
+            # The recorder must come first: it decides what happens to trials that raise.
             callbacks=[recorder, *([tracker.following(searcher)] if tracker else [])],
             stop=stop,
             verbose=2 if study.config.verbose else 0,
@@ -225,10 +227,10 @@ def _tuner(
     )
 
 
-def import_no_loggers() -> None:
-    """Keep Ray Tune from importing MLflow and others merely to count whether they are in use.
+def skip_logger_imports() -> None:
+    """Keep Ray Tune from importing MLflow and other loggers just for its usage statistics.
 
-    That took a start 0.8 s, where MLflow is installed.
+    This saves 0.8 s per start if MLflow is installed.
     """
 
     def tag_callbacks(callbacks: list[tune.Callback] | None) -> bool:  # noqa: ARG001
@@ -245,7 +247,7 @@ def _placement(resources: Resources) -> tune.PlacementGroupFactory:
 
 
 def _folder_name(trial: Trial) -> str:
-    """The folder of a trial in Ray's experiment directory; each attempt has its own."""
+    """Return the folder of a trial in Ray's experiment directory, one per attempt."""
     attempt = trial.config["attempt"]
     return f"{trial.config['run_id']}{f'-attempt-{attempt}' if attempt > 1 else ''}"
 

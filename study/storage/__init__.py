@@ -1,1 +1,1 @@
-"""Where run directories are kept: a folder, or an object store with a working copy here."""
+"""Storage of run directories: a folder, or an object store with a local working copy."""

@@ -1,10 +1,9 @@
-"""A lease on a study in a store, so that two drivers do not work on it.
+"""A lease on a study in an object store, so that only one driver works on it.
 
-The one that holds it renews it every few seconds; one that has not been renewed for a minute has
-expired, and another driver takes over. How old it is, is told by the store's own clock, since the
-clocks of two machines may differ. A store cannot write a file on condition that it is not there, so
-two that come at the same moment both write, wait, and look: the last one's stands, and the other
-gives way.
+The holder renews the lease every few seconds; after a minute without renewal it has expired, and
+another driver may take over. Its age is measured by the store's clock, since the clocks of two
+machines may differ. Stores offer no "create only if absent", so two drivers that arrive at the same
+moment both write, wait and read back: the last writer wins, and the other one gives up.
 """
 
 import contextlib
@@ -21,39 +20,39 @@ from dataclasses import asdict, dataclass
 from study.errors import StorageError, StudyStoppedError, UserError
 from study.storage.object_store import Remote
 
-#: The file by which a driver holds a study.
+#: The lease file.
 LEASE = "lease.json"
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lease."""
+    """The holder of a lease."""
 
     owner: str
-    """Another one with every start."""
+    """Unique ID of each start."""
     host: str
     pid: int
 
 
 @dataclass(frozen=True)
 class LeaseTiming:
-    """How long things take, in seconds."""
+    """Durations in seconds."""
 
     expires: float = 60.0
-    """A lease that has not been renewed for so long has expired."""
+    """A lease that has not been renewed for this long has expired."""
     renew: float = 10.0
-    """Between renewals."""
+    """Interval between renewals."""
     settle: float = 2.0
-    """Longer than it takes another one from looking to writing."""
+    """Wait before reading back; longer than another driver takes from reading to writing."""
     look: float = 1.0
-    """Between looks at a lease that may expire."""
+    """Interval between reads of a lease that may expire."""
 
 
 class Lease:
     """A lease that this process holds."""
 
     def __init__(self, remote: Remote, me: Holder, times: LeaseTiming) -> None:
-        """Begin with one that is still to be written."""
+        """Create the lease; it is not yet written."""
         self._remote, self._me, self._times = remote, me, times
         self._lost: StudyStoppedError | None = None
         self._renewed = _now()
@@ -62,35 +61,35 @@ class Lease:
         self._ended = threading.Event()
 
     def write(self) -> None:
-        """Write the lease, whoever's there is."""
+        """Write the lease, overwriting any other."""
         start = _now()
-        # The number tells a renewal where the store's times are in whole seconds.
+        # The counter makes a renewal visible even if the store's times are in whole seconds.
         content = {**asdict(self._me), "renewals": self._renewals}
         self._remote.write(LEASE, (json.dumps(content) + "\n").encode())
         self._renewals += 1
         self._renewed = start
 
     def check(self) -> None:
-        """Make sure that this process still holds the lease.
+        """Check that this process still holds the lease.
 
         Raises:
-            StudyStoppedError: Another one has it.
-            StorageError: It could not be renewed for so long that another one may have it.
+            StudyStoppedError: Another process holds it.
+            StorageError: It has not been renewed for so long that another process may hold it.
         """
         if self._lost is None and _now() - self._renewed > self._times.expires:
-            # The store was out of reach, or this machine asleep.
+            # The store was unreachable, or this machine was asleep.
             self._renew()
         if self._lost is not None:
             raise self._lost
 
     def renew_for_ever(self) -> None:
-        """Renew the lease now and then, until it is lost or released."""
+        """Renew the lease periodically until it is lost or released."""
         while not self._ended.wait(self._times.renew) and self._lost is None:
-            with contextlib.suppress(StorageError):  # `check` tries again, and says it
+            with contextlib.suppress(StorageError):  # `check` retries, and reports it
                 self._renew()
 
     def release(self) -> None:
-        """Let go of the lease; where the store cannot be reached, it expires."""
+        """Release the lease; if the store cannot be reached, it expires."""
         self._ended.set()
         with self._lock, contextlib.suppress(StorageError):
             if _holder(self._remote.read(LEASE)) == self._me:
@@ -104,7 +103,7 @@ class Lease:
             if holder is not None and holder != self._me:
                 self._lost = StudyStoppedError(
                     f"{self._remote.uri} has been taken over by {holder.host} (pid {holder.pid}):"
-                    " this process had not renewed its lease in time."
+                    " this process failed to renew its lease in time."
                 )
                 return
             self.write()
@@ -118,12 +117,12 @@ def hold_lease(
 
     Args:
         remote: The run directory in the store.
-        notify: Is told once if another's lease must be waited for.
-        times: For tests.
+        notify: Called once with a line if another process's lease must be waited for.
+        times: Override for tests.
 
     Raises:
-        UserError: Another process works on the study.
-        StorageError: The store does not do its part.
+        UserError: Another process is working on the study.
+        StorageError: The store fails.
     """
     times = times or LeaseTiming()
     me = Holder(uuid.uuid4().hex, socket.gethostname(), os.getpid())
@@ -131,8 +130,8 @@ def hold_lease(
     lease = Lease(remote, me, times)
     try:
         lease.write()
-        # One that has expired may be renewed all the same, by a process that was held up: it looks
-        # before it writes, and will have seen this one by then.
+        # A process that was suspended may still renew an expired lease. It reads before it writes,
+        # and will have seen this lease by then.
         time.sleep(times.settle + (times.renew if takes_over else 0.0))
         holder = _holder(remote.read(LEASE))
         if holder != me:
@@ -144,7 +143,7 @@ def hold_lease(
 
 
 def _wait_for_others(remote: Remote, notify: Callable[[str], None], times: LeaseTiming) -> bool:
-    """Return where there is no lease, or an expired one; whether there was one."""
+    """Wait until there is no lease or it has expired; return whether there was one."""
     first: bytes | None = None
     while True:
         entry, content = remote.find(LEASE), remote.read(LEASE)
@@ -159,8 +158,8 @@ def _wait_for_others(remote: Remote, notify: Callable[[str], None], times: Lease
         if first is None:
             where = f"{holder.host} (pid {holder.pid})" if holder else "another machine"
             notify(
-                f"{remote.uri}: {where} worked on this study a moment ago; waiting for up to"
-                f" {max(1, round(left))} s to see whether it still does."
+                f"{remote.uri}: {where} was working on this study a moment ago; waiting up to"
+                f" {max(1, round(left))} s to see whether it still is."
             )
         first = content
         time.sleep(min(times.look, left + 0.01))
@@ -169,13 +168,13 @@ def _wait_for_others(remote: Remote, notify: Callable[[str], None], times: Lease
 def _refused(remote: Remote, holder: Holder | None) -> UserError:
     where = f" on {holder.host} (pid {holder.pid})" if holder else ""
     return UserError(
-        f"{remote.uri}: another process works on this study{where}; wait for its end, stop it, or"
-        " give another --name."
+        f"{remote.uri}: another process{where} is working on this study; wait for it to finish,"
+        " stop it, or give another --name."
     )
 
 
 def _store_time(remote: Remote) -> float:
-    """What the store's clock shows, by the time of a file that is written for that."""
+    """Return the time of the store's clock, read from the mtime of a temporary file."""
     name = f".clock-{uuid.uuid4().hex}"
     remote.write(name, b"-")
     try:
@@ -183,12 +182,12 @@ def _store_time(remote: Remote) -> float:
     finally:
         remote.delete(name)
     if entry is None:
-        raise StorageError(f"{remote.uri}: a file that was just written is not there; try again.")
+        raise StorageError(f"{remote.uri}: a file that was just written is missing; try again.")
     return entry.mtime
 
 
 def _holder(content: bytes | None) -> Holder | None:
-    """Who holds the lease; None where nobody does, or where it makes no sense."""
+    """Return the holder of the lease; None if there is none or the lease is invalid."""
     try:
         found = None if content is None else json.loads(content)
         return found and Holder(found["owner"], found["host"], found["pid"])
@@ -197,7 +196,7 @@ def _holder(content: bytes | None) -> Holder | None:
 
 
 def _now() -> float:
-    """Seconds that go on while a machine sleeps."""
+    """Return seconds on a clock that keeps running while the machine sleeps."""
     return (
         time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.time()
     )

@@ -1,4 +1,4 @@
-"""`--storage`: where run directories are kept, a folder or a URI."""
+"""`--storage`: the folder or URI that holds the run directories."""
 
 import hashlib
 from dataclasses import dataclass
@@ -14,34 +14,34 @@ from study.system.cache import cache_dir
 
 @dataclass(frozen=True)
 class Location:
-    """Where run directories are kept.
+    """The folder or URI that holds the run directories.
 
-    Those in a folder are worked on where they lie; those at a URI in a working copy of this
-    machine's, whose files are uploaded.
+    A run directory in a folder is used in place; one at a URI has a working copy on this machine,
+    whose files are uploaded.
     """
 
     storage: str
-    """As `--storage` gives it."""
+    """The value of `--storage`."""
 
     @property
     def remote(self) -> Remote | None:
-        """The place as a folder in a store; None for a folder on a disk."""
+        """The folder in the object store; None for a folder on disk."""
         return Remote(self.storage) if is_uri(self.storage) else None
 
     def of(self, name: str) -> str:
-        """Where a study is kept, for people."""
+        """Return where a study is stored, for display."""
         return self.remote.child(name).uri if self.remote else str(Path(self.storage) / name)
 
     def rundir(self, name: str) -> RunDir:
-        """The run directory to work in."""
+        """Return the run directory to work in."""
         folder = working_copy(self.storage, name) if self.remote else Path(self.storage) / name
         return RunDir(folder)
 
     def check(self) -> None:
-        """Make sure that it can hold folders.
+        """Check that it can hold run directories.
 
         Raises:
-            UserError: It cannot, or the URI makes no sense.
+            UserError: The path is not a folder, or the URI is invalid.
         """
         if self.remote:
             check_uri(self.storage)
@@ -50,18 +50,18 @@ class Location:
         try:
             is_file = folder.exists() and not folder.is_dir()
         except (OSError, ValueError) as error:
-            raise UserError(f"--storage {folder}: cannot be a folder ({error}).") from None
+            raise UserError(f"--storage {folder}: invalid path ({error}); give a folder.") from None
         if is_file:
-            raise UserError(f"--storage {folder}: is a file; give a folder.")
+            raise UserError(f"--storage {folder}: this is a file; give a folder.")
 
     def holds(self, name: str) -> bool:
-        """Whether there is something of that name."""
+        """Return whether a name is taken."""
         if self.remote:
             return self.remote.child(name).exists("study.json")
         return (Path(self.storage) / name).exists()
 
     def read_study(self, name: str) -> dict[str, Any] | None:
-        """The study.json of a study; None where there is none.
+        """Return the content of a study's study.json; None if it does not exist.
 
         Raises:
             RunDirError: It cannot be read.
@@ -76,10 +76,10 @@ class Location:
         return check_format(from_json(content, where), where)
 
     def latest_study(self) -> str:
-        """The name of the study that was written to last.
+        """Return the name of the study whose study.json was written last.
 
         Raises:
-            UserError: There is none.
+            UserError: There are no studies.
         """
         if self.remote:
             found = {name: self.remote.find(f"{name}/study.json") for name in self.remote.folders()}
@@ -88,19 +88,19 @@ class Location:
             files = Path(self.storage).glob("*/study.json")
             written = {file.parent.name: file.stat().st_mtime for file in files}
         if not written:
-            raise UserError(f"--resume: there is no study in {self.storage}; leave --resume out.")
+            raise UserError(f"--resume: there is no study in {self.storage}; omit --resume.")
         return max(written, key=lambda name: written[name])
 
 
 def working_copy(storage: str, name: str) -> Path:
-    """Where this machine keeps its copy of a study.
+    """Return the path of this machine's working copy of a study.
 
     Args:
         storage: URI of the folder that holds the run directories.
-        name: Of the run directory.
+        name: Name of the run directory.
 
     Raises:
-        UserError: The cache directory cannot be made.
+        UserError: The cache directory cannot be created.
     """
     short = hashlib.sha256(storage.rstrip("/").encode()).hexdigest()[:12]
     return cache_dir() / "studies" / short / name

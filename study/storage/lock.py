@@ -12,18 +12,19 @@ from study.storage.lease import hold_lease
 from study.storage.mirror import DriverMirror
 from study.storage.object_store import Remote
 
-#: The file by which a process holds a run directory.
+#: The lock file in a run directory.
 LOCK = ".lock"
 
 
 @contextmanager
 def lock_directory(rundir: RunDir) -> Iterator[None]:
-    """Let no other process write to a run directory while a block runs; it is made if need be.
+    """Lock a run directory while a block runs; create it if necessary.
 
-    A process that dies lets go. A directory that is as empty as it was made is removed again.
+    The lock of a process that dies is released. A directory created here that is still empty at the
+    end is removed.
 
     Raises:
-        UserError: Another process has it, or it cannot be made.
+        UserError: Another process holds the lock, or the directory cannot be created.
     """
     is_new = not rundir.path.exists()
     try:
@@ -32,8 +33,8 @@ def lock_directory(rundir: RunDir) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise UserError(
-            f"{rundir.path}: another process works on this study; wait for its end, stop it, or"
-            " give another --name."
+            f"{rundir.path}: another process is working on this study; wait for it to finish, stop"
+            " it, or give another --name."
         ) from None
     except OSError as error:
         raise storage_error(error, rundir.path) or error from error
@@ -49,19 +50,19 @@ def lock_directory(rundir: RunDir) -> Iterator[None]:
 def exclusive_access(
     rundir: RunDir, remote: Remote | None, notify: Callable[[str], None]
 ) -> Iterator[RunDir]:
-    """Let no other process work on a study while a block runs; yields the run directory to use.
+    """Hold exclusive access to a study while a block runs; yield the run directory to use.
 
-    A study that is kept in a store is downloaded first. What happens to its files is then uploaded,
-    and all of it is there when the block ends.
+    A study in an object store is downloaded first. Changes to its files are then uploaded, and all
+    of them are in the store when the block ends.
 
     Args:
-        rundir: On this machine's disk.
-        remote: The same in its store; None for a study that is kept on a disk.
+        rundir: The run directory on this machine's disk.
+        remote: The run directory in the object store; None for a study on disk.
         notify: Called with a line if another process's lease must be waited for.
 
     Raises:
-        UserError: Another process works on it.
-        StorageError: The place where it is kept cannot be read or written to.
+        UserError: Another process is working on the study.
+        StorageError: The storage cannot be read or written to.
     """
     with lock_directory(rundir):
         if remote is None:

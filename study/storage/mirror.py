@@ -1,12 +1,12 @@
-"""A study that is kept in a store: its run directory on a disk is a working copy.
+"""Sync a run directory with an object store; the local run directory is a working copy.
 
-The driver's working copy holds the small files, and a thread carries each of them to the store, in
-the order in which they were written, while the driver goes on. optuna.db and epochs.jsonl belong
-together: they are carried as one snapshot, epochs.jsonl first, then the database, whose header
-(`user_version`) says how long epochs.jsonl was, plus one. So a driver may die between any two
-files: another one cuts epochs.jsonl to the length that the database knows.
+The driver's working copy holds the small files. A thread uploads them in the order in which they
+were written, while the driver continues. optuna.db and epochs.jsonl belong together and are
+uploaded as one snapshot: epochs.jsonl first, then the database, whose header (`user_version`)
+stores the length of epochs.jsonl plus one. The driver may therefore die between any two files:
+the next one truncates epochs.jsonl to the length stored in the database.
 
-A worker's states and weights go straight to the store, and are there before the run goes on.
+A worker uploads checkpoints and weights directly, before the run continues.
 """
 
 import atexit
@@ -29,23 +29,23 @@ from analysis.rundir import RunDir
 from study.errors import StorageError, storage_error
 from study.storage.object_store import Remote
 
-#: Seconds between the attempts at an upload that fails; pyarrow itself has tried a few times.
+#: Seconds between attempts at a failing upload, in addition to pyarrow's own retries.
 PAUSES = (1.0, 3.0, 10.0)
 
-#: Seconds between snapshots that nothing but the time asks for, at least; and so many times as long
-#: as one takes to be carried over.
+#: Minimum interval between periodic snapshots: this many seconds, and at least this many times the
+#: duration of the last upload.
 TICK, TICK_SHARE = 5.0, 10.0
 
-#: Folders that another machine's driver can do without, or makes anew.
-_LEFT_THERE = ("states/", "weights/", "search/", "report/", "best_model/")
+#: Folders that the driver's working copy does not need, or that are regenerated.
+_NOT_DOWNLOADED = ("states/", "weights/", "search/", "report/", "best_model/")
 
-#: Files that lie in a run directory and are nobody else's business.
-_OWN = ("lease.json",)
+#: Files used only in the store.
+_INTERNAL = ("lease.json",)
 
 
 @lru_cache(maxsize=8)
 def worker_copy(remote: Remote) -> RunDir:
-    """The run directory of a study as a worker process sees it: a folder of its own, made once."""
+    """Return a worker process's run directory: its own temporary folder, created once."""
     folder = Path(tempfile.mkdtemp(prefix="dropout-study-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return RunDir(folder, WorkerMirror(folder, remote))
@@ -53,17 +53,17 @@ def worker_copy(remote: Remote) -> RunDir:
 
 @dataclass(frozen=True)
 class WorkerMirror:
-    """Carries a worker's files to the store at once; what is saved is there."""
+    """Uploads a worker's files synchronously: once saved, a file is in the store."""
 
     path: Path
-    """The folder whose files are carried; they do not stay there."""
+    """The folder whose files are uploaded; they are then deleted from it."""
     remote: Remote
     """The run directory in the store."""
     pauses: Sequence[float] = PAUSES
-    """Seconds between the attempts at an upload."""
+    """Seconds between attempts at an upload."""
 
     def wrote(self, file: Path) -> None:
-        """Upload a file, again where that fails, and let go of it here."""
+        """Upload a file, with retries, and delete the local one."""
         for pause in (*self.pauses, None):
             try:
                 self.remote.upload(file, self._name(file))
@@ -79,7 +79,7 @@ class WorkerMirror:
         self.remote.delete(self._name(file))
 
     def has(self, file: Path) -> bool:
-        """Whether the store holds a file."""
+        """Return whether a file exists in the store."""
         return self.remote.exists(self._name(file))
 
     def fetch(self, file: Path) -> None:
@@ -87,10 +87,10 @@ class WorkerMirror:
         self.remote.download(self._name(file), file)
 
     def snapshot(self) -> None:
-        """Nothing: a worker has no database."""
+        """Do nothing: a worker has no database."""
 
     def tick(self) -> None:
-        """Nothing waits."""
+        """Do nothing: uploads are synchronous."""
 
     def _name(self, file: Path) -> str:
         return file.relative_to(self.path).as_posix()
@@ -98,17 +98,17 @@ class WorkerMirror:
 
 @dataclass(frozen=True)
 class _Snapshot:
-    """optuna.db and epochs.jsonl as they were at one moment."""
+    """optuna.db and epochs.jsonl at one point in time."""
 
     database: Path | None
-    """A copy of the database; None where there is none yet."""
+    """A copy of the database; None if there is none yet."""
     epochs: int
-    """Bytes of epochs.jsonl."""
+    """Size of epochs.jsonl in bytes."""
 
 
 @dataclass
 class _Step:
-    """Something to be carried over."""
+    """A queued change of the store."""
 
     kind: Literal["put", "delete", "snapshot"]
     name: str = ""
@@ -116,9 +116,9 @@ class _Step:
 
 
 class DriverMirror:
-    """Carries the driver's files to the store, in a thread, so that the driver never waits.
+    """Uploads the driver's files in a thread, so that the driver never waits.
 
-    Where the store does not take them, the next call raises StorageError.
+    After a failed upload, the next call raises StorageError.
     """
 
     def __init__(
@@ -130,14 +130,14 @@ class DriverMirror:
         pauses: Sequence[float] = PAUSES,
         tick: float = TICK,
     ) -> None:
-        """Begin with nothing to carry.
+        """Start with an empty queue.
 
         Args:
             path: The working copy.
             remote: The run directory in the store.
-            guard: Raises where this process is not to write to the store any more.
+            guard: Raises if this process may no longer write to the store.
             pauses: Seconds between attempts at an upload.
-            tick: Seconds between snapshots that nothing but the time asks for.
+            tick: Minimum seconds between periodic snapshots.
         """
         self.path = path
         self.remote = remote
@@ -153,26 +153,26 @@ class DriverMirror:
         self._error: Exception | None = None
         self._numbers = count(1)
         self._database: sqlite3.Connection | None = None
-        self._kept = (0, 0)
+        self._last_state = (0, 0)
         self._pushed: dict[str, tuple[int, int]] = {}
-        """Files that the store has, by size and time of the local one."""
+        """Uploaded files, with the size and time of the local file."""
         self._listed: set[str] = set()
-        """Files that were in the store when this start looked."""
+        """Files known to be in the store, from the listing at startup."""
         self._quiet = False
-        """Whether no run has written to the store since then."""
+        """Whether no run has written to the store since the listing."""
         self._gone: set[str] = set()
-        """Weights that are deleted for good."""
+        """Deleted weights, whose deletion is not repeated."""
         self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
         self._thread.start()
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
-        """Ray Tune pickles whatever it is given; a copy elsewhere would be none, so it is None."""
+        """Pickle as None: Ray Tune pickles everything it is given, but a copy would not work."""
         return type(None), ()
 
-    # ---- what the run directory tells ----------------------------------------------------------
+    # ---- calls from the run directory ----------------------------------------------------------
 
     def wrote(self, file: Path) -> None:
-        """Let a file follow, after the epochs that it stands on."""
+        """Queue the upload of a file, after a snapshot of the epochs it depends on."""
         self._raise_error()
         if file in (self._rundir.epochs, self._rundir.optuna_db, self._rundir.log):
             return
@@ -183,7 +183,7 @@ class DriverMirror:
         self._add(_Step("put", name))
 
     def deleted(self, file: Path) -> None:
-        """Let a file be deleted in the store too, after all that came before."""
+        """Queue the deletion of a file in the store, after all earlier changes."""
         self._raise_error()
         name = self._name(file)
         if name in self._gone:
@@ -197,7 +197,7 @@ class DriverMirror:
         self._add(_Step("delete", name))
 
     def has(self, file: Path) -> bool:
-        """Whether the store holds a file, once all that waits is carried over."""
+        """Return whether a file exists in the store, after flushing the queue."""
         self.flush()
         return self.remote.exists(self._name(file))
 
@@ -208,16 +208,16 @@ class DriverMirror:
             self._pushed[self._name(file)] = _stamp(file)
 
     def snapshot(self) -> None:
-        """Let optuna.db and epochs.jsonl follow as they are now; nothing if they have not changed.
+        """Queue a snapshot of optuna.db and epochs.jsonl if they have changed.
 
-        One that still waits is replaced: what comes after it in the queue stands on less.
+        It replaces a snapshot still in the queue, since it also covers the steps queued after that.
         """
         self._raise_error()
         state = self._state()
-        if state == self._kept:
+        if state == self._last_state:
             return
         taken = self._take(state[0])
-        self._kept = state
+        self._last_state = state
         with self._changed:
             waiting = next((step for step in self._steps if step.kind == "snapshot"), None)
             if waiting is None:
@@ -228,7 +228,7 @@ class DriverMirror:
             self._changed.notify_all()
 
     def tick(self) -> None:
-        """Take a snapshot if something has changed, nothing waits, and it is time for one."""
+        """Take a periodic snapshot if it is due, something has changed and the queue is empty."""
         self._guard()
         self._raise_error()
         self._quiet = False
@@ -237,12 +237,12 @@ class DriverMirror:
         if idle and time.monotonic() >= self._next_tick:
             self.snapshot()
 
-    # ---- beginning and end ---------------------------------------------------------------------
+    # ---- start and end -------------------------------------------------------------------------
 
     def pull(self) -> None:
-        """Make the working copy from the store; what was there before is deleted.
+        """Replace the working copy with the content of the store.
 
-        States and weights stay where they are, and so does what is made anew at the end.
+        Checkpoints, weights and files that are regenerated at the end are not downloaded.
         """
         try:
             _empty(self.path)
@@ -253,24 +253,24 @@ class DriverMirror:
             for name in self._listed:
                 if name.startswith("search/"):  # so that the next part gets another number
                     (self.path / Path(*Path(name).parts[:2])).mkdir(parents=True, exist_ok=True)
-            _cut_to_database(self._rundir)
-            _finish_moving(self._rundir)
+            _truncate_to_database(self._rundir)
+            _finish_archiving(self._rundir)
         except (OSError, sqlite3.Error) as error:
             raise storage_error(error, self.path) or error from error
         self._pushed = {
             name: _stamp(self.path / name) for name in wanted if (self.path / name).exists()
         }
-        self._kept = self._state()
+        self._last_state = self._state()
         self._quiet = True
 
     def flush(self) -> None:
-        """Wait until the store has everything that it was to get."""
+        """Wait until all queued changes are in the store."""
         with self._changed:
             self._changed.wait_for(lambda: self._error or not (self._steps or self._busy))
         self._raise_error()
 
     def finish(self) -> None:
-        """Bring the store to what lies here, report, bundle and Ray's folders included; wait."""
+        """Upload everything that has changed, including report, bundle and Ray's folders; wait."""
         self.snapshot()
         self.flush()
         self._guard()
@@ -279,30 +279,30 @@ class DriverMirror:
             for file in self.path.rglob("*")
             if file.is_file() and not file.name.startswith(".")
         }
-        taken_along = {self._name(self._rundir.epochs), self._name(self._rundir.optuna_db)}
+        in_snapshots = {self._name(self._rundir.epochs), self._name(self._rundir.optuna_db)}
         new = [
             name
             for name, file in here.items()
-            if name not in taken_along and self._pushed.get(name) != _stamp(file)
+            if name not in in_snapshots and self._pushed.get(name) != _stamp(file)
         ]
-        # A bundle or a run is whole where its .json stands, so these come last.
+        # The .json marks a bundle or a run as complete, so these come last.
         for names in (
             [name for name in new if not name.endswith(".json")],
             [name for name in new if name.endswith(".json")],
         ):
             _in_parallel(self._put, names)
-        made_anew = ("report/", "best_model/")
-        stale = [name for name in self._listed if name.startswith(made_anew) and name not in here]
+        rebuilt = ("report/", "best_model/")
+        stale = [name for name in self._listed if name.startswith(rebuilt) and name not in here]
         _in_parallel(self.remote.delete, stale)
         self._listed.difference_update(stale)
 
     def close(self, wait: float = 10.0) -> None:
-        """Take a last snapshot, give the thread some seconds to carry over what waits, and end it.
+        """Take a last snapshot, give the thread some time to empty the queue, and end it.
 
         Args:
-            wait: Seconds; what is not carried over by then is lost with this machine.
+            wait: Seconds; changes not uploaded by then exist only on this machine.
         """
-        with contextlib.suppress(Exception):  # there may be no disk, and no store
+        with contextlib.suppress(Exception):  # the disk or the store may have failed
             self.snapshot()
             self._add(_Step("put", self._rundir.log.name))
         end = time.monotonic() + wait
@@ -318,10 +318,10 @@ class DriverMirror:
         for copy in self.path.glob(".snapshot-*"):
             copy.unlink(missing_ok=True)
 
-    # ---- the inside ----------------------------------------------------------------------------
+    # ---- internals -----------------------------------------------------------------------------
 
     def _state(self) -> tuple[int, int]:
-        """What tells one moment of epochs.jsonl and optuna.db from another."""
+        """Return values that change whenever epochs.jsonl or optuna.db does."""
         epochs = self._rundir.epochs
         try:
             size = epochs.stat().st_size if epochs.exists() else 0
@@ -330,7 +330,7 @@ class DriverMirror:
                 self._database = sqlite3.connect(uri, uri=True, check_same_thread=False)
             if self._database is None:
                 return size, 0
-            # It changes when another connection has written.
+            # This changes when another connection has written.
             (version,) = self._database.execute("PRAGMA data_version").fetchone()
             return size, version
         except (OSError, sqlite3.Error) as error:
@@ -342,9 +342,9 @@ class DriverMirror:
         file = self.path / f".snapshot-{next(self._numbers)}.db"
         try:
             with contextlib.closing(sqlite3.connect(file)) as copy:
-                copy.execute("PRAGMA synchronous = OFF")  # it is read once, by this process
+                copy.execute("PRAGMA synchronous = OFF")  # the copy is read once, by this process
                 self._database.backup(copy)
-                copy.execute(f"PRAGMA user_version = {epochs + 1}")  # 0: it does not say
+                copy.execute(f"PRAGMA user_version = {epochs + 1}")  # 0 means unknown
                 copy.commit()
         except (OSError, sqlite3.Error) as error:
             raise storage_error(error, self.path) or error from error
@@ -370,8 +370,8 @@ class DriverMirror:
                 step = self._steps.popleft()
                 self._busy = True
             try:
-                self._carry(step)
-            except Exception as error:  # it is raised again, in the driver
+                self._apply(step)
+            except Exception as error:  # raised again in the driver
                 known = storage_error(error, self.path) if isinstance(error, OSError) else None
                 with self._changed:
                     self._error = known or error
@@ -379,12 +379,12 @@ class DriverMirror:
                     self._changed.notify_all()
                 return
 
-    def _carry(self, step: _Step) -> None:
-        """Do a step, and again where it fails."""
+    def _apply(self, step: _Step) -> None:
+        """Carry out a step, with retries."""
         for pause in (*self._pauses, None):
             self._guard()
             try:
-                self._carry_once(step)
+                self._apply_once(step)
                 break
             except StorageError:
                 if pause is None or self._ending:
@@ -392,13 +392,13 @@ class DriverMirror:
                 time.sleep(pause)
         _delete_copy(step.snapshot)
 
-    def _carry_once(self, step: _Step) -> None:
+    def _apply_once(self, step: _Step) -> None:
         if step.kind == "put":
             self._put(step.name)
         elif step.kind == "delete":
             self.remote.delete(step.name)
         elif step.snapshot:
-            # In this order: a database never knows of an epoch that epochs.jsonl lacks.
+            # In this order, the database never knows of an epoch that epochs.jsonl lacks.
             rundir, start = self._rundir, time.monotonic()
             if step.snapshot.epochs:
                 with rundir.epochs.open("rb") as file:
@@ -415,7 +415,7 @@ class DriverMirror:
         try:
             stamp = _stamp(file)
             self.remote.upload(file, name)
-        except FileNotFoundError:  # deleted since, which comes next
+        except FileNotFoundError:  # deleted since; its deletion is queued
             return
         self._pushed[name] = stamp
 
@@ -424,7 +424,9 @@ class DriverMirror:
 
 
 def _is_wanted(name: str) -> bool:
-    return name == "report/verdict.json" or not (name.startswith(_LEFT_THERE) or name in _OWN)
+    return name == "report/verdict.json" or not (
+        name.startswith(_NOT_DOWNLOADED) or name in _INTERNAL
+    )
 
 
 def _stamp(file: Path) -> tuple[int, int]:
@@ -438,7 +440,7 @@ def _delete_copy(snapshot: _Snapshot | None) -> None:
 
 
 def _empty(path: Path) -> None:
-    """Delete what a folder holds, but for the lock that this process may hold on it."""
+    """Delete the content of a folder, except a lock that this process may hold on it."""
     path.mkdir(parents=True, exist_ok=True)
     for file in path.iterdir():
         if file.is_dir() and not file.is_symlink():
@@ -447,30 +449,30 @@ def _empty(path: Path) -> None:
             file.unlink()
 
 
-def _cut_to_database(rundir: RunDir) -> None:
-    """Cut epochs.jsonl to the length that the database knows of."""
+def _truncate_to_database(rundir: RunDir) -> None:
+    """Truncate epochs.jsonl to the length stored in the database."""
     if not rundir.optuna_db.exists() or not rundir.epochs.exists():
         return
     with contextlib.closing(sqlite3.connect(rundir.optuna_db)) as database:
         try:
             (length,) = database.execute("PRAGMA user_version").fetchone()
-        except sqlite3.DatabaseError:  # damaged; the study is refused for that later
+        except sqlite3.DatabaseError:  # damaged; a later check refuses the study
             return
     if 0 < length <= rundir.epochs.stat().st_size:
         with rundir.epochs.open("r+b") as file:
             file.truncate(length - 1)
 
 
-def _finish_moving(rundir: RunDir) -> None:
-    """Finish what `put_confirm_away` was doing: for a moment the store holds the file twice."""
-    if rundir.confirm.exists() and rundir.earlier_confirms:
-        last = rundir.earlier_confirms[-1]
+def _finish_archiving(rundir: RunDir) -> None:
+    """Finish an interrupted `archive_confirm`, which leaves the file in the store twice."""
+    if rundir.confirm.exists() and rundir.archived_confirms:
+        last = rundir.archived_confirms[-1]
         if last.read_bytes() == rundir.confirm.read_bytes():
             rundir.confirm.unlink()
 
 
 def _in_parallel(do: Callable[[str], object], names: Iterable[str]) -> None:
-    """Do something with every name, several at once: a store answers late, but to many."""
+    """Call a function with every name, in parallel, since a store has high latency."""
     pool = ThreadPoolExecutor(8, thread_name_prefix="mirror")
     try:
         for _ in pool.map(do, names):

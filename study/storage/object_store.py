@@ -1,9 +1,9 @@
-"""Folders in an object store or any other file system that pyarrow knows, given by a URI.
+"""Folders in an object store, or any other file system that pyarrow supports, by URI.
 
     s3://bucket/studies?endpoint_override=127.0.0.1:9000&scheme=http
 
-Files are written whole: a reader meets the old content or the new. Credentials come from the
-environment or from the machine's role, never from the URI, since that is recorded and printed.
+Writes are atomic: a reader sees either the old or the new content. Credentials come from the
+environment or the machine's role, never from the URI, since it is recorded and printed.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from study.errors import StorageError, UserError
 if TYPE_CHECKING:
     from pyarrow import fs
 
-#: What pyarrow opens, and how such a URI looks.
+#: Supported URI schemes, with the form of each URI.
 SCHEMES = {
     "s3": "s3://BUCKET/FOLDER",
     "gs": "gs://BUCKET/FOLDER",
@@ -32,19 +32,23 @@ SCHEMES = {
     "hdfs": "hdfs://HOST:PORT/FOLDER",
 }
 
-#: Seconds in which a store has to answer, and how often it is asked; pyarrow would wait for minutes
-#: where a URI is all that it has.
+#: Timeouts in seconds to connect and for a response, and the number of attempts; for a file system
+#: opened from a plain URI, pyarrow would wait for minutes.
 _CONNECT, _ANSWER, _ATTEMPTS = 3.0, 5.0, 3
 
-#: Options of an S3 URI that `S3FileSystem` takes under the same name.
+#: Query parameters of an S3 URI that `S3FileSystem` accepts under the same name.
 _S3_TEXTS = ("region", "scheme", "endpoint_override", "tls_ca_file_path")
 _S3_SWITCHES = ("allow_bucket_creation", "allow_bucket_deletion")
 
 _SECRET = re.compile(r"key|secret|token|passw|credential|^sig", re.IGNORECASE)
 
-#: What is wrong, by a pattern in pyarrow's message, and what to do.
+#: Patterns in pyarrow's messages, each with the reason and the remedy to print.
 _REASONS = (
-    (r"NO_SUCH_BUCKET|bucket does not exist", "there is no such bucket", "make it, or name one"),
+    (
+        r"NO_SUCH_BUCKET|bucket does not exist",
+        "the bucket does not exist",
+        "create it, or fix its name",
+    ),
     (
         r"ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE_DOES_NOT_MATCH|INVALID_CLIENT_TOKEN"
         r"|EXPIRED_TOKEN|status 40[13]|[Ff]orbidden|[Uu]nauthorized",
@@ -53,7 +57,7 @@ _REASONS = (
     ),
     (
         r"Could not resolve host|resolve hostname",
-        "its host is not known",
+        "its host name cannot be resolved",
         "check the address and the network",
     ),
     (
@@ -62,55 +66,55 @@ _REASONS = (
         "it cannot be reached",
         "check the address and the network",
     ),
-    (r"[Nn]o space left", "no space is left", "free some"),
+    (r"[Nn]o space left", "no space is left", "free some space"),
     (r"[Rr]ead-only", "it is read-only", "make it writable"),
-    (r"[Pp]ermission denied|EACCES", "permission denied", "let this user write there"),
+    (r"[Pp]ermission denied|EACCES", "permission denied", "give this user write access"),
 )
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A file in a store."""
+    """A file in an object store."""
 
     name: str
-    """Its path within the folder that was listed from."""
+    """Path relative to the listed folder."""
     size: int
-    """Bytes."""
+    """Size in bytes."""
     mtime: float
-    """When it was written, Unix seconds, by the store's clock."""
+    """Modification time by the store's clock, Unix seconds."""
 
 
 @dataclass(frozen=True)
 class Remote:
-    """A folder in a store.
+    """A folder in an object store.
 
-    Every method raises StorageError, one line with the URI, where the store does not do its part.
+    If the store fails, every method raises StorageError with a one-line message that names the URI.
     """
 
     uri: str
 
     def child(self, name: str) -> "Remote":
-        """A folder in this one."""
+        """Return a subfolder."""
         parts = urlsplit(self.uri)
         path = f"{parts.path.rstrip('/')}/{quote(name)}"
         return Remote(urlunsplit(parts._replace(path=path)))
 
     def upload(self, file: Path, name: str) -> None:
-        """Write a local file, whole."""
+        """Upload a local file atomically."""
         import pyarrow
 
-        if file.stat().st_size == 0:  # cannot be mapped
+        if file.stat().st_size == 0:  # an empty file cannot be mapped
             self.write(name, b"")
             return
         with pyarrow.memory_map(str(file)) as mapped:
             self.write(name, mapped.read_buffer())
 
     def write(self, name: str, content: "bytes | Any") -> None:
-        """Write a file, whole.
+        """Write a file atomically.
 
         Args:
-            name: Its path within this folder; folders on the way come into being.
-            content: Bytes, or pyarrow's buffer.
+            name: Path relative to this folder; missing parent folders are created.
+            content: Bytes or a pyarrow buffer.
         """
         with self._errors():
             system, path = self._at(name)
@@ -131,7 +135,7 @@ class Remote:
                 raise
 
     def read(self, name: str) -> bytes | None:
-        """The content of a file; None where there is none."""
+        """Return the content of a file; None if it does not exist."""
         with self._errors():
             system, path = self._at(name)
             try:
@@ -142,7 +146,7 @@ class Remote:
                 return None
 
     def download(self, name: str, file: Path) -> bool:
-        """Copy a file from here to a local one, which appears whole; whether there was one."""
+        """Download a file atomically; return whether it exists."""
         partial = file.with_name(f".{file.name}.part")
         with self._errors():
             system, path = self._at(name)
@@ -159,26 +163,26 @@ class Remote:
         return True
 
     def delete(self, name: str) -> None:
-        """Delete a file; nothing where there is none."""
+        """Delete a file if it exists."""
         with self._errors(), contextlib.suppress(FileNotFoundError):
             system, path = self._at(name)
             system.delete_file(path)
 
     def find(self, name: str) -> Entry | None:
-        """Size and time of a file; None where there is none."""
+        """Return the size and time of a file; None if it does not exist."""
         with self._errors():
             system, path = self._at(name)
             info = system.get_file_info(path)
             return _entry(info, name) if info.is_file else None
 
     def exists(self, name: str) -> bool:
-        """Whether there is such a file."""
+        """Return whether a file exists."""
         return self.find(name) is not None
 
     def files(self, folder: str = "") -> list[Entry]:
-        """All files in a folder and the folders within, by their paths in this one, sorted.
+        """Return all files below a folder, sorted, with paths relative to this one.
 
-        Files whose names begin with a dot are left out.
+        Files whose names begin with a dot are omitted.
         """
         from pyarrow import fs
 
@@ -194,7 +198,7 @@ class Remote:
         return sorted(found, key=lambda entry: entry.name)
 
     def folders(self, folder: str = "") -> list[str]:
-        """Names of the folders in a folder, sorted."""
+        """Return the names of a folder's subfolders, sorted."""
         from pyarrow import fs
 
         with self._errors():
@@ -214,29 +218,29 @@ class Remote:
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, ValueError, NotImplementedError) as error:  # all of pyarrow's are such
-            raise _in_few_words(self.uri, error) from error
+        except (OSError, ValueError, NotImplementedError) as error:  # all that pyarrow raises
+            raise _storage_error(self.uri, error) from error
 
 
 def is_uri(storage: str) -> bool:
-    """Whether a place for run directories is one in a store, and not a path."""
+    """Return whether a storage location is a URI rather than a path."""
     return "://" in storage
 
 
 def check_uri(uri: str) -> None:
-    """Make sure that a URI is one that studies can be kept under; nothing is opened.
+    """Check that a URI is valid for storing studies; no connection is opened.
 
     Raises:
-        UserError: It is not.
+        UserError: It is not valid.
     """
     parts = urlsplit(uri)
     secrets = [name for name, _ in parse_qsl(parts.query, True) if _SECRET.search(name)]
     if parts.password or secrets or (parts.scheme == "s3" and parts.username):
         place = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=""))
         raise UserError(
-            f"--storage {place}: credentials stand in the URI, which is recorded and printed; give"
-            " them in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, ...), or let the"
-            " machine's role have them."
+            f"--storage {place}: the URI contains credentials, but it is recorded and printed; put"
+            " them in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, ...), or use the"
+            " machine's role."
         )
     if parts.scheme not in SCHEMES:
         known = ", ".join(SCHEMES.values())
@@ -247,23 +251,23 @@ def check_uri(uri: str) -> None:
     else:
         wrong = "" if host else "no bucket"
     if wrong:
-        raise UserError(f"--storage {uri}: {wrong} in it; give {SCHEMES[parts.scheme]}.")
+        raise UserError(f"--storage {uri}: {wrong} in the URI; give {SCHEMES[parts.scheme]}.")
 
 
 @lru_cache(maxsize=64)
 def _open(uri: str) -> "tuple[fs.FileSystem, str]":
-    """The file system of a URI and the path in it, opened once per process."""
+    """Open the file system of a URI, once per process; return it with the path in it."""
     from pyarrow import fs
 
     parts = urlsplit(uri)
     query = dict(parse_qsl(parts.query, True))
-    if parts.scheme == "gs":  # else it goes on trying for 15 minutes
+    if parts.scheme == "gs":  # the default is 15 minutes of retries
         query.setdefault("retry_limit_seconds", "20")
     system, root = fs.FileSystem.from_uri(urlunsplit(parts._replace(query=urlencode(query))))
     if parts.scheme == "s3" and query.keys() <= {*_S3_TEXTS, *_S3_SWITCHES}:
         given = {name: query[name] for name in _S3_TEXTS if name in query}
         given.setdefault("region", system.region)
-        # `from_uri` goes by these variables; a file system that is made like this does not.
+        # `from_uri` honours these variables; the `S3FileSystem` constructor does not.
         for variable in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
             if address := os.environ.get(variable):
                 given.setdefault("endpoint_override", address)
@@ -281,7 +285,7 @@ def _open(uri: str) -> "tuple[fs.FileSystem, str]":
 
 
 def _has_folders(system: "fs.FileSystem") -> bool:
-    """Whether folders must be made, and files renamed, as on a disk."""
+    """Return whether folders must be created, and files renamed, as on a disk."""
     return system.type_name in ("local", "hdfs")
 
 
@@ -289,15 +293,15 @@ def _entry(info: "fs.FileInfo", name: str) -> Entry:
     return Entry(name, info.size, info.mtime_ns / 1e9)
 
 
-def _in_few_words(uri: str, error: Exception) -> StorageError:
-    """What a long message of pyarrow's means."""
+def _storage_error(uri: str, error: Exception) -> StorageError:
+    """Summarise one of pyarrow's long messages."""
     text = str(error)
     for pattern, reason, remedy in _REASONS:
         if re.search(pattern, text):
             return StorageError(f"{uri}: {reason}; {remedy}.")
     first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
-    # What a store answers may be a page long.
+    # A store's response may be a page long.
     short = first if len(first) <= 160 else f"{first[:157]}..."
     return StorageError(
-        f"{uri}: the storage failed ({short}); mend that, or give another --storage."
+        f"{uri}: the storage failed ({short}); fix the cause, or give another --storage."
     )

@@ -1,7 +1,7 @@
-"""Whether a node sees the same storage as the driver: asked before trial 1, of every node.
+"""Check before the first trial that every node sees the same storage as the driver.
 
-The driver leaves a file with a token; a node reads it, and writes and deletes one of its own. A
-path that only looks the same on two machines is found out by this.
+The driver writes a file with a token; a node reads it, and writes and deletes its own file. This
+detects a path that exists on two machines but is not shared.
 """
 
 import contextlib
@@ -19,11 +19,11 @@ DRIVER_FILE = ".probe-driver"
 
 @contextmanager
 def probed(place: Remote | Path) -> Iterator[str]:
-    """Leave the driver's file in a run directory while a block asks the nodes; yields its token.
+    """Keep the driver's file in a run directory while a block runs; yield its token.
 
     Raises:
-        StorageError: It cannot be written, if the place is in a store.
-        OSError: Likewise, if it is a path.
+        StorageError: The file cannot be written to the object store.
+        OSError: The file cannot be written to disk.
     """
     token = uuid.uuid4().hex
     _write(place, DRIVER_FILE, token.encode())
@@ -35,18 +35,18 @@ def probed(place: Remote | Path) -> Iterator[str]:
 
 
 def probe(place: Remote | Path, token: str) -> str | None:
-    """Why runs on this machine cannot use a run directory; None where they can.
+    """Return why runs on this machine cannot use a run directory; None if they can.
 
     Args:
-        place: The run directory, in a store or as an absolute path.
-        token: What the driver's file holds.
+        place: The run directory, in an object store or as an absolute path.
+        token: Content of the driver's file.
     """
     mine = f".probe-{uuid.uuid4().hex}"
     try:
         found = _read(place, DRIVER_FILE)
         if found is None or found != token.encode():
             shown = place.uri if isinstance(place, Remote) else place
-            return f"{shown} is not the driver's: what the driver has written is not there"
+            return f"{shown} is not shared with the driver: the driver's file is missing there"
         _write(place, mine, b"-")
         _delete(place, mine)
     except StorageError as error:

@@ -1,4 +1,4 @@
-"""The user's cache directory: whole files only, and one process at a time to make them."""
+"""The user's cache directory: complete files only, each created by one process at a time."""
 
 import hashlib
 import os
@@ -19,9 +19,9 @@ T = TypeVar("T")
 
 
 def cache_dir() -> Path:
-    """The cache directory of this user, created on first use.
+    """Return this user's cache directory, created on first use.
 
-    It is the place that the operating system sets aside for such files; `XDG_CACHE_HOME` moves it.
+    It is in the operating system's standard location; `XDG_CACHE_HOME` overrides it.
 
     Raises:
         UserError: If it cannot be created.
@@ -35,14 +35,14 @@ def cache_dir() -> Path:
 
 
 def cached(entry: Path, load: Callable[[], T | None], make: Callable[[], T]) -> T:
-    """What the cache holds, or else what `make` makes.
+    """Return a cache entry, made first if it is missing or damaged.
 
-    Two processes that want the same entry at once make it once: the second waits for the first.
+    If two processes need the same entry at once, the second waits for the first to make it.
 
     Args:
         entry: The file or folder in the cache.
-        load: Reads the entry; None if it is not there or damaged.
-        make: Makes the thing and writes the entry.
+        load: Reads the entry; returns None if it is missing or damaged.
+        make: Makes and writes the entry, and returns its content.
     """
     found = load()
     if found is not None:
@@ -54,16 +54,16 @@ def cached(entry: Path, load: Callable[[], T | None], make: Callable[[], T]) -> 
 
 @contextmanager
 def locked(entry: Path) -> Iterator[None]:
-    """Hold the lock of a cache entry; while another process holds it, say so once and wait.
+    """Hold the lock of a cache entry; print a line and wait while another process holds it.
 
-    A process that dies lets go of its lock.
+    The lock of a process that dies is released.
     """
     lock = FileLock(f"{entry}.lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
         console.print(
-            f"Waiting for another process, which is busy with {entry.name} ...", soft_wrap=True
+            f"Waiting for another process to finish with {entry.name} ...", soft_wrap=True
         )
         lock.acquire()
     except OSError as error:
@@ -76,13 +76,12 @@ def locked(entry: Path) -> Iterator[None]:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Write a file that appears whole or not at all. The caller holds the lock of its entry.
+    """Write a file atomically. The caller holds the lock of its entry.
 
-    What an interrupted process has left behind is overwritten by the next one, since the temporary
-    name is always the same.
+    The temporary name is fixed, so the next process overwrites what an interrupted one left behind.
 
     Yields:
-        A temporary path in the same folder, to be written to; it takes its real name at the end.
+        A temporary path in the same folder to write to; it is renamed to `path` at the end.
 
     Raises:
         UserError: If it cannot be written, for example because the disk is full.
@@ -94,7 +93,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         partial.replace(path)
-    except (OSError, SafetensorError) as error:  # safetensors raises its own, for a full disk too
+    except (OSError, SafetensorError) as error:  # safetensors has its own, even for a full disk
         raise _cannot_write(path.parent, error) from error
     finally:
         partial.unlink(missing_ok=True)
@@ -102,10 +101,9 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def workspace(entry: Path) -> Iterator[Path]:
-    """An empty folder beside a cache entry, for downloads; the caller holds the entry's lock.
+    """Provide an empty folder next to a cache entry for downloads; the caller holds its lock.
 
-    It is emptied at the start as well as removed at the end, since a killed process leaves its
-    files behind.
+    The folder is also cleared at the start, since a killed process leaves its files behind.
     """
     folder = entry.with_name(f"{entry.name}.download")
     shutil.rmtree(folder, ignore_errors=True)
@@ -120,7 +118,7 @@ def workspace(entry: Path) -> Iterator[Path]:
 
 
 def sha256_of(content: Path | bytes | memoryview) -> str:
-    """The SHA-256 of a file or of bytes, in hexadecimal."""
+    """Return the SHA-256 of a file or of bytes, in hexadecimal."""
     if isinstance(content, Path):
         with content.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""What the commands have in common: arguments into a dataclass, and mistakes in one line."""
+"""Shared by all commands: parse arguments into a dataclass, and report user errors in one line."""
 
 import contextlib
 import difflib
@@ -28,45 +28,42 @@ def parse_arguments(
     words: Sequence[str],
     groups: Mapping[str, type] | None = None,
 ) -> Arguments:
-    """Read a command line into a dataclass whose docstrings are its help.
+    """Parse a command line into a dataclass whose docstrings are the help text.
 
     Args:
         kind: The dataclass.
-        prog: The command, as it is typed.
-        words: As in `sys.argv[1:]`.
+        prog: The command as typed.
+        words: The arguments, as in `sys.argv[1:]`.
         groups: Base classes of `kind` by the heading under which `--help` lists their fields.
 
     Raises:
-        UserError: An option is unknown, or a value has the wrong form.
-        SystemExit: `--help` was asked for and printed.
+        UserError: An option is unknown, or a value is malformed.
+        SystemExit: `--help` has been printed.
     """
-    said = io.StringIO()
+    stderr = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
-            if groups is None:
-                return tyro.cli(kind, prog=prog, args=words)
-            grouped = tyro.cli(
-                _nested(groups),
-                prog=prog,
-                args=words,
-                description=inspect.getdoc(kind),
-                config=(tyro.conf.OmitArgPrefixes,),
-            )
-            parts = [getattr(grouped, name) for name in groups]
-            return kind(**{name: value for part in parts for name, value in vars(part).items()})
+        with contextlib.redirect_stderr(stderr):
+            if groups and {"-h", "--help"} & set(words):
+                description = inspect.getdoc(kind)
+                flat = (tyro.conf.OmitArgPrefixes,)
+                tyro.cli(
+                    _nested(groups), prog=prog, args=words, description=description, config=flat
+                )
+            # tyro parses the flat dataclass several times as fast.
+            return tyro.cli(kind, prog=prog, args=words)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise UserError(_one_line(said.getvalue(), kind, prog)) from None
+        raise UserError(_one_line(stderr.getvalue(), kind, prog)) from None
 
 
 def run_command(prog: str, body: Callable[[], int]) -> int:
-    """Run a command's body; its exit status.
+    """Run a command's body and return its exit status.
 
     Args:
-        prog: The command, as it is typed.
-        body: Gives the exit status; a mistake of the user's gives 2, an interruption that of the
-            signal.
+        prog: The command as typed.
+        body: Returns the exit status. A user error yields 2, an interruption 128 plus the signal's
+            number.
     """
     signals.install_handlers()
     try:
@@ -80,13 +77,13 @@ def run_command(prog: str, body: Callable[[], int]) -> int:
 
 
 def _nested(groups: Mapping[str, type]) -> Any:
-    """A dataclass with a field per group, which tyro lists under headings of their own."""
+    """Return a dataclass with a field per group; tyro lists each under its own heading."""
     parts = [(name, group, field(default_factory=group)) for name, group in groups.items()]
     return make_dataclass("Options", parts)
 
 
 def _one_line(box: str, kind: type[Arguments], prog: str) -> str:
-    """The first paragraph of a boxed message of tyro's as one line, and what to do."""
+    """Return the first paragraph of tyro's boxed message as one line, with a hint."""
     lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip(" │╭╮╰╯") for line in box.splitlines()]
     body = [line for line in lines if line and not line.startswith("─ ")]
     rule = next((i for i, line in enumerate(body) if set(line) == {"─"}), len(body))

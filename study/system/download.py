@@ -1,7 +1,7 @@
-"""Fetching files: from a web address, or as a package through the user's own npm.
+"""Fetch files from a URL, or from an npm package through the user's own npm.
 
-A source that gives nothing raises `SourceError`, whose message says why in a few words;
-`first_reachable` then goes on to the next one.
+A source that fails raises `SourceError` with a short reason; `first_reachable` then tries the next
+one.
 """
 
 import base64
@@ -21,13 +21,13 @@ from typing import Self, TypeVar
 from study.errors import UserError
 from study.system.progress import console, progress
 
-#: Seconds without an answer after which a web server counts as out of reach.
+#: Seconds without a response after which a web server counts as unreachable.
 TIMEOUT = 10
 #: Seconds without a new byte after which npm counts as stuck.
 STALL = 60
 CHUNK = 1 << 20
-#: Bytes of a file, and of all files of an archive, beyond which they are not read; the largest real
-#: ones have 31 MB and 190 MB.
+#: Largest file and largest unpacked archive that are read, in bytes; the largest real ones have
+#: 31 MB and 190 MB.
 LARGEST_FILE = 256 << 20
 LARGEST_ARCHIVE = 1 << 30
 
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 
 class SourceError(Exception):
-    """Why a source gave nothing, in a few words."""
+    """A source has failed; the message is a short reason."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ class WebFile:
 
     url: str
     algorithm: str
-    """Of the digest: "md5" or "sha256"."""
+    """Digest algorithm: "md5" or "sha256"."""
     digest: str
-    """How the hexadecimal digest of the file begins, at least 8 characters."""
+    """Hexadecimal digest of the file, or its first 8 or more characters."""
 
 
 @dataclass(frozen=True)
@@ -56,24 +56,24 @@ class NpmPackage:
     name: str
     version: str
     size: int
-    """Of the tarball, in bytes."""
+    """Size of the tarball, in bytes."""
     sha512: str
-    """Of the tarball, in base64, as npm writes its integrity."""
+    """SHA-512 of the tarball, in base64 as in npm's integrity field."""
 
     def __str__(self) -> str:
         return f"npm package {self.name} {self.version}"
 
 
 def first_reachable(what: str, sources: Mapping[str, Callable[[], T]], remedy: str) -> T:
-    """What the first source that is within reach gives; each one is printed as it is tried.
+    """Fetch from the first source that works; print each one as it is tried.
 
     Args:
-        what: What is wanted, as a name that starts a sentence.
-        sources: For each source its name for people and the function that fetches from it.
-        remedy: What the user can do if none is within reach, as a sentence.
+        what: Name of what is fetched, capitalised to start a sentence.
+        sources: Functions that fetch, by the source's display name.
+        remedy: What the user can do if all sources fail, as a sentence.
 
     Raises:
-        UserError: If none is within reach.
+        UserError: If all sources fail.
     """
     reasons = []
     for name, fetch in sources.items():
@@ -82,15 +82,15 @@ def first_reachable(what: str, sources: Mapping[str, Callable[[], T]], remedy: s
             return fetch()
         except SourceError as reason:
             reasons.append(f"{name}: {reason}")
-            console.print(f"{what}: not from {name}: {reason}", soft_wrap=True)
-    raise UserError(f"{what} could not be had ({'; '.join(reasons)}). {remedy}")
+            console.print(f"{what}: {name} failed: {reason}", soft_wrap=True)
+    raise UserError(f"{what} could not be downloaded ({'; '.join(reasons)}). {remedy}")
 
 
 def download(file: WebFile, to: Path, what: str) -> None:
     """Download a file, with a progress bar, and check its digest.
 
     Raises:
-        SourceError: If the server gives no answer for `TIMEOUT` seconds, or another file came.
+        SourceError: If the server does not respond for `TIMEOUT` seconds, or the digest differs.
     """
     digest = hashlib.new(file.algorithm, usedforsecurity=False)
     request = urllib.request.Request(file.url, headers={"User-Agent": "dropout-study"})  # noqa: S310
@@ -103,34 +103,35 @@ def download(file: WebFile, to: Path, what: str) -> None:
                     digest.update(chunk)
                     advance(len(chunk))
     except (OSError, HTTPException) as error:
-        raise SourceError(_why(error)) from error
+        raise SourceError(_short_reason(error)) from error
     if not digest.hexdigest().startswith(file.digest):
         raise SourceError(
-            f"what came is not the published file (its {file.algorithm} is {digest.hexdigest()})"
+            "the download does not match the published file (its"
+            f" {file.algorithm} is {digest.hexdigest()})"
         )
 
 
 def npm_pack(package: NpmPackage, folder: Path) -> Path:
-    """Fetch a package's tarball with `npm pack`, from the registry that the user's npm knows.
+    """Fetch a package's tarball with `npm pack`, from the registry configured in the user's npm.
 
     Args:
         package: The package.
         folder: An empty folder for the tarball and npm's temporary files.
 
     Returns:
-        The tarball, its integrity checked.
+        The tarball, with its integrity checked.
 
     Raises:
-        SourceError: If npm is missing, fails or gets stuck, or another file came.
+        SourceError: If npm is missing, fails or stalls, or the tarball's digest differs.
     """
     npm = shutil.which("npm") or shutil.which("npm", path=str(Path(sys.executable).parent))
     if npm is None:
         raise SourceError("npm is not installed")
     command = [npm, "pack", f"{package.name}@{package.version}", "--ignore-scripts"]
-    # With a cache of our own the tarball can be watched as it grows, and nothing stays behind.
+    # A separate cache lets us watch the download grow, and leaves nothing behind.
     command += ["--cache", str(folder / "npm"), "--loglevel", "error"]
     command += ["--fetch-retries", "1", "--fetch-retry-mintimeout", "1000"]
-    # npm's own limit is on the whole download, however well it goes: leave it to _watch.
+    # npm's own timeout limits the whole download, even a healthy one; _watch detects stalls.
     command += ["--fetch-timeout", "86400000"]
     log = folder / "npm.log"
     with log.open("wb") as output:
@@ -148,19 +149,21 @@ def npm_pack(package: NpmPackage, folder: Path) -> Path:
     with tarball.open("rb") as file:
         digest = hashlib.file_digest(file, "sha512").digest()
     if base64.b64encode(digest).decode() != package.sha512:
-        raise SourceError(f"what came is not the published package (its sha512 is {digest.hex()})")
+        raise SourceError(
+            f"the download does not match the published package (its sha512 is {digest.hex()})"
+        )
     return tarball
 
 
 def read_members(archive: Path, wanted: Iterable[str]) -> dict[str, bytes]:
-    """Read those files of a tar archive that are wanted, into memory: nothing is unpacked.
+    """Read the wanted files of a tar archive into memory; nothing is unpacked to disk.
 
     Args:
         archive: The archive, compressed or not.
         wanted: File names, without folders.
 
     Raises:
-        ValueError: If it cannot be read as a tar archive, or holds more than is reasonable.
+        ValueError: If it cannot be read as a tar archive, or exceeds the size limits.
     """
     wanted = set(wanted)
     try:
@@ -169,23 +172,23 @@ def read_members(archive: Path, wanted: Iterable[str]) -> dict[str, bytes]:
             for member in tar:
                 _refuse_large(member.size, member.offset_data)
                 name = member.name.rsplit("/", 1)[-1]
-                # Links and devices are no files; what they point to is never looked at.
+                # Regular files only: links and devices are never followed.
                 if name in wanted and member.isfile() and (file := tar.extractfile(member)):
                     found[name] = file.read()
             return found
     except _TooLargeError:
         raise
-    # Each compression has errors of its own, and damaged headers raise nearly anything.
+    # Each compression raises its own errors, and damaged headers raise almost anything.
     except Exception as error:
         raise ValueError("it cannot be read as a tar archive") from error
 
 
 class _TooLargeError(ValueError):
-    """An archive that would fill the memory."""
+    """An archive that would exhaust memory."""
 
 
 class _SmallMember(tarfile.TarInfo):
-    """A member whose header may not ask for too much: extended headers are read as a whole."""
+    """A member whose size is checked early, since extended headers are read whole."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
@@ -195,31 +198,31 @@ class _SmallMember(tarfile.TarInfo):
 
 
 def _refuse_large(size: int, start: int = 0) -> None:
-    if size < 0:  # tarfile would go backwards, and never come to an end
-        raise ValueError("a size below zero")
+    if size < 0:  # tarfile would seek backwards and loop forever
+        raise ValueError("negative file size")
     if size > LARGEST_FILE:
-        raise _TooLargeError(f"a file in it has {size:,} bytes, more than any that is wanted")
+        raise _TooLargeError(f"it contains a file of {size:,} bytes, larger than any expected")
     if start + size > LARGEST_ARCHIVE:
         raise _TooLargeError(f"it unpacks to more than {LARGEST_ARCHIVE:,} bytes")
 
 
 def _watch(process: subprocess.Popen[bytes], folder: Path, package: NpmPackage) -> None:
-    """Wait for npm, moving a progress bar by the bytes that it has written."""
+    """Wait for npm; show the bytes written so far in a progress bar."""
     seen, last_growth = 0, time.monotonic()
     with progress(f"Downloading {package}", package.size, "bytes") as advance:
         while process.poll() is None:
             time.sleep(0.2)
-            # At the end npm copies the tarball, so that more than its size is on the disk.
+            # npm finally copies the tarball, so the folder grows beyond its size.
             size = min(_size_of(folder), package.size)
             if size > seen:
                 advance(size - seen)
                 seen, last_growth = size, time.monotonic()
             elif seen < package.size and time.monotonic() - last_growth > STALL:
-                raise SourceError(f"npm has received nothing for {STALL} s")
+                raise SourceError(f"npm has received no data for {STALL} s")
 
 
 def _size_of(folder: Path) -> int:
-    """Bytes in a folder whose files may vanish while they are counted."""
+    """Return the bytes in a folder whose files may vanish during the count."""
     total = 0
     for path in folder.rglob("*"):
         try:
@@ -230,14 +233,14 @@ def _size_of(folder: Path) -> int:
 
 
 def _npm_error(log: Path) -> str:
-    """The first line in which npm says what went wrong, rather than its code."""
+    """Return the first line of npm's log that describes the error, not just its code."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
     errors = [line.removeprefix("npm error ") for line in lines if line.startswith("npm error ")]
-    said = [line for line in errors if not line.startswith(("code ", "syscall ", "errno "))]
-    return (said or errors or lines or ["it said nothing"])[0]
+    messages = [line for line in errors if not line.startswith(("code ", "syscall ", "errno "))]
+    return (messages or errors or lines or ["no error message"])[0]
 
 
-def _why(error: OSError | HTTPException) -> str:
-    """An operating system's or a server's error in a few words."""
+def _short_reason(error: OSError | HTTPException) -> str:
+    """Summarise an operating system or server error in a few words."""
     reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
     return str(getattr(reason, "strerror", None) or reason or type(error).__name__)

@@ -1,6 +1,6 @@
-"""What the machine can do.
+"""Capabilities of this machine.
 
-PyTorch is imported where it is asked for, since it takes seconds.
+PyTorch takes seconds to import, so functions import it only when they need it.
 """
 
 import os
@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-#: Of these Linux has at least one where PyTorch can have a GPU: NVIDIA's driver, that of Windows
-#: around it, and AMD's.
+#: Device files of GPU drivers: NVIDIA, Windows (under WSL), AMD. On Linux, PyTorch can use a GPU
+#: only if one of them exists.
 DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 
 
 def has_native_bf16(device: "torch.device") -> bool:
-    """Whether the device multiplies bfloat16 matrices in hardware, so that bf16 is the faster."""
+    """Return whether the device multiplies bfloat16 matrices in hardware, so bf16 is faster."""
     import torch
 
     if device.type == "cuda":
@@ -27,12 +27,12 @@ def has_native_bf16(device: "torch.device") -> bool:
 
 
 def cpu_count() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def gpu_count() -> int:
-    """CUDA GPUs that this process sees."""
+    """Return the number of CUDA GPUs visible to this process."""
     if sys.platform == "linux" and not any(Path(driver).exists() for driver in DRIVERS):
         return 0
     import torch

@@ -1,20 +1,20 @@
-"""What the C library keeps of freed memory."""
+"""How much freed memory the C library keeps."""
 
 import ctypes
 
-#: glibc's numbers for two of its settings, from malloc.h, and what they are set to, in bytes: the
-#: most that is kept free at the end of the heap, and how large a piece must be to be asked of the
-#: system on its own. Older versions take no more than this for the second.
+#: Two mallopt parameters, numbered as in glibc's malloc.h, and their values in bytes: the most free
+#: memory kept at the top of the heap, and the allocation size from which mmap is used. Older
+#: versions accept no larger value for the second.
 TRIM_THRESHOLD, KEPT = -1, 2**28
 MMAP_THRESHOLD, LARGE = -3, 2**25
 
 
 def keep_freed() -> None:
-    """Keep what this process frees for what it needs next, up to 256 MB.
+    """Keep up to 256 MB of freed memory in this process for reuse.
 
-    A training step frees dozens of megabytes and needs as many in the next. glibc would give them
-    back to the system, which clears each page again before it hands it out: wide heads took 1.5
-    times as long. Other C libraries go on as they are.
+    A training step frees dozens of megabytes that the next step allocates again. glibc would return
+    them to the system, which zeroes each page before handing it out: wide heads took 1.5 times as
+    long. Has no effect with other C libraries.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -23,10 +23,10 @@ def keep_freed() -> None:
 
 
 def give_back_freed() -> None:
-    """Give memory that Python and PyTorch have freed back to the system.
+    """Return memory that Python and PyTorch have freed to the system.
 
-    glibc keeps what has been freed in small pieces for later: 0.3 GB after a backbone has been
-    written down for ONNX Runtime. Other C libraries do without this.
+    glibc keeps small freed blocks for reuse: 0.3 GB after a backbone is exported for ONNX Runtime.
+    Has no effect with other C libraries.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:

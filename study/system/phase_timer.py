@@ -1,4 +1,4 @@
-"""When the phases of a start begin and end, written to phases.jsonl as they end."""
+"""Begin and end times of the phases of a start, written to phases.jsonl as each one ends."""
 
 import contextlib
 import time
@@ -11,35 +11,35 @@ from study.errors import StudyStoppedError
 
 
 class PhaseTimer:
-    """Writes down the phases of one start of a study."""
+    """Records the phases of one start of a study."""
 
     def __init__(self, rundir: RunDir, began: float) -> None:
-        """Write nothing yet.
+        """Create the timer; nothing is written yet.
 
         Args:
-            rundir: Where phases.jsonl is.
+            rundir: The run directory that holds phases.jsonl.
             began: When the command began, in Unix seconds.
         """
         self._rundir = rundir
         self._began = began
 
     def started(self) -> None:
-        """Write down that the start-up has ended."""
+        """Record the end of the start-up."""
         self._write("start-up", self._began, 1)
 
     @contextmanager
     def phase(self, name: str, slots: int = 1) -> Iterator[None]:
-        """Write down how long a block took, also where an error or a signal ends it.
+        """Record how long a block takes, even if an error or a signal ends it.
 
         Args:
-            name: As `PhaseRow` has it.
-            slots: Runs at once.
+            name: As in `PhaseRow`.
+            slots: Number of concurrent runs.
         """
         begin = time.time()
         try:
             yield
         except BaseException:
-            # What ended the phase is to be heard of, not that there is no room for its row.
+            # Report what ended the phase, not a failure to write its row.
             with contextlib.suppress(OSError, StudyStoppedError):
                 self._write(name, begin, slots)
             raise
@@ -47,11 +47,10 @@ class PhaseTimer:
 
     @cached_property
     def _start(self) -> int:
-        """Which start of the study this is."""
-        # A start that was interrupted early is in one of the two only, as is one of an earlier
-        # version of this project.
+        """Number of this start of the study, from 1."""
+        # A start that was interrupted early is in only one of the two.
         begun = [len(self._rundir.read_study().get("starts", []))]
-        with contextlib.suppress(RunDirError):  # times are no reason not to go on
+        with contextlib.suppress(RunDirError):  # unreadable times must not stop the study
             begun += [row.start for row in self._rundir.read_phases()]
         return 1 + max(begun)
 

@@ -1,4 +1,4 @@
-"""Progress bars: live on a terminal, a line now and then in a pipe or log."""
+"""Progress bars: live on a terminal, occasional lines in a pipe or log."""
 
 import sys
 import time
@@ -19,19 +19,18 @@ from rich.progress import (
 
 Unit = Literal["bytes", "images"]
 
-#: Everything that a person reads on the screen goes through this one console; a pipe or log gets
-#: lines that are wide enough for the tables.
+#: The console for all screen output; in a pipe or log, lines are wide enough for the tables.
 console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120)
 
 
 @contextmanager
 def progress(what: str, total: int, unit: Unit) -> Iterator[Callable[[int], None]]:
-    """Show how far a long step has come.
+    """Show the progress of a long step.
 
     Args:
-        what: The step, as a phrase that starts a sentence, for example "Downloading CIFAR-10".
+        what: The step, capitalised to start a sentence, for example "Downloading CIFAR-10".
         total: Number of units in the whole step, at least 1.
-        unit: What is counted.
+        unit: The unit counted.
 
     Yields:
         A function that takes the number of units done since its last call.
@@ -51,15 +50,15 @@ def progress(what: str, total: int, unit: Unit) -> Iterator[Callable[[int], None
 
 @contextmanager
 def _plain_progress(what: str, total: int, unit: Unit) -> Iterator[Callable[[int], None]]:
-    """A line at the start, one a minute, and one at the end."""
-    started = said = time.monotonic()
+    """Print a line at the start, once a minute, and at the end."""
+    started = printed = time.monotonic()
     done = 0
 
     def advance(more: int) -> None:
-        nonlocal done, said
+        nonlocal done, printed
         done += more
-        if time.monotonic() - said > 60:
-            said = time.monotonic()
+        if time.monotonic() - printed > 60:
+            printed = time.monotonic()
             console.print(f"{what}: {100 * done / total:.0f} %")
 
     size = f"{total / 1e6:,.0f} MB" if unit == "bytes" else f"{total:,} {unit}"

@@ -1,7 +1,7 @@
-"""The signals that end a study.
+"""Signals that end a study.
 
-Each raises KeyboardInterrupt where it strikes. An exception may get lost in code that is not ours,
-so the signal is remembered too, and the long loops look whether there was one.
+Each raises KeyboardInterrupt wherever it arrives. Third-party code may swallow the exception, so
+the signal is also recorded, and long loops check for it.
 """
 
 import signal
@@ -9,12 +9,12 @@ import sys
 from collections.abc import Callable
 from types import FrameType
 
-#: Those that have come so far.
+#: Signals received so far.
 received: list[int] = []
 
 
 def install_handlers() -> None:
-    """Take SIGTERM and SIGHUP as Ctrl-C is taken; one that is to be ignored is left alone."""
+    """Handle SIGTERM and SIGHUP like Ctrl-C; signals that are ignored stay ignored."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _interrupt)
@@ -22,17 +22,17 @@ def install_handlers() -> None:
 
 
 def raise_if_received() -> None:
-    """End the study if a signal has come.
+    """End the study if a signal has been received.
 
     Raises:
-        KeyboardInterrupt: It has.
+        KeyboardInterrupt: A signal has been received.
     """
     if received:
         raise KeyboardInterrupt
 
 
 def exit_status() -> int:
-    """The exit status of a process that was interrupted: 128 and the signal's number."""
+    """Return the exit status of an interrupted process: 128 plus the signal's number."""
     return 128 + (received[0] if received else signal.SIGINT)
 
 
@@ -42,12 +42,12 @@ def _interrupt(number: int, _: FrameType | None) -> None:
 
 
 def _without_interrupts(
-    tell: Callable[["sys.UnraisableHookArgs"], object],
+    report: Callable[["sys.UnraisableHookArgs"], object],
 ) -> Callable[["sys.UnraisableHookArgs"], None]:
-    """Tell of exceptions that Python cannot raise, such as in a destructor, but for our own."""
+    """Report unraisable exceptions, such as those in destructors, except our interrupts."""
 
     def hook(unraisable: "sys.UnraisableHookArgs") -> None:
         if unraisable.exc_type is not KeyboardInterrupt:
-            tell(unraisable)
+            report(unraisable)
 
     return hook

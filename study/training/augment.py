@@ -1,7 +1,7 @@
-"""Random flips and shifts of training images, whole batches at a time, on the device that trains.
+"""Random flips and shifts of training images, one batch at a time, on the training device.
 
-What happens to each image in an epoch is drawn before the epoch, on the CPU, from a stream of its
-own: it is the same on every device, and the same for both runs of a matched pair.
+An epoch's augmentation is drawn before the epoch, on the CPU, from its own random stream: it is the
+same on every device, and the same for both runs of a matched pair.
 """
 
 import torch
@@ -9,27 +9,27 @@ from torch import Tensor
 
 from study.config import Augment
 
-#: An image is shifted by at most this part of its side, as is usual for CIFAR-10: 4 of 32 pixels.
+#: Largest shift as a fraction of the image's side, as is usual for CIFAR-10: 4 of 32 pixels.
 LARGEST_SHIFT = 1 / 8
 
 
 def draw_views(
     augment: Augment, rows: int, height: int, width: int, random: torch.Generator
 ) -> Tensor:
-    """Draw how each image is seen in one epoch.
+    """Draw the augmentation of each image for one epoch.
 
     Args:
         augment: "flip" mirrors half of the images; "crop-flip" also shifts each by up to an eighth
             of its side in both directions, which is a random crop from the padded image; "none"
-            leaves all as they are.
+            leaves images unchanged.
         rows: Number of images.
-        height: Of the images, in pixels.
-        width: Likewise.
+        height: Height of the images, in pixels.
+        width: Width of the images, in pixels.
         random: A CPU generator.
 
     Returns:
-        int64 [rows, 3] on the CPU: pixels that the view lies below the image's top, pixels that it
-        lies right of its left edge, both possibly negative, and 1 where it is mirrored, else 0.
+        int64 [rows, 3] on the CPU: the view's offset down and its offset to the right, in pixels,
+        both possibly negative, and 1 if it is mirrored, else 0.
     """
     views = torch.zeros(rows, 3, dtype=torch.int64)
     if augment == "crop-flip":
@@ -42,14 +42,14 @@ def draw_views(
 
 
 def take_views(images: Tensor, rows: Tensor, views: Tensor) -> Tensor:
-    """Look up images of a dataset as their views show them, in one indexing operation.
+    """Look up augmented images of a dataset, in one indexing operation.
 
-    What lies outside an image is its mirror image at the edge (the edge itself not repeated).
+    Images are padded by reflection at the edge (the edge itself is not repeated).
 
     Args:
-        images: [n, height, width, channels], any type.
+        images: [n, height, width, channels], any dtype.
         rows: int64 [batch], which images; on the device of `images`.
-        views: int64 [batch, 3], as `draw_views` makes them; on the same device.
+        views: int64 [batch, 3], from `draw_views`; on the same device.
 
     Returns:
         [batch, height, width, channels].
@@ -64,5 +64,5 @@ def take_views(images: Tensor, rows: Tensor, views: Tensor) -> Tensor:
 
 
 def _reflect(positions: Tensor, size: int) -> Tensor:
-    """Positions beyond the ends of 0 to size - 1, mirrored at them."""
+    """Reflect positions outside 0 to size - 1 at the ends."""
     return size - 1 - (size - 1 - positions.abs()).abs()

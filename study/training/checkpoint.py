@@ -1,8 +1,8 @@
-"""The state of a training run as one file, without pickle.
+"""A training run's checkpoint as one file, without pickle.
 
-A safetensors file: the tensors under "model.", "optimizer." and "best." (left out where the best
-epoch is the last one); in its metadata the epochs that are done as JSON, the number of the best
-one, and whether the backbone still warms up.
+A safetensors file: tensors under "model.", "optimizer." and "best." (omitted if the best epoch is
+the last one); in its metadata the finished epochs as JSON, the number of the best one, whether the
+backbone is still warming up, and the run's fingerprint.
 """
 
 import json
@@ -11,20 +11,20 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from study.models.state_dict import part_of, save_whole
+from study.models.state_dict import save_safetensors, strip_prefix
 from study.training.loop import EpochMetrics, EpochWeights, TrainingState
 
 
 def save_state(path: Path, state: TrainingState, fingerprint: str) -> None:
-    """Write a state, so that a crash leaves either the earlier file or this one.
+    """Write a checkpoint; a crash leaves either the previous file or this one.
 
     Args:
-        path: Where to.
-        state: The state.
-        fingerprint: Of the run; it can be read under the same one only.
+        path: The file to write.
+        state: The state to save.
+        fingerprint: Identifies the run; `load_state` requires the same one.
 
     Raises:
-        StorageError: It cannot be written.
+        StorageError: The file cannot be written.
     """
     last, best = state.history[-1].epoch, state.best
     parts = {"model": state.model, "optimizer": state.optimizer}
@@ -41,33 +41,33 @@ def save_state(path: Path, state: TrainingState, fingerprint: str) -> None:
         "warmup": json.dumps(state.warmup),
         "fingerprint": fingerprint,
     }
-    save_whole(path, tensors, metadata)
+    save_safetensors(path, tensors, metadata)
 
 
 def load_state(path: Path, fingerprint: str) -> TrainingState:
-    """Read a state.
+    """Read a checkpoint.
 
     Raises:
-        ValueError: There is none of that run, or it cannot be read.
+        ValueError: The file is missing or unreadable, or belongs to another run.
     """
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
             if metadata["fingerprint"] != fingerprint:
-                raise ValueError("it is another run's")
+                raise ValueError("it belongs to another run")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         history = tuple(EpochMetrics(**epoch) for epoch in json.loads(metadata["history"]))
-        model = part_of(tensors, "model.")
-        best = part_of(tensors, "best.") or model
+        model = strip_prefix(tensors, "model.")
+        best = strip_prefix(tensors, "best.") or model
         best_epoch, warmup = int(metadata["best_epoch"]), bool(json.loads(metadata["warmup"]))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no state of a training run ({error})") from error
-    optimizer, best_so_far = part_of(tensors, "optimizer."), EpochWeights(best_epoch, best)
+        raise ValueError(f"{path} is not a valid checkpoint of this run ({error})") from error
+    optimizer, best_so_far = strip_prefix(tensors, "optimizer."), EpochWeights(best_epoch, best)
     return TrainingState(model, optimizer, history, best_so_far, warmup)
 
 
 def epochs_in_state(path: Path) -> int:
-    """How many epochs a saved state has; 0 where there is none that can be read."""
+    """Return the number of epochs in a checkpoint; 0 if it is missing or unreadable."""
     try:
         with safe_open(path, "pt") as file:
             return len(json.loads(file.metadata()["history"]))

@@ -1,7 +1,6 @@
-"""What a run trains on: as tensors, and as the numpy arrays that Ray shares without a copy.
+"""The data a run trains on: as tensors, and as the numpy arrays that Ray shares without a copy.
 
-Workers of a study with a frozen backbone import this module and no torchvision, which takes
-seconds.
+With a frozen backbone, workers import this module without torchvision, which takes seconds.
 """
 
 import warnings
@@ -14,37 +13,37 @@ from torch import Tensor
 
 from study.config import Augment
 
-if TYPE_CHECKING:  # it imports torchvision, which takes seconds and a frozen study does without
+if TYPE_CHECKING:  # it imports torchvision, which takes seconds; a frozen study never needs it
     from study.models.network import Pretrained
 
 
 @dataclass(frozen=True)
 class Part:
-    """Inputs and labels of one part of the data, on the device that trains."""
+    """Inputs and labels of one part of the data, on the training device."""
 
     inputs: Tensor
     """Standardised features, bfloat16 [n, features]; or images, uint8 [n, height, width, 3]."""
     labels: Tensor
-    """[n], int64, 0 to classes - 1."""
+    """int64 [n], 0 to classes - 1."""
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a run may see while it trains; `test` is not among it."""
+    """The data a run may use while it trains: everything but `test`."""
 
     train: Part
     monitor: Part
-    """A fixed stratified part of train, as large as val: its metrics show the fit by epoch."""
+    """A fixed stratified subset of train, as large as val; its metrics show the fit by epoch."""
     val: Part
     classes: int
     pretrained: "Pretrained | None" = None
-    """The backbone that trains with the head; None where the inputs are features."""
+    """The backbone to train with the head; None if the inputs are features."""
     augment: Augment = "none"
-    """What is done to training images at random."""
+    """Random augmentation of the training images."""
 
     @property
     def device(self) -> torch.device:
-        """The device that trains."""
+        """The training device."""
         return self.train.inputs.device
 
 
@@ -53,13 +52,13 @@ class PartArrays:
     """A part of the data as numpy arrays."""
 
     inputs: np.ndarray
-    """Features, uint16 [n, features]: the bits of standardised bfloat16 ones, since numpy has no
-    such type; or images, uint8 [n, height, width, 3], RGB."""
+    """Standardised features, uint16 [n, features]: the bits of bfloat16, which numpy lacks; or
+    images, uint8 [n, height, width, 3], RGB."""
     labels: np.ndarray
     """int64 [n]."""
 
     def to(self, device: torch.device) -> Part:
-        """As tensors; on the CPU without a copy."""
+        """Convert to tensors on a device; on the CPU without a copy."""
         inputs = _tensor(self.inputs)
         if inputs.dtype == torch.uint16:
             inputs = inputs.view(torch.bfloat16)
@@ -68,7 +67,7 @@ class PartArrays:
 
 @dataclass(frozen=True)
 class TrainingArrays:
-    """What search trials see: everything but `test`."""
+    """The data of search trials: everything but `test`."""
 
     train: PartArrays
     monitor: PartArrays
@@ -78,7 +77,7 @@ class TrainingArrays:
     augment: Augment = "none"
 
     def to(self, device: torch.device) -> TrainingData:
-        """As tensors; on the CPU without a copy."""
+        """Convert to tensors on a device; on the CPU without a copy."""
         return TrainingData(
             self.train.to(device),
             self.monitor.to(device),

@@ -1,4 +1,4 @@
-"""A model in evaluation mode: logits, loss and accuracies."""
+"""Evaluation of a model: logits, loss and accuracies."""
 
 from contextlib import nullcontext
 
@@ -9,15 +9,15 @@ from torch.nn import functional as F
 from study.training.data import Part
 from study.training.step import forward, kernels_by_rule
 
-#: Rows of features that are evaluated at once; bounds the memory of the widest hidden layer.
+#: Rows of features per evaluation batch; bounds the memory of the widest hidden layer.
 EVALUATION_BATCH = 2_500
 
-#: Images that are evaluated at once, by type of device.
+#: Images per evaluation batch, by type of device.
 IMAGE_BATCH = {"cpu": 128, "cuda": 512}
 
 
 def compute_logits(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Logits in evaluation mode: [n, features] or images -> [n, classes], fp32."""
+    """Compute fp32 logits [n, classes] of features [n, features] or images, in evaluation mode."""
     size = EVALUATION_BATCH if inputs.ndim == 2 else IMAGE_BATCH[inputs.device.type]
     model.eval()
     logits = []
@@ -29,20 +29,20 @@ def compute_logits(model: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def evaluate(model: nn.Module, part: Part) -> tuple[float, float]:
-    """Loss (mean cross-entropy, nats) and accuracy (fraction) in evaluation mode."""
+    """Return loss (mean cross-entropy, nats) and accuracy (fraction) in evaluation mode."""
     return loss_and_accuracy(compute_logits(model, part.inputs), part.labels)
 
 
 def loss_and_accuracy(logits: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Loss (mean cross-entropy, nats) and accuracy (fraction) of logits [n, classes]."""
+    """Return loss (mean cross-entropy, nats) and accuracy (fraction) of logits [n, classes]."""
     loss = F.cross_entropy(logits, labels).item()
     correct = (logits.argmax(dim=1) == labels).sum().item()
     return loss, correct / len(labels)
 
 
 def balanced_accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Mean over the classes that have labels of the fraction that is right: logits [n, classes]."""
+    """Return the mean per-class accuracy of logits [n, classes], over the classes with labels."""
     images = labels.bincount(minlength=logits.shape[1])
     right = labels[logits.argmax(dim=1) == labels].bincount(minlength=logits.shape[1])
-    there = images > 0
-    return (right[there] / images[there]).double().mean().item()
+    present = images > 0
+    return (right[present] / images[present]).double().mean().item()

@@ -1,6 +1,6 @@
 """One training run, of a head on features or of a whole network on images.
 
-The same loop serves trials and confirmation runs. It knows nothing of Ray: it is given data,
+Trials and confirmation runs share this loop. It is independent of Ray: it takes data,
 hyperparameters and a seed, and calls `report` after each epoch.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from analysis.rundir.metric import Metric, is_better
 from search_spaces import Value, value_of, without_dropout
 from study.models.head import build_head
-from study.models.state_dict import on_cpu
+from study.models.state_dict import copy_to_cpu
 from study.seeds import derive_seed, generator
 from study.training.augment import draw_views
 from study.training.data import TrainingData
@@ -32,7 +32,7 @@ from study.training.step import TrainingStep, own_stream
 
 @dataclass(frozen=True)
 class EpochMetrics:
-    """How a run stands after an epoch; measured in evaluation mode, dropout off."""
+    """A run's metrics after an epoch, measured in evaluation mode (dropout off)."""
 
     epoch: int
     """From 1."""
@@ -43,19 +43,19 @@ class EpochMetrics:
     val_loss: float
     val_accuracy: float
     score: float
-    """The best value of the metric on val so far."""
+    """The best value so far of the metric on val."""
     best_epoch: int
-    """The epoch that the score comes from."""
+    """The epoch that reached the score."""
     start: float
     """Unix time in seconds."""
     end: float
     val_balanced_accuracy: float = math.nan
-    """Mean over the classes of their accuracies."""
+    """Mean of the per-class accuracies on val."""
 
 
 @dataclass(frozen=True)
 class EpochWeights:
-    """The model's weights after an epoch, on the CPU, fp32: the head's, or the whole network's."""
+    """Model weights after an epoch, fp32 on the CPU: the head's, or the whole network's."""
 
     epoch: int
     weights: dict[str, Tensor]
@@ -67,36 +67,36 @@ class Run:
 
     epochs: tuple[EpochMetrics, ...]
     best: EpochWeights
-    """At the best epoch by the metric on val; the earlier one of equals."""
+    """After the best epoch by the metric on val; ties go to the earlier one."""
     last: EpochWeights
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """All that a run needs to go on after an epoch as if it had never stopped.
+    """Everything a run needs to resume after an epoch as if it had never stopped.
 
-    There is no state of random generators in it: each epoch makes its streams anew from the seed.
+    It has no random generator state: each epoch derives its streams from the seed.
     """
 
     model: Mapping[str, Tensor]
     optimizer: Mapping[str, Tensor]
-    """The optimizer's tensors, named "<number of the parameter>.<name>"."""
+    """The optimizer's tensors, named "<parameter number>.<name>"."""
     history: tuple[EpochMetrics, ...]
-    """The epochs that are done, at least one; while the backbone warms up, those of the warm-up."""
+    """The finished epochs, at least one; while the backbone warms up, those of the warm-up."""
     best: EpochWeights
     warmup: bool = False
-    """Whether the backbone still warms up."""
+    """True while the backbone warms up."""
 
 
-#: Takes the state of a run; valid until the run goes on.
+#: Takes the state of a run; valid until the run continues.
 TakeState = Callable[[], TrainingState]
 
-#: What a run calls after each epoch with the epoch, 0 in the backbone's warm-up.
+#: Called after each epoch, with its number (0 in the backbone's warm-up).
 Save = Callable[[int, TakeState], None]
 
 
 class NonFiniteLossError(Exception):
-    """The loss became infinite or NaN: the run has diverged."""
+    """The loss became infinite or NaN: the run diverged."""
 
 
 def train(
@@ -114,20 +114,20 @@ def train(
 
     Args:
         hyperparameters: The recipe and the factor, named as in `search_spaces`.
-        data: On the device that is to train.
+        data: On the training device.
         seed: Initial weights, data order, augmentation and dropout masks each have a stream
-            derived from it. The same seed gives the same result on the same machine and number of
-            threads; on a GPU, up to the rounding of sums whose order it does not keep.
+            derived from it. The same seed gives the same result on the same machine with the same
+            number of threads; on a GPU, up to the rounding of sums whose order varies.
         epochs: Epochs to train, 1 or more.
-        metric: What "best" means: the smallest `val_loss`, or the largest value of another metric.
+        metric: Defines "best": the smallest `val_loss`, or the largest value of another metric.
         report: Called after each epoch with its metrics; may end the run by raising.
-        save: Called before that, and after each epoch of the backbone's warm-up, with a function
-            that takes the run's state.
-        resume: Go on from this state, which a run of the same arguments has left; it ends with the
-            result that that run would have had. Epochs that are done are not reported again.
+        save: Called before `report`, and after each epoch of the backbone's warm-up, with a
+            function that takes the run's state.
+        resume: State to resume from, saved by a run with the same arguments; the result is the one
+            that run would have had. Finished epochs are not reported again.
 
     Returns:
-        Every epoch's metrics, and the weights of the best epoch and of the last.
+        The metrics of every epoch, and the weights after the best epoch and after the last.
 
     Raises:
         NonFiniteLossError: The loss on monitor or val is not finite.
@@ -185,18 +185,18 @@ def train(
             )
             if improved:
                 best = _snapshot(model, epoch)
-            # The best so far is bound now: the function may be called only before the next epoch.
+            # History and best are bound now, the model is not: valid only until the next epoch.
             save(epoch, partial(take_state, model, optimizer, tuple(history), best))
             report(history[-1])
         return Run(tuple(history), best, _snapshot(model, epochs))
 
 
 def build_model(hyperparameters: Mapping[str, Value], data: TrainingData, seed: int) -> nn.Module:
-    """What trains on the data: a head on features, or a whole network on images, on their device.
+    """Build the model to train: a head on features or a whole network on images.
 
     Args:
-        hyperparameters: Of the run.
-        data: Says which of the two, and with how many classes.
+        hyperparameters: The run's hyperparameters.
+        data: Determines which of the two, the number of classes and the device.
         seed: The head's initial weights come from its stream "weights".
     """
     if data.pretrained is None:
@@ -213,11 +213,11 @@ def _start(
     save: Save,
     resume: TrainingState | None,
 ) -> tuple[nn.Module, int]:
-    """The model as the run's first epoch finds it, and the seed of the run's streams.
+    """Return the model at the start of the run's first epoch, and the seed of the run's streams.
 
-    A warm-up of the backbone is a run of its own, the very run that the same seed gives without
-    dropout; what follows has other streams, since a new head that began with the old one's initial
-    weights would find the backbone made to its measure.
+    The backbone's warm-up is a separate run, the same as a run without dropout at this seed. The
+    run after it uses other streams: a new head with the initial weights of the warm-up's head would
+    start on a backbone already fitted to them.
     """
     warmup = int(value_of(hyperparameters, "backbone_warmup_epochs"))
     if data.pretrained is None or warmup == 0:
@@ -242,7 +242,7 @@ def _start(
 
 
 def _epoch_views(data: TrainingData, seed: int, epoch: int) -> Tensor | None:
-    """How each training image is seen in an epoch; None where images are not augmented."""
+    """Draw the augmentation of each training image for an epoch; None without augmentation."""
     if data.augment == "none":
         return None
     rows, height, width, _ = data.train.inputs.shape
@@ -251,9 +251,9 @@ def _epoch_views(data: TrainingData, seed: int, epoch: int) -> Tensor | None:
 
 
 def batches(order: Tensor, batch_size: int) -> list[Tensor]:
-    """Cut an epoch's order into batches.
+    """Split an epoch's order into batches.
 
-    A last batch of a single image joins the one before it: BatchNorm cannot normalise one image.
+    A last batch of one image joins the batch before it: BatchNorm cannot normalise a single image.
     """
     parts = list(order.split(batch_size))
     if len(parts) > 1 and len(parts[-1]) == 1:
@@ -262,12 +262,12 @@ def batches(order: Tensor, batch_size: int) -> list[Tensor]:
 
 
 def epoch_order(rows: int, seed: int, epoch: int) -> Tensor:
-    """The order in which an epoch goes through the training rows: a permutation, [rows], int64."""
+    """Return the order of the training rows in an epoch: a permutation, int64 [rows]."""
     return torch.randperm(rows, generator=generator(seed, "order", epoch))
 
 
 def _snapshot(model: nn.Module, epoch: int) -> EpochWeights:
-    return EpochWeights(epoch, on_cpu(model.state_dict()))
+    return EpochWeights(epoch, copy_to_cpu(model.state_dict()))
 
 
 def take_state(
@@ -282,11 +282,11 @@ def take_state(
         for number, values in optimizer.state_dict()["state"].items()
         for name, value in values.items()
     }
-    return TrainingState(on_cpu(model.state_dict()), on_cpu(tensors), history, best)
+    return TrainingState(copy_to_cpu(model.state_dict()), copy_to_cpu(tensors), history, best)
 
 
 def restore(state: TrainingState, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put a model and its new optimizer into a state that was taken from their like."""
+    """Load a saved state into a model and a new optimizer of the same kind."""
     model.load_state_dict(state.model)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     values: dict[int, dict[str, Tensor]] = {}
@@ -294,7 +294,7 @@ def restore(state: TrainingState, model: nn.Module, optimizer: torch.optim.Optim
         number, _, kind = name.partition(".")
         parameter = parameters[int(number)]
         if tensor.shape == parameter.shape:
-            # The fused optimizer goes through memory: its moments must lie as the weights do.
+            # The fused optimizer walks through memory: moments need the layout of the weights.
             tensor = torch.empty_like(parameter).copy_(tensor)
         values.setdefault(int(number), {})[kind] = tensor
     optimizer.load_state_dict({**optimizer.state_dict(), "state": values})

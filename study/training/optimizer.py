@@ -1,4 +1,4 @@
-"""The optimizer of a run, and how its learning rates change from step to step."""
+"""The optimizer of a run and its learning rate schedule."""
 
 import inspect
 import math
@@ -12,9 +12,10 @@ from search_spaces import Value, value_of
 
 
 class _Uncompiled:
-    """An optimizer's methods without what hides them from the compiler that nobody uses here.
+    """Optimizer methods without the wrappers that hide them from PyTorch's compiler.
 
-    To hide, the first of them would import it, which takes each process 2 s and 160 MB.
+    The compiler is not used here, and the first wrapper called would import it, at a cost of 2 s
+    and 160 MB per process.
     """
 
     add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
@@ -34,15 +35,15 @@ class _AdamW(_Uncompiled, torch.optim.AdamW):
 def build_optimizer(
     model: nn.Module, hyperparameters: Mapping[str, Value]
 ) -> torch.optim.Optimizer:
-    """Adam or AdamW over the parameters that train.
+    """Build Adam or AdamW over the trainable parameters.
 
-    The backbone's have a learning rate of their own; the scales and shifts of its BatchNorms, which
-    are few and hold no pattern, are not decayed.
+    The backbone has its own learning rate. The scales and shifts of its BatchNorms, which are few
+    and hold no pattern, are not decayed.
 
     Args:
-        model: Parameters whose names begin with "backbone." are the backbone's; all others are the
-            head's. Those that do not require gradients are left out.
-        hyperparameters: Of the run.
+        model: Parameters whose names start with "backbone." are the backbone's; all others are the
+            head's. Those that do not require gradients are skipped.
+        hyperparameters: The run's hyperparameters.
     """
     head: list[nn.Parameter] = []
     kernels: list[nn.Parameter] = []
@@ -69,7 +70,7 @@ def build_optimizer(
     ]
     device = head[0].device
     if device.type == "cuda":
-        # A CUDA graph reads the rate from where it read it when it was captured.
+        # A CUDA graph always reads the rate from the memory it was captured with.
         for group in groups:
             group["lr"] = torch.tensor(group["lr"], dtype=torch.float32, device=device)
     adamw = hyperparameters["optimizer"] == "adamw"
@@ -88,13 +89,13 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
 def learning_rate_factor(
     hyperparameters: Mapping[str, Value], step: int, steps_per_epoch: int, epochs: int
 ) -> float:
-    """The learning rate of a step, as a fraction of the full one.
+    """Return the learning rate of a step as a fraction of the full one.
 
     Args:
         hyperparameters: `lr_warmup_epochs` and `lr_schedule` are read.
-        step: Of the whole run, from 0.
+        step: Step of the whole run, from 0.
         steps_per_epoch: 1 or more.
-        epochs: Of a full run.
+        epochs: Epochs of a full run.
 
     Returns:
         Above 0 and at most 1.
@@ -104,5 +105,5 @@ def learning_rate_factor(
         return (step + 1) / (warmup + 1)
     if value_of(hyperparameters, "lr_schedule") == "constant":
         return 1.0
-    gone = (step - warmup) / max(epochs * steps_per_epoch - warmup, 1)
-    return 0.5 * (1 + math.cos(math.pi * min(gone, 1.0)))
+    done = (step - warmup) / max(epochs * steps_per_epoch - warmup, 1)
+    return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))

@@ -1,4 +1,4 @@
-"""From images or cached features to what runs train on: split, and features standardised."""
+"""Training data from images or cached features: split, and features standardised."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from study.training.data import PartArrays, TrainingArrays
 
 @dataclass(frozen=True)
 class Prepared:
-    """The data of a study, ready to be trained on."""
+    """The data of a study, ready for training."""
 
     training: TrainingArrays
     test: PartArrays
@@ -26,7 +26,7 @@ class Prepared:
 def prepare_features(
     dataset: Dataset, split: Split, features: Features
 ) -> tuple[Prepared, Standardisation]:
-    """Standardise the features by train, and cut them into the parts of the split."""
+    """Standardise the features by train and split them."""
     standardisation = fit_standardisation(features.values, torch.from_numpy(split.train))
 
     def part(rows: np.ndarray) -> PartArrays:
@@ -48,7 +48,7 @@ def prepare_features(
 def prepare_images(
     dataset: Dataset, split: Split, pretrained: Pretrained, augment: Augment
 ) -> Prepared:
-    """Cut the images into the parts of the split, for runs that train the backbone too."""
+    """Split the images, for runs that train the backbone too."""
 
     def part(rows: np.ndarray) -> PartArrays:
         return PartArrays(dataset.pixels[rows], dataset.labels[rows])
@@ -65,13 +65,13 @@ def prepare_images(
 
 
 def monitor_rows(dataset: Dataset, split: Split) -> np.ndarray:
-    """A fixed stratified part of train, as large as val; indices into the dataset, sorted."""
+    """Return a fixed stratified subset of train, as large as val: sorted dataset indices."""
     rows: np.ndarray = split.train[stratified_rows(dataset.labels[split.train], len(split.val))]
     return rows
 
 
 def stratified_rows(labels: np.ndarray, count: int) -> np.ndarray:
-    """`count` row numbers with the classes in proportion, the same at every call, sorted.
+    """Return `count` sorted row numbers with the classes in proportion, the same at every call.
 
     Args:
         labels: int64 [n].
@@ -79,7 +79,7 @@ def stratified_rows(labels: np.ndarray, count: int) -> np.ndarray:
     """
     random = np.random.default_rng(derive_seed(0, "monitor"))
     shuffled = random.permutation(len(labels))
-    # Rank each row within its class; the smallest relative ranks are a stratified part.
+    # Rank each row within its class; the smallest relative ranks are a stratified subset.
     rank = np.empty(len(labels))
     for label in np.unique(labels):
         rows = shuffled[labels[shuffled] == label]

@@ -2,8 +2,8 @@
 
 At 32 pixels the kernels of a ResNet50 are so short that the CPU may take longer to launch them one
 by one than the GPU to run them. A CUDA graph launches the whole step at once: the same kernels on
-the same numbers. The plain step is the reference; tests/benchmarks/finetune.py holds the two
-together on a GPU, and a test the buffers between them.
+the same numbers. The plain step is the reference; tests/benchmarks/finetune.py compares the two on
+a GPU, and a test covers the buffers between them.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -18,13 +18,13 @@ from search_spaces import Value, value_of
 from study.system.hardware import has_native_bf16
 from study.training.augment import take_views
 
-#: Steps that run plainly before the capture: cuDNN chooses its kernels and the optimizer makes its
-#: state in the first ones, which no graph may hold.
+#: Plain steps before the capture: in the first ones cuDNN chooses its kernels and the optimizer
+#: creates its state, which a graph must not contain.
 PLAIN_STEPS = 3
 
 
 class TrainingStep:
-    """Forward, backward and update on one batch, as often as it is called."""
+    """Forward, backward and update on one batch per call."""
 
     def __init__(
         self,
@@ -40,13 +40,13 @@ class TrainingStep:
 
         Args:
             model: From inputs to logits.
-            optimizer: Over its parameters.
-            inputs: All training inputs, on the device that trains: features, or images, which
-                have four dimensions.
+            optimizer: Over the model's parameters.
+            inputs: All training inputs, on the training device: features, or images, which have
+                four dimensions.
             labels: int64 [n].
             hyperparameters: `batch_size` and `label_smoothing` are read.
-            capture: Records work and returns what replays it; None: a CUDA graph on a GPU, and
-                plain steps elsewhere.
+            capture: Records work and returns a function that replays it; None: a CUDA graph on a
+                GPU, plain steps elsewhere.
         """
         self._model, self._optimizer = model, optimizer
         self._inputs, self._labels = inputs, labels
@@ -61,7 +61,7 @@ class TrainingStep:
 
         Args:
             rows: int64 [batch], which training inputs; on their device.
-            views: int64 [batch, 3], how images are seen; None: as they are.
+            views: int64 [batch, 3], augmentation from `draw_views`; None: no augmentation.
         """
         self._steps += 1
         if len(rows) != self._batch_size:
@@ -81,7 +81,7 @@ class TrainingStep:
         self._replay()
 
     def _work(self, rows: Tensor, views: Tensor | None) -> None:
-        # Where whole rows are taken, this is three times as fast as indexing.
+        # For whole rows, `index_select` is three times as fast as indexing.
         inputs = (
             self._inputs.index_select(0, rows)
             if views is None
@@ -95,9 +95,9 @@ class TrainingStep:
 
 
 def capture_graph(work: Callable[[], None]) -> Callable[[], None]:
-    """Record work in a CUDA graph, without doing it; returns what does it."""
+    """Record work in a CUDA graph without running it; returns a function that runs it."""
     graph = torch.cuda.CUDAGraph()
-    # Other threads of the process (Ray's) may go on using the device.
+    # Other threads of the process (Ray's) may keep using the device.
     with torch.cuda.graph(
         graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"
     ):
@@ -107,21 +107,21 @@ def capture_graph(work: Callable[[], None]) -> Callable[[], None]:
 
 @contextmanager
 def kernels_by_rule() -> Iterator[None]:
-    """Let cuDNN choose its kernels by rule in a block, and not by trying them all.
+    """Let cuDNN choose its kernels by heuristics in a block, instead of benchmarking them all.
 
-    Trying pays for shapes that come again and again; an epoch's last batch comes once.
+    Benchmarking pays off for shapes that recur; an epoch's last batch comes once.
     """
-    by_trial = torch.backends.cudnn.benchmark
+    benchmark = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = False
     try:
         yield
     finally:
-        torch.backends.cudnn.benchmark = by_trial
+        torch.backends.cudnn.benchmark = benchmark
 
 
 @contextmanager
 def own_stream(device: torch.device) -> Iterator[None]:
-    """Run a block on a CUDA stream of its own, which a graph can be captured from."""
+    """Run a block on its own CUDA stream, from which a graph can be captured."""
     if device.type != "cuda":
         yield
         return
@@ -136,14 +136,14 @@ def own_stream(device: torch.device) -> Iterator[None]:
 
 @lru_cache(maxsize=8)
 def _stream_of(device: torch.device) -> torch.cuda.Stream:
-    """The same for every run, since cuBLAS keeps memory for each stream that it has seen."""
+    """Return the same stream for every run, since cuBLAS keeps memory for each stream it sees."""
     return torch.cuda.Stream(device)
 
 
 def forward(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Logits [batch, classes] in fp32; matrices in bf16 where the device is faster with it.
+    """Compute fp32 logits [batch, classes]; matrix products in bf16 where the device is faster so.
 
-    The weights and the optimiser's state stay fp32.
+    The weights and the optimizer's state stay fp32.
     """
     if not has_native_bf16(inputs.device):
         return model(inputs.float())  # type: ignore[no-any-return]
