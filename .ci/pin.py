@@ -1,9 +1,9 @@
-"""Pin every package that `uv run` installs, exactly, in pyproject.toml.
+"""Pin the exact version of every package that `uv run` installs, in pyproject.toml.
 
     uv run --no-project .ci/pin.py
 
-uv.lock is not committed, because it names the registry it was made with. The pins do the same
-work: this command resolves anew without them, and writes the whole resolution back as
+uv.lock is not committed, because it names the registry it was made with. The pins replace it: this
+command resolves the dependencies without the old pins, and writes the full resolution to
 `[tool.uv] constraint-dependencies`, which uv honours and pip ignores.
 """
 
@@ -18,7 +18,7 @@ BLOCK = re.compile(r"^constraint-dependencies = \[\n.*?^\]\n", re.MULTILINE | re
 
 
 def main() -> None:
-    """Resolve and write."""
+    """Resolve all dependencies and write the pins."""
     pyproject = ROOT / "pyproject.toml"
     text = pyproject.read_text()
     pins = resolve(BLOCK.sub("", text))
@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def resolve(pyproject: str) -> list[str]:
-    """The whole resolution of a pyproject.toml, as requirements with markers."""
+    """Return the full resolution of a pyproject.toml, as requirements with markers."""
     with tempfile.TemporaryDirectory() as folder:
         project = Path(folder)
         (project / "pyproject.toml").write_text(pyproject)
@@ -47,7 +47,7 @@ def resolve(pyproject: str) -> list[str]:
 
 
 def quote(pin: str) -> str:
-    """A TOML string; markers hold single quotes only."""
+    """Return a requirement as a TOML string; its markers use single quotes only."""
     assert '"' not in pin
     return f'"{pin}"'
 

@@ -1,4 +1,4 @@
-"""Data and weights for tests: small ones from this repository, real ones from the user's cache."""
+"""Fixtures: small data from this repository, real data and weights from the user's cache."""
 
 import json
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from tests.support.servers import s3
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what stands in tests/integration/, but for what takes longer still."""
+    """Mark the tests in tests/integration/, except those marked `full`."""
     for item in items:
         if "integration" in item.path.parts and not item.get_closest_marker("full"):
             item.add_marker(pytest.mark.integration)
@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def small_dataset() -> Dataset:
-    """400 real images of CIFAR-10 (334 training, 66 test) without a download."""
+    """400 real images of CIFAR-10 (334 training, 66 test), without a download."""
     record = json.loads((FIXTURES / "cifar10-400.json").read_text())
     sheet = np.asarray(Image.open(FIXTURES / "cifar10-400.png"))
     tiles = sheet.reshape(20, 32, 20, 32, 3).transpose(0, 2, 1, 3, 4)
@@ -49,7 +49,7 @@ def small_dataset() -> Dataset:
 
 @pytest.fixture(scope="session")
 def random_weights() -> Weights:
-    """Weights of no use but for their shapes, with BatchNorm statistics that matter."""
+    """Random weights of the right shapes, with non-trivial BatchNorm statistics."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         state = resnet50().state_dict()
@@ -72,32 +72,32 @@ def random_weights() -> Weights:
 
 @pytest.fixture
 def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache directory of the test's own, which does not exist yet."""
+    """The test's own cache directory, not created yet."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "dropout-study"
 
 
 @pytest.fixture(scope="session")
 def cifar10() -> Dataset:
-    """All of CIFAR-10; the first time it is downloaded."""
+    """All of CIFAR-10, downloaded on first use."""
     return load_dataset("cifar10")
 
 
 @pytest.fixture(scope="session")
 def keras_weights() -> Weights:
-    """Keras' ImageNet weights; the first time they are downloaded."""
+    """Keras' ImageNet weights, downloaded on first use."""
     return load_weights("keras")
 
 
 @pytest.fixture(scope="session")
 def s3_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the S3 server writes, a line per request."""
+    """Log of the S3 server, one line per request."""
     return tmp_path_factory.mktemp("s3") / "log"
 
 
 @pytest.fixture(scope="session")
 def s3_endpoint(s3_log: Path) -> Iterator[str]:
-    """An S3 server in a process of its own, as host:port; the environment lets pyarrow in."""
+    """host:port of a local S3 server; sets the credentials that pyarrow needs."""
     with pytest.MonkeyPatch.context() as environment:
         for name, value in s3.ENVIRONMENT.items():
             environment.setenv(name, value)
@@ -109,13 +109,13 @@ def s3_endpoint(s3_log: Path) -> Iterator[str]:
 
 @pytest.fixture
 def bucket(s3_endpoint: str) -> str:
-    """URI of a folder in a bucket of the test's own."""
+    """URI of a folder in a new bucket."""
     return s3.new_bucket(s3_endpoint)
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """A small study of the default space, from images to the best model; left as it is."""
+    """A finished small study of the default space, from images to best model; do not modify."""
     rundir = tmp_path_factory.mktemp("runs") / "small"
     done = run(f"{STUDY} {SMALL}", rundir)
     assert done.returncode == 0, done.stderr

@@ -1,21 +1,21 @@
-"""How fast features are computed, against others that could compute them and against the limit.
+"""Speed of computing features, compared with alternatives and with a hardware limit.
 
     python -m tests.benchmarks.features [--images 512] [--image-size 32] [--repeats 5]
 
 All compute the features of the same images with all cores, from bytes, in batches of 128 (`ours` in
-those that `features.images_at_once` says, which are 256 at 32 px and 56 at 96):
+batches of `features.extract.batch_size_for`, which is 256 at 32 px and 56 at 96 px):
 
-- `plain`: torchvision's ResNet50 as it comes, fp32, as a training script would run it
-- `ours`: `study.features.compute_features`
+- `plain`: torchvision's unmodified ResNet50, fp32, as a training script would run it
+- `ours`: `study.features.extract.compute_features`
 - `inductor`: the same folded backbone under `torch.compile` with its weights frozen
 - `onnxruntime`: the same folded backbone as an ONNX file that torch exports, in fp32
-- `eager`: the same folded backbone, channels last, step by step
+- `eager`: the same folded backbone in eager PyTorch, channels last
 
-All but `plain` and `onnxruntime` are in bf16 where the processor multiplies it. Compiling and
-exporting are left out and printed apart. The limit is what the convolutions' multiplications take
-at the rate that this machine reaches on large matrix products in the same type. `ours` folds and
-writes down the backbone each time, a tenth of a second in bf16, a second in fp32; a study does so
-once.
+All but `plain` and `onnxruntime` use bf16 if the processor supports it natively. Compiling and
+exporting are not included and printed separately. The limit is the time of the convolutions'
+operations at the rate that this machine reaches on large matrix products of the same type. `ours`
+folds and serializes the backbone each time, which takes 0.1 s in bf16 and 1 s in fp32; a study does
+so once.
 
 Measured on 2 cores of an Intel Xeon with AMX, bf16, torch 2.15.0, onnxruntime 1.32.0, n = 5; at 32
 px (`--images 5120`):
@@ -29,8 +29,8 @@ px (`--images 5120`):
     | onnxruntime |    1,000 | 6.21 (5.99 to 6.94) | 16.78 (16.29 to 17.24) |
     | limit       |   16,777 |                     |                      1 |
 
-and at 96 px (`--images 1280 --image-size 96`), later, since when freed memory is kept, by all that
-run after `ours` in the same process too:
+and at 96 px (`--images 1280 --image-size 96`); `ours` keeps freed memory, which also benefits
+whatever runs after it in the same process:
 
     |             | images/s |         time / ours |           time / limit |
     | ----------- | -------: | ------------------: | ---------------------: |
@@ -41,9 +41,8 @@ run after `ours` in the same process too:
     | onnxruntime |      192 | 4.04 (4.00 to 4.22) |    9.18 (8.85 to 9.27) |
     | limit       |    1,758 |                     |                      1 |
 
-`eager` is what `ours` was in bf16 before. Where the processor has no bf16 `ours` is ONNX Runtime;
-measured when it was PyTorch step by step (`--images 2560`, n = 5, 2 cores of an AMD EPYC with AVX2,
-fp32), which made it so:
+On processors without native bf16, `ours` uses ONNX Runtime because of these measurements, in which
+`ours` was still eager PyTorch (`--images 2560`, n = 5, 2 cores of an AMD EPYC with AVX2, fp32):
 
     |             | images/s |         time / ours |        time / limit |
     | ----------- | -------: | ------------------: | ------------------: |
@@ -68,7 +67,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from study.data.load import load_dataset
-from study.features.extract import Precision, compute_features, folded
+from study.features.extract import Precision, compute_features, fold_batch_norms
 from study.models.backbone import build_backbone
 from study.models.preprocess import Preprocess
 from study.models.weights import load_weights
@@ -133,7 +132,7 @@ def main() -> None:
 def run_batches(
     net: Callable[[Tensor], Tensor], pixels: np.ndarray, preprocess: Preprocess, dtype: torch.dtype
 ) -> Tensor:
-    """Features of all images."""
+    """Compute the features of all images, batch by batch."""
     found = []
     with torch.inference_mode():
         for start in range(0, len(pixels), BATCH):
@@ -143,19 +142,19 @@ def run_batches(
 
 
 def eager_net(backbone: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    """The folded backbone in PyTorch."""
+    """Return the folded backbone in eager PyTorch."""
     layout = torch.channels_last
-    net = folded(backbone).to(dtype=dtype, memory_format=layout)  # type: ignore[call-overload]
+    net = fold_batch_norms(backbone).to(dtype=dtype, memory_format=layout)  # type: ignore[call-overload]
     return lambda images: net(images.to(memory_format=layout))
 
 
 def compile_net(backbone: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    """The folded backbone under torch.compile, its weights taken for constants."""
+    """Return the folded backbone under torch.compile, with its weights as constants."""
     import torch._inductor.config
 
     torch._inductor.config.freezing = True
     layout = torch.channels_last
-    net = folded(backbone).to(dtype=dtype, memory_format=layout)  # type: ignore[call-overload]
+    net = fold_batch_norms(backbone).to(dtype=dtype, memory_format=layout)  # type: ignore[call-overload]
     compiled = torch.compile(net)
 
     def run(images: Tensor) -> Tensor:
@@ -167,13 +166,16 @@ def compile_net(backbone: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], T
 
 
 def onnx_net(backbone: nn.Module, size: int) -> Callable[[Tensor], Tensor]:
-    """The folded backbone in ONNX Runtime, on all cores."""
+    """Return the folded backbone in ONNX Runtime, on all cores."""
     import onnxruntime
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "backbone.onnx"
         program = torch.onnx.export(
-            folded(backbone), (torch.zeros(BATCH, 3, size, size),), dynamo=True, verbose=False
+            fold_batch_norms(backbone),
+            (torch.zeros(BATCH, 3, size, size),),
+            dynamo=True,
+            verbose=False,
         )
         assert program is not None
         program.save(path, external_data=False)
@@ -185,23 +187,23 @@ def onnx_net(backbone: nn.Module, size: int) -> Callable[[Tensor], Tensor]:
 
 
 def check_alike(name: str, found: Tensor, reference: Tensor, precision: Precision) -> None:
-    """Make sure that a contender computes the same, up to rounding, as test_extract.py does.
+    """Check that a contender computes the same features up to rounding, as test_extract.py does.
 
-    Features are rounded to bf16 in any case, which alone is about 0.002.
+    Features are always rounded to bf16, which alone makes a difference of about 0.002.
     """
     apart = float((found - reference).norm() / reference.norm())
     assert apart < {"bf16": 0.03, "fp32": 0.005}[precision], f"{name} differs by {apart:.3f}"
 
 
 def operations(backbone: nn.Module, size: int) -> float:
-    """Floating-point operations per image."""
+    """Return the floating-point operations per image."""
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         backbone(torch.zeros(2, 3, size, size))
     return float(counter.get_total_flops()) / 2
 
 
 def matrix_rate(dtype: torch.dtype, side: int = 2048, repeats: int = 8) -> float:
-    """Operations per second of the largest matrix products that matter, with all threads."""
+    """Return the operations per second of a large matrix product, with all threads."""
     first, second = torch.randn(side, side).to(dtype), torch.randn(side, side).to(dtype)
     best = 0.0
     for _ in range(repeats):

@@ -1,31 +1,31 @@
-"""Every check of fine-tuning that needs a GPU, in one command and one table.
+"""All checks of fine-tuning that need a GPU, in one command and one table.
 
     python -m tests.benchmarks.finetune [--data PATH] [--weights PATH] [--only NAME ...]
 
-It takes less than 8 minutes on one data-centre GPU. Without a GPU it says so, runs the checks
-`ceiling`, `throughput` and `graph` in a small form, a minute or two, and ends with status 0; their
-times then say nothing about a GPU. On a GPU the status is 1 where a check failed to run. Needs
+Takes less than 8 minutes on one data-center GPU. Without a GPU it prints a note, runs the checks
+`ceiling`, `throughput` and `graph` on a small scale, a minute or two, and exits with status 0; the
+times are then not representative of a GPU. On a GPU the status is 1 if a check failed to run. Needs
 neither Ray nor, with paths for data and weights, a network. The checks:
 
-- `ceiling`: what the device can do (bf16 matrix product on random data, copy), the operations that
-  a step of ResNet50 must do at 32 px, and the fraction of the ceiling that training reaches.
-- `throughput`: this project's training loop against torchvision's reference loop (see
-  `finetune_loops.ReferenceLoop`, which says what it reproduces): the same images, batch and image
-  size, in the same process, in alternating repeats. Target: twice as fast or more.
-- `graph`: steps replayed from the CUDA graph against plain ones, in time and in the weights that a
-  run of the same seed ends with: the largest difference, and the distance relative to how far the
-  weights have moved. A GPU adds some sums in no fixed order, so the distance is judged by that of
-  two plain runs; a head on features has no such sums, and must end the same.
-- `packing`: what `study.packing` measures and decides; how much faster 2 and 4 processes are than
+- `ceiling`: peak rates of the device (bf16 matrix product on random data, copy), the operations of
+  a step of ResNet50 at 32 px, and the fraction of the peak that training reaches.
+- `throughput`: this project's training loop against torchvision's reference loop (as reproduced by
+  `finetune_loops.ReferenceLoop`): the same images, batch and image size, in the same process, in
+  alternating repeats. Target: twice as fast or more.
+- `graph`: steps replayed from the CUDA graph against plain ones, in time and in the final weights
+  of a run with the same seed: the largest difference, and the distance relative to how far the
+  weights have moved. Some sums on a GPU have no fixed order, so the distance is compared with that
+  of two plain runs; a head on features has no such sums, and must end with identical weights.
+- `packing`: what `study.runs.gpu_load` measures and decides; the speedup of 2 and 4 processes over
   one; and that a run among others ends like the same run alone.
-- `memory`: a run that does not fit its share of the memory fails, and its neighbour ends as it
-  does alone.
+- `memory`: a run that exceeds its share of the memory fails, and its neighbour ends as it does
+  alone.
 - `trial`: the article's run of 15 epochs, at 32 px. Target: 45 s or less.
 - `trial-160`: a run of a modern recipe at 160 px. Target: 97 % on test.
-- `compile`: plain steps of a backbone under torch.compile against the graph's steps, and how long
-  compiling takes.
+- `compile`: plain steps of a backbone under torch.compile against the graph's steps, and the
+  compile time.
 
-Timings leave the warm-up out (the choice of kernels, the capture, the start of worker processes).
+Timings exclude the warm-up (choice of kernels, graph capture, start of worker processes).
 """
 
 import argparse
@@ -81,13 +81,13 @@ from tests.benchmarks.finetune_loops import (
 )
 from tests.benchmarks.finetune_processes import Answer, Job, in_processes, work
 
-#: Seconds that the whole command may take.
+#: Time budget of the whole command, in seconds.
 BUDGET = 450
 
-#: Seconds that `compile` is left.
+#: Seconds reserved for `compile`.
 COMPILING = 90
 
-#: Columns of the table at most.
+#: Maximum width of the table in characters.
 WIDTH = 110
 
 CPU = torch.device("cpu")
@@ -116,49 +116,49 @@ class Row:
     """One line of the table."""
 
     name: str
-    """What was measured."""
+    """Measured quantity."""
     value: float | None = None
-    """The median; None where nothing could be measured."""
+    """Median; None if it could not be measured."""
     unit: str = ""
-    """"×" for a ratio."""
+    """Unit; "×" for a ratio."""
     n: int = 1
-    """Repeats."""
+    """Number of repeats."""
     least: float | None = None
     most: float | None = None
     verdict: str = ""
-    """Where there is a target whether it is met; or why there is no value."""
+    """Whether the target, if any, is met; or why there is no value."""
     check: str = ""
-    """The check that it belongs to."""
+    """Name of the check."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is done."""
+    """Amount of work in the checks."""
 
     batch_sizes: tuple[int, ...]
-    """Of the loops that are timed."""
+    """Batch sizes of the timed loops."""
     augments: tuple[Augment, ...]
-    """What they do to images."""
+    """Augmentations of the timed loops."""
     steps: int
-    """Timed at once."""
+    """Steps per timing."""
     repeats: int
     matrix: int
-    """Rows and columns of the matrices that are multiplied."""
+    """Rows and columns of the multiplied matrices."""
     copied: int
-    """Bytes."""
+    """Bytes per copy."""
     workers: int
-    """Processes of the reference's DataLoader; 16 is the reference's own default."""
+    """Worker processes of the reference's DataLoader, whose default is 16."""
     drain: int
-    """Steps before each timing of the reference: what its workers made while it stood still."""
+    """Untimed steps of the reference before each timing, to use up prefetched batches."""
     run_steps: int
-    """Of the runs whose weights are compared; more than the plain ones before a capture."""
+    """Steps of the runs whose weights are compared; enough to capture and replay a graph."""
     run_batch: int
-    """Their batch size."""
+    """Batch size of these runs."""
     run_repeats: int
 
 
 def scale_for(device: torch.device, options: argparse.Namespace) -> Scale:
-    """The usual scale on a device, with what the options say otherwise."""
+    """Return the default scale for a device, overridden by the options."""
     if device.type == "cuda":
         workers = min(16, cpu_count())
         usual = Scale(
@@ -176,19 +176,19 @@ def scale_for(device: torch.device, options: argparse.Namespace) -> Scale:
 
 @dataclass(frozen=True)
 class Bench:
-    """What the checks work with."""
+    """Shared inputs of the checks."""
 
     device: torch.device
     prepared: Prepared
     weights: Weights
     scale: Scale
     until: float
-    """When the budget ends, by the monotonic clock."""
+    """End of the time budget on the monotonic clock."""
 
     def arrays(
         self, image_size: int = 32, augment: Augment = "none", preprocess: Preprocess | None = None
     ) -> TrainingArrays:
-        """The training data, seen as a study with these options sees them."""
+        """Return the training data of a study with these options."""
         sized = replace(preprocess or self.weights.preprocess, image_size=image_size)
         pretrained = Pretrained(self.weights.state, self.weights.architecture, sized)
         return replace(self.prepared.training, pretrained=pretrained, augment=augment)
@@ -196,27 +196,27 @@ class Bench:
     def data(
         self, image_size: int = 32, augment: Augment = "none", preprocess: Preprocess | None = None
     ) -> TrainingData:
-        """The same on the device."""
+        """Return the same data on the device."""
         return self.arrays(image_size, augment, preprocess).to(self.device)
 
     def left(self) -> float:
-        """Seconds left of the budget."""
+        """Return the seconds left of the budget."""
         return self.until - time.monotonic()
 
 
 def row(name: str, values: Sequence[float], unit: str, verdict: str = "") -> Row:
-    """Median, extremes and number of some values."""
+    """Return a row with median, extremes and number of values."""
     middle = statistics.median(values)
     return Row(name, middle, unit, len(values), min(values), max(values), verdict)
 
 
 def judge(is_met: bool, target: str) -> str:
-    """A verdict."""
+    """Return the text of a verdict."""
     return f"{'met' if is_met else 'missed'}: {target}"
 
 
 def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> list[float]:
-    """Pair by pair."""
+    """Divide pair by pair."""
     return [a / b for a, b in zip(numerators, denominators, strict=True)]
 
 
@@ -224,7 +224,7 @@ def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> list[f
 
 
 def ceiling(bench: Bench) -> list[Row]:
-    """What the device can do, what a step asks for, and what training reaches."""
+    """Measure peak rates of the device, operations per step, and what training reaches."""
     products = matrix_rates(bench)
     data, batch_size = bench.data(), bench.scale.batch_sizes[-1]
     flops = flops_per_image(data)
@@ -249,12 +249,12 @@ def ceiling(bench: Bench) -> list[Row]:
 
 
 def warm_up(bench: Bench) -> int:
-    """Steps of this project's loop before it is timed: a CUDA graph is captured in the fourth."""
+    """Return the number of untimed first steps: the CUDA graph is captured in the fourth."""
     return 10 if bench.device.type == "cuda" else 1
 
 
 def matrix_rates(bench: Bench) -> list[float]:
-    """TFLOP/s of a large bf16 matrix product."""
+    """Measure the TFLOP/s of a large bf16 matrix product."""
     size = bench.scale.matrix
     a, b = (torch.randn(size, size, device=bench.device, dtype=torch.bfloat16) for _ in range(2))
 
@@ -267,7 +267,7 @@ def matrix_rates(bench: Bench) -> list[float]:
 
 
 def copy_rates(bench: Bench) -> list[float]:
-    """GB/s of a large copy on the device, bytes read and bytes written."""
+    """Measure the GB/s of a large copy on the device, bytes read plus bytes written."""
     a = torch.rand(bench.scale.copied // 4, device=bench.device)
     b = torch.empty_like(a)
 
@@ -280,7 +280,7 @@ def copy_rates(bench: Bench) -> list[float]:
 
 
 def flops_per_image(data: TrainingData, images: int = 4) -> float:
-    """Floating-point operations of forward and backward, as PyTorch counts them."""
+    """Return the operations of forward and backward per image, as PyTorch counts them."""
     model = build_model(ARTICLE, data, seed=1).train()
     counter = FlopCounterMode(display=False)
     with counter:
@@ -293,7 +293,7 @@ def flops_per_image(data: TrainingData, images: int = 4) -> float:
 
 
 def throughput(bench: Bench) -> list[Row]:
-    """This project's loop against torchvision's, by batch size and augmentation."""
+    """Compare this project's loop with torchvision's, by batch size and augmentation."""
     rows = []
     for batch_size in bench.scale.batch_sizes:
         for augment in bench.scale.augments:
@@ -307,14 +307,14 @@ def throughput(bench: Bench) -> list[Row]:
             for name in list(seconds)[1:]:
                 gains = ratios(seconds[name], seconds["own"])
                 is_met = statistics.median(gains) >= 2
-                # On a CPU both loops spend their time in the same few kernels.
+                # No target on a CPU, where both loops spend their time in the same few kernels.
                 verdict = "" if bench.device == CPU else judge(is_met, "2 or more")
                 rows.append(row(f"{what}: own / {name}", gains, "×", verdict))
     return rows
 
 
 def loop_seconds(bench: Bench, batch_size: int, augment: Augment) -> dict[str, list[float]]:
-    """Seconds for the same number of steps of each loop, repeat by repeat."""
+    """Time the same number of steps of each loop, repeat by repeat; in seconds."""
     device, scale, data = bench.device, bench.scale, bench.data(augment=augment)
     with own_stream(device):
         own = OwnLoop({**ARTICLE, "batch_size": batch_size}, data)
@@ -344,7 +344,7 @@ def loop_seconds(bench: Bench, batch_size: int, augment: Augment) -> dict[str, l
 
 
 def graph(bench: Bench) -> list[Row]:
-    """Replayed steps against plain ones: time, and the weights that come of them."""
+    """Compare replayed with plain steps, in time and in the resulting weights."""
     rows: list[Row] = []
     if bench.device.type == "cuda":
         rows += [graph_speed(bench, batch_size) for batch_size in bench.scale.batch_sizes]
@@ -354,12 +354,12 @@ def graph(bench: Bench) -> list[Row]:
 
 
 def captures(device: torch.device) -> tuple[Capture | None, Capture | None]:
-    """What makes steps plain, and what makes them replayed: on a CPU by a stand-in."""
+    """Return the captures for plain and for replayed steps; stand-ins on a CPU."""
     return (do_again, None) if device.type == "cuda" else (None, do_again)
 
 
 def graph_speed(bench: Bench, batch_size: int) -> Row:
-    """How many times as long plain steps take."""
+    """Measure the time of plain steps relative to replayed ones."""
     data = bench.data()
     with own_stream(bench.device):
         loops = {
@@ -380,7 +380,7 @@ def graph_speed(bench: Bench, batch_size: int) -> Row:
 def graph_equality(
     bench: Bench, what: str, values: Mapping[str, Value], data: TrainingData
 ) -> list[Row]:
-    """How far apart runs of the same seed end, plain and replayed."""
+    """Compare the final weights of plain and replayed runs with the same seed."""
     steps, repeats = bench.scale.run_steps, bench.scale.run_repeats
     plain, replayed = captures(bench.device)
     start = short_run(values, data, 0)
@@ -397,7 +397,7 @@ def graph_equality(
 def difference_rows(
     what: str, found: Sequence[Difference], noise: Sequence[Difference] | None = None
 ) -> list[Row]:
-    """The differences, judged by those that are there anyway, where these are given."""
+    """Return rows of the differences, judged by those of unmodified runs (noise) if given."""
     verdict = ""
     if noise is not None:
         limit = 1.5 * max(difference.relative for difference in noise)
@@ -410,7 +410,7 @@ def difference_rows(
 
 
 def made_up_features(bench: Bench) -> TrainingData:
-    """Random features of the training images' labels, for a head alone."""
+    """Return random features with the training images' labels, to train a head only."""
     data = bench.data()
     random = torch.Generator().manual_seed(0)
     features = torch.randn(len(data.train.labels), 2048, generator=random).bfloat16()
@@ -422,7 +422,7 @@ def made_up_features(bench: Bench) -> TrainingData:
 
 
 def packing(bench: Bench) -> list[Row]:
-    """What packing decides, what it gains, and that it changes no run."""
+    """Check what packing decides, its speedup, and that it does not change runs."""
     rows = []
     for image_size in (32, 96):
         load = measure_load(largest_run(find_space("finetune")), bench.data(image_size, "flip"))
@@ -442,7 +442,7 @@ def packing(bench: Bench) -> list[Row]:
 
 
 def make_job(bench: Bench, folder: Path, image_size: int) -> Job:
-    """A run of the article's head with dropout, on a GPU of its own."""
+    """Return a job that trains the article's head with dropout, on a whole GPU."""
     path = folder / "arrays.pickle"
     path.write_bytes(pickle.dumps(bench.arrays(image_size, "flip")))
     cuda = bench.device.type == "cuda"
@@ -460,7 +460,7 @@ def make_job(bench: Bench, folder: Path, image_size: int) -> Job:
 
 
 def packing_gains(answers: Mapping[int, Sequence[Answer]]) -> list[Row]:
-    """Summed rates, and what they are of that of one process alone."""
+    """Return the summed rates, and their ratio to the rate of one process alone."""
     sums = {
         k: [sum(rates) for rates in zip(*(answer.rates for answer in found), strict=True)]
         for k, found in answers.items()
@@ -477,7 +477,7 @@ def packing_gains(answers: Mapping[int, Sequence[Answer]]) -> list[Row]:
 def packed_differences(
     start: np.ndarray, answers: Mapping[int, Sequence[Answer]]
 ) -> tuple[list[Difference], list[Difference]]:
-    """Between two runs alone; and between those and every run among others."""
+    """Compare two runs alone with each other, and with every run among others."""
     alone = answers[1][0].weights
     among = [w for k, found in answers.items() if k > 1 for a in found for w in a.weights]
     return (
@@ -487,7 +487,7 @@ def packed_differences(
 
 
 def packing_equality(bench: Bench, job: Job, answers: Mapping[int, Sequence[Answer]]) -> list[Row]:
-    """How far a run among others ends from the same run alone."""
+    """Compare the final weights of runs among others with the same run alone."""
     start = short_run(job.values, bench.data(augment="flip"), 0)
     noise, found = packed_differences(start, answers)
     return difference_rows("weights, alone to alone", noise) + difference_rows(
@@ -496,7 +496,7 @@ def packing_equality(bench: Bench, job: Job, answers: Mapping[int, Sequence[Answ
 
 
 def memory(bench: Bench) -> list[Row]:
-    """One run that does not fit its share, beside one that goes on."""
+    """Check that a run that exceeds its share of the memory does not affect its neighbour."""
     with tempfile.TemporaryDirectory() as folder:
         job = make_job(bench, Path(folder), 160)
         values = {**job.values, "batch_size": min(256, 8 * bench.scale.run_batch)}
@@ -519,7 +519,7 @@ def memory(bench: Bench) -> list[Row]:
 
 
 def free_memory(bench: Bench) -> None:
-    """Give back what earlier checks have left."""
+    """Free memory that earlier checks hold."""
     gc.collect()
     if bench.device.type == "cuda":
         torch.cuda.empty_cache()
@@ -529,7 +529,7 @@ def free_memory(bench: Bench) -> None:
 
 
 def trial(bench: Bench, epochs: int = 15) -> list[Row]:
-    """The article's run."""
+    """Time the article's run."""
     data = bench.data(preprocess=PREPROCESSES["raw"])
     start = time.perf_counter()
     run = train(ARTICLE, data, seed=1, epochs=epochs, metric="val_accuracy")
@@ -543,7 +543,7 @@ def trial(bench: Bench, epochs: int = 15) -> list[Row]:
 
 
 def trial_160(bench: Bench, most: int = 6) -> list[Row]:
-    """A run at 160 px, with as many epochs as there is time for."""
+    """Train a modern recipe at 160 px, for as many epochs as time permits."""
     data = bench.data(160, "flip")
     epoch = epoch_seconds(bench, MODERN, data)
     free_memory(bench)
@@ -566,12 +566,12 @@ def trial_160(bench: Bench, most: int = 6) -> list[Row]:
 
 
 def epoch_seconds(bench: Bench, values: Mapping[str, Value], data: TrainingData) -> float:
-    """About how long an epoch will take, its evaluation included."""
+    """Estimate the seconds of an epoch, including its evaluation."""
     with own_stream(bench.device):
         loop = OwnLoop(values, data)
         loop.run(warm_up(bench))
         step = seconds_of(lambda: loop.run(bench.scale.steps), bench.device) / bench.scale.steps
-    # Evaluation, and the choice of its kernels, come on top.
+    # The factor adds evaluation and the choice of its kernels.
     return 1.4 * step * len(data.train.labels) / int(values["batch_size"])
 
 
@@ -579,7 +579,7 @@ def epoch_seconds(bench: Bench, values: Mapping[str, Value], data: TrainingData)
 
 
 def compiled(bench: Bench) -> list[Row]:
-    """A compiled backbone with plain steps against the graph; no failure where it cannot be."""
+    """Compare a compiled backbone with the graph; a failed compilation becomes a row."""
     if bench.left() < COMPILING:
         return [Row("torch.compile", verdict=f"left out: {bench.left():.0f} s are left")]
     data, batch_size = bench.data(), bench.scale.batch_sizes[0]
@@ -624,19 +624,19 @@ CHECKS: Mapping[str, Callable[[Bench], list[Row]]] = {
     "compile": compiled,
 }
 
-#: Those that a CPU can run, in a small form.
+#: Checks that a CPU can run, on a small scale.
 CPU_CHECKS = ("ceiling", "throughput", "graph")
 
 
 def run_checks(bench: Bench, names: Sequence[str]) -> tuple[list[Row], bool]:
-    """Run checks one after the other; also whether all of them could be run."""
+    """Run checks one after the other; return their rows, and whether all could be run."""
     rows: list[Row] = []
     failures = 0
     for name in names:
         start = time.monotonic()
         try:
             found = CHECKS[name](bench)
-        except Exception as error:  # the others go on
+        except Exception as error:  # keep running the others
             failures += 1
             found = [Row("the check", verdict=f"failed: {_in_one_line(error)}")]
         rows += [replace(row, check=name) for row in found]
@@ -647,7 +647,7 @@ def run_checks(bench: Bench, names: Sequence[str]) -> tuple[list[Row], bool]:
 
 @contextmanager
 def settings_of_runs(device: torch.device) -> Iterator[None]:
-    """PyTorch set up as for the runs of a study: one CPU thread, kernels chosen by trial."""
+    """Set up PyTorch as for the runs of a study: one CPU thread, autotuned kernels."""
     threads, by_trial = torch.get_num_threads(), torch.backends.cudnn.benchmark
     torch.set_num_threads(1)
     torch.backends.cudnn.benchmark = device.type == "cuda"
@@ -663,7 +663,7 @@ def _in_one_line(error: Exception) -> str:
 
 
 def describe(bench: Bench) -> dict[str, str]:
-    """What the figures were measured on and with."""
+    """Describe machine, versions and settings."""
     cuda = bench.device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(bench.device)
@@ -689,7 +689,7 @@ def describe(bench: Bench) -> dict[str, str]:
 
 
 def driver() -> str:
-    """The version of the GPU's driver."""
+    """Return the version of the GPU's driver."""
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         found = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
@@ -699,7 +699,7 @@ def driver() -> str:
 
 
 def show_table(rows: Sequence[Row]) -> str:
-    """The rows as plain text, at most WIDTH columns."""
+    """Format the rows as plain text, at most WIDTH columns wide."""
     lines = [_line("check", "", "median", "unit", "n", "min", "max", "target")]
     for item in rows:
         if item.value is None:
@@ -721,12 +721,12 @@ def _line(
 
 
 def show(value: float) -> str:
-    """A number with three figures or so."""
+    """Format a number with about three significant digits."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command's options."""
+    """Parse the command's options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data", default="cifar10", help="as run_study.py takes it")
     parser.add_argument("--weights", default="auto", help="as run_study.py takes it")

@@ -1,4 +1,4 @@
-"""The training loops that tests/benchmarks/finetune.py times and compares."""
+"""The training loops that tests/benchmarks/finetune.py compares."""
 
 import itertools
 import math
@@ -23,15 +23,15 @@ from study.training.loop import build_model, epoch_order
 from study.training.optimizer import build_optimizer, learning_rate_factor, set_learning_rates
 from study.training.step import TrainingStep, own_stream
 
-#: Records work and returns what does it again; see `study.step.TrainingStep`.
+#: Records work and returns a function that replays it; see `study.training.step.TrainingStep`.
 Capture = Callable[[Callable[[], None]], Callable[[], None]]
 
-#: The length of a run that the learning rates go by.
+#: Epochs of a run, on which the learning rate schedule depends.
 EPOCHS = 15
 
 
 def do_again(work: Callable[[], None]) -> Callable[[], None]:
-    """A capture that records nothing: the step is done anew, kernel by kernel."""
+    """Return the work itself, so that each step launches its kernels one by one."""
     return work
 
 
@@ -39,12 +39,12 @@ def do_again(work: Callable[[], None]) -> Callable[[], None]:
 
 
 class OwnLoop:
-    """This project's training loop, as `study.training.train` has it between two evaluations.
+    """This project's training loop, as in `study.training.loop.train` between two evaluations.
 
-    It takes full batches only, so that every step is as large as the others.
+    It uses full batches only, so that all steps are of the same size.
 
     Attributes:
-        model: What trains.
+        model: The model being trained.
     """
 
     def __init__(
@@ -53,9 +53,9 @@ class OwnLoop:
         """Prepare a run.
 
         Args:
-            values: Its hyperparameters.
-            data: On the device that trains.
-            capture: As `TrainingStep` takes it.
+            values: Hyperparameters of the run.
+            data: Training data on the device that trains.
+            capture: Passed to `TrainingStep`.
         """
         self.model = build_model(values, data, seed=1).train()
         self._optimizer = build_optimizer(self.model, values)
@@ -68,7 +68,7 @@ class OwnLoop:
         self._steps = enumerate(full_batches(data, self._batch_size))
 
     def run(self, steps: int) -> None:
-        """Take the next steps of the run."""
+        """Run the next steps."""
         per_epoch = math.ceil(len(self._data.train.labels) / self._batch_size)
         for number, (rows, views) in itertools.islice(self._steps, steps):
             factor = learning_rate_factor(self._values, number, per_epoch, EPOCHS)
@@ -77,7 +77,7 @@ class OwnLoop:
 
 
 def full_batches(data: TrainingData, batch_size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Rows of an endless run's full batches, and how their images are seen."""
+    """Yield rows and augmented views of full batches, endlessly."""
     count = len(data.train.labels)
     for epoch in itertools.count(1):
         order, views = epoch_order(count, 1, epoch).to(data.device), epoch_views(data, epoch)
@@ -88,7 +88,7 @@ def full_batches(data: TrainingData, batch_size: int) -> Iterator[tuple[Tensor, 
 
 
 def epoch_views(data: TrainingData, epoch: int) -> Tensor | None:
-    """How each image is seen in an epoch; None where images are not augmented."""
+    """Return the augmented view of each image in an epoch; None without augmentation."""
     if data.augment == "none":
         return None
     count, height, width, _ = data.train.inputs.shape
@@ -102,13 +102,13 @@ def epoch_views(data: TrainingData, epoch: int) -> Tensor | None:
 class ReferenceLoop:
     """torchvision's reference training, `references/classification/train.py`: `train_one_epoch`.
 
-    It reproduces what that function does with each batch and what its `main` hands to it: a
+    It reproduces what that function does with each batch, and the inputs from its `main`: a
     ResNet50 in fp32 and PyTorch's usual memory layout, with 10 classes; cross-entropy; SGD with
     momentum 0.9, learning rate 0.1 and weight decay 1e-4; batches from a DataLoader with worker
     processes and, on a GPU, pinned memory; forward and loss under autocast, and a gradient scaler,
-    with `--amp`; top-1 and top-5 accuracy and the loss read back at each step for its meters.
-    cuDNN chooses its kernels by trial, as there. The mean of the meters, model averaging, gradient
-    clipping, several processes and printing, which are off or rare by default, are left out.
+    with `--amp`; top-1 and top-5 accuracy and the loss read back at each step for its meters; and
+    cuDNN's autotuner. The mean of the meters, model averaging, gradient clipping, several
+    processes and printing, which are off or rare by default, are omitted.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class ReferenceLoop:
             batches: From `reference_batches`.
             classes: Number of classes.
             device: The device that trains.
-            amp: As the option `--amp` there.
+            amp: Same as the reference's option `--amp`.
         """
         self._batches, self._device = batches, device
         self._model = resnet50(num_classes=classes).to(device).train()
@@ -132,7 +132,7 @@ class ReferenceLoop:
         self.meters: list[tuple[float, float, float]] = []
 
     def run(self, steps: int) -> None:
-        """Take the next steps of the run."""
+        """Run the next steps."""
         for image, target in itertools.islice(self._batches, steps):
             self._step(image.to(self._device), target.to(self._device))
 
@@ -153,7 +153,7 @@ class ReferenceLoop:
 
 
 def top_accuracies(output: Tensor, target: Tensor, ks: tuple[int, ...]) -> list[Tensor]:
-    """In percent: how often the target is among the k largest outputs."""
+    """Return, for each k, how often the target is among the k largest outputs, in percent."""
     with torch.inference_mode():
         best = output.topk(max(ks), dim=1).indices.t()
         correct = best == target[None]
@@ -161,14 +161,14 @@ def top_accuracies(output: Tensor, target: Tensor, ks: tuple[int, ...]) -> list[
 
 
 class PilImages(Dataset[tuple[Tensor, int]]):
-    """Images as `torchvision.datasets.CIFAR10` gives them: an array, made a PIL image each time.
+    """Images as in `torchvision.datasets.CIFAR10`: arrays, converted to PIL on each access.
 
-    The transforms are those of the reference's `ClassificationPresetTrain` without the random crop
-    to another size, which no loop here does.
+    The transforms are those of the reference's `ClassificationPresetTrain`, except the random
+    resized crop, which none of the loops here applies.
     """
 
     def __init__(self, part: PartArrays, *, flip: bool) -> None:
-        """Take over the images of a part; `flip`: mirror half of them at random."""
+        """Use the images of a part; `flip`: mirror half of them at random."""
         self._part = part
         normal = PREPROCESSES["imagenet"]
         self._transform = transforms.Compose(
@@ -198,11 +198,11 @@ def reference_batches(
     )
 
 
-# --- how long, and how alike ------------------------------------------------------------------
+# --- timing and comparison --------------------------------------------------------------------
 
 
 def seconds_of(work: Callable[[], None], device: torch.device) -> float:
-    """Wall-clock seconds of some work, to the end of what it leaves the device to do."""
+    """Return the wall-clock seconds of some work, including pending work on the device."""
     synchronize(device)
     start = time.perf_counter()
     work()
@@ -211,7 +211,7 @@ def seconds_of(work: Callable[[], None], device: torch.device) -> float:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all that it was given."""
+    """Wait until the device has finished all pending work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -219,7 +219,7 @@ def synchronize(device: torch.device) -> None:
 def alternate(
     works: Mapping[str, Callable[[], None]], device: torch.device, repeats: int
 ) -> dict[str, list[float]]:
-    """Seconds of several works, one after the other, repeat by repeat, there and back."""
+    """Time several works in turn, reversing the order in every other repeat; in seconds."""
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for repeat in range(repeats):
         for name in list(works)[:: 1 if repeat % 2 == 0 else -1]:
@@ -229,16 +229,16 @@ def alternate(
 
 @dataclass(frozen=True)
 class Difference:
-    """How far apart the weights of two runs of the same seed have ended."""
+    """Difference between the final weights of two runs with the same seed."""
 
     largest: float
-    """Of any one weight."""
+    """Largest difference of a single weight."""
     relative: float
-    """Euclidean distance, as a fraction of how far the weights have moved."""
+    """Euclidean distance, as a fraction of the distance from the initial weights."""
 
 
 def compare(first: np.ndarray, second: np.ndarray, start: np.ndarray) -> Difference:
-    """Compare two runs' weights, given those that both started from."""
+    """Compare the weights of two runs, given their common initial weights."""
     apart = first - second
     moved = float(np.linalg.norm(first - start))
     return Difference(float(np.abs(apart).max()), float(np.linalg.norm(apart)) / moved)
@@ -247,10 +247,10 @@ def compare(first: np.ndarray, second: np.ndarray, start: np.ndarray) -> Differe
 def short_run(
     values: Mapping[str, Value], data: TrainingData, steps: int, capture: Capture | None = None
 ) -> np.ndarray:
-    """Weights after a short run, the same steps each time; `steps` 0: the initial ones.
+    """Return the weights after a short, reproducible run; the initial ones for 0 steps.
 
-    Whatever a replayed step might get wrong is in it: the learning rate changes with every step,
-    the dropout masks' seed half-way, and the last step but one has half a batch.
+    It covers whatever a replayed step could get wrong: the learning rate changes at every step, the
+    seed of the dropout masks half-way, and the second-to-last step has half a batch.
     """
     size, count = int(values["batch_size"]), len(data.train.labels)
     with own_stream(data.device):

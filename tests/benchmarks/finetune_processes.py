@@ -1,6 +1,6 @@
-"""Several processes that train on one GPU at once, for tests/benchmarks/finetune.py.
+"""Train in several processes on one GPU at once, for tests/benchmarks/finetune.py.
 
-They share the GPU as the runs of a study do, each with its part of the memory, without Ray.
+They share the GPU like the runs of a study, each with its share of the memory, but without Ray.
 """
 
 import multiprocessing
@@ -21,47 +21,47 @@ from study.training.data import TrainingData
 from study.training.step import own_stream
 from tests.benchmarks.finetune_loops import OwnLoop, short_run, synchronize
 
-#: Seconds after which a process that has not answered counts as lost.
+#: Seconds to wait for the answer of a process.
 TIMEOUT = 150
 
-#: Steps between two looks at the clock.
+#: Steps between two readings of the clock.
 STRIDE = 20
 
 
 @dataclass(frozen=True)
 class Job:
-    """What one process does."""
+    """Work of one process."""
 
     arrays: Path
-    """A pickled `TrainingArrays`."""
+    """File with a pickled `TrainingArrays`."""
     device: str
     """"cuda" or "cpu"."""
     share: float
-    """Of the GPU, as `study.packing.memory_share` takes it."""
+    """Share of the GPU, as in `study.runs.gpu_load.memory_share`."""
     values: Mapping[str, Value]
     """Hyperparameters."""
     windows: int
-    """How often the rate is measured."""
+    """Number of windows in which the rate is measured."""
     seconds: float
-    """Length of a window."""
+    """Length of a window in seconds."""
     stride: int
-    """Steps between two looks at the clock."""
+    """Steps between two readings of the clock."""
     steps: int
-    """Of the run whose weights are compared."""
+    """Steps of the run whose weights are compared."""
     role: str
-    """What it does beside others: "train", "go on" or "ask for too much"."""
+    """What it does while others run: "train", "go on" or "ask for too much"."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a process brings home."""
+    """Result of a process."""
 
     rates: tuple[float, ...] = ()
     """Images per second in each window."""
     weights: tuple[np.ndarray, ...] = ()
-    """After each run of the same steps."""
+    """Weights after each run of the same steps."""
     error: str = ""
-    """The type of the error that ended the run; empty: none did."""
+    """Type of the error that ended the run; empty if none did."""
 
 
 Meet = Callable[[], Any]
@@ -70,7 +70,7 @@ A = TypeVar("A")
 
 
 def work(job: Job, meet: Meet) -> Answer:
-    """Do what a job asks for; `meet` waits until all processes have come as far."""
+    """Do a job; `meet` is a barrier for all processes."""
     torch.set_num_threads(1)
     if job.device == "cuda":
         torch.cuda.set_per_process_memory_fraction(memory_share(job.share))
@@ -81,7 +81,7 @@ def work(job: Job, meet: Meet) -> Answer:
 
 
 def _train(job: Job, data: TrainingData, meet: Meet) -> Answer:
-    """Train at full speed in windows common to all, then take the run that is compared, twice."""
+    """Train at full speed in windows common to all, then do the compared run twice."""
     torch.backends.cudnn.benchmark = True
     rates = []
     with own_stream(data.device):
@@ -96,14 +96,14 @@ def _train(job: Job, data: TrainingData, meet: Meet) -> Answer:
                 taken += job.stride
             passed = time.perf_counter() - start
             rates.append(taken * int(job.values["batch_size"]) / passed)
-    # Chosen by trial, two processes' kernels may differ, and so would their rounding.
+    # Autotuned kernels may differ between processes, and so would their rounding.
     torch.backends.cudnn.benchmark = False
     meet()
     return Answer(tuple(rates), tuple(short_run(job.values, data, job.steps) for _ in range(2)))
 
 
 def _go_on(job: Job, data: TrainingData, meet: Meet) -> Answer:
-    """Take the run that is compared twice alone, then once more while the other one fails."""
+    """Do the compared run twice alone, then once more while the other process fails."""
     alone = [short_run(job.values, data, job.steps) for _ in range(2)]
     meet()
     return Answer(weights=(*alone, short_run(job.values, data, job.steps)))
@@ -119,11 +119,11 @@ def _ask_for_too_much(job: Job, data: TrainingData, meet: Meet) -> Answer:
 
 
 def in_processes(function: Callable[[J, Meet], A], jobs: list[J]) -> list[A]:
-    """Run a function in a process of its own for each job, all at once.
+    """Run a function on each job, each in its own process, all at once.
 
     Raises:
-        RuntimeError: One of them failed; its error is in the text.
-        TimeoutError: One of them gave no answer.
+        RuntimeError: A process failed; the message contains its error.
+        TimeoutError: A process did not answer.
     """
     context = multiprocessing.get_context("spawn")
     barrier, answers = context.Barrier(len(jobs)), context.Queue()
@@ -147,7 +147,7 @@ def in_processes(function: Callable[[J, Meet], A], jobs: list[J]) -> list[A]:
         raise TimeoutError(f"{len(jobs) - len(found)} of {len(jobs)} gave no answer") from None
     finally:
         for process in processes:
-            # Those that have answered are about to end.
+            # Processes that have answered are about to exit.
             process.join(timeout=10 if len(found) == len(jobs) else 0)
             if process.is_alive():
                 process.terminate()
@@ -160,6 +160,6 @@ def _process(
     try:
         answers.put((number, function(job, lambda: barrier.wait(timeout=TIMEOUT)), ""))
     except BaseException as error:
-        # The others would wait for this process.
+        # Release the others, which would wait for this process.
         barrier.abort()
         answers.put((number, None, f"{type(error).__name__}: {error}"))

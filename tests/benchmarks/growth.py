@@ -1,13 +1,13 @@
-"""How a study's phases grow: with images, trials, image size, and trials at once.
+"""Scaling of a study's phases with images, trials, image size, and trials at once.
 
     python -m tests.benchmarks.growth [--repeats 5]
 
-Each point is a whole study by the command, features computed anew, of 3 epochs and one confirmation
-seed; it differs from the base in what its label says. Points are run in turn, there and back, after
-a study that warms the machine up and does not count; the table comes after each round. `/ base` is
-the whole study against the base's, round by round. `start` is all until the search but the
-features, `end` the report and the export; memory is the most that all processes of a study held at
-once, looked at every few seconds.
+Each point is a whole study by the command, with computed features, 3 epochs and one confirmation
+seed; its label says how it differs from the base. Points run in turn, in alternating order, after
+one discarded warm-up study; the table is printed after each round. `/ base` is the time of the
+whole study relative to the base's, round by round. `start` is everything before the search except
+the features, `end` is report and export; memory is the peak of all processes of a study together,
+sampled every few seconds.
 """
 
 import argparse
@@ -28,10 +28,10 @@ from tests.benchmarks.paired import Spread, about, ratio, show
 from tests.benchmarks.processes import cache_without_features, watch_memory
 from tests.support import ROOT
 
-#: Seconds between two looks at the memory: one costs a twentieth of a second of a core.
+#: Seconds between samples of the memory; one sample costs 0.05 s of a core.
 LOOK_EVERY = 5.0
 
-#: What all points have in common.
+#: Options common to all points.
 COMMON = (
     "--name=growth",
     "--transfer=frozen",
@@ -40,7 +40,7 @@ COMMON = (
     "--seeds=1",
 )
 
-#: What the table calls phases.
+#: Phases in each column of the table.
 COLUMNS = {
     "start": ("start-up", "ray", "data", "hand over"),
     "features": ("features",),
@@ -52,24 +52,24 @@ COLUMNS = {
 
 @dataclass
 class Point:
-    """A size of study; called, it runs one."""
+    """A study of one size; call it to run the study."""
 
     label: str
     options: tuple[str, ...]
     seconds: list[Mapping[str, float]] = field(default_factory=list)
-    """By column, of each study."""
+    """Seconds by column, for each study."""
     epochs: int = 0
-    """In the search and the confirmation of the last study."""
+    """Epochs in the search and confirmation of the last study."""
     efficiency: float = 0.0
-    """Of the last study's search."""
+    """Efficiency of the last study's search."""
     memory: list[int] = field(default_factory=list)
-    """In bytes, of each study."""
+    """Peak memory of each study, in bytes."""
 
     def __call__(self) -> None:
-        """Run a study and note what it took.
+        """Run a study and record its time and memory.
 
         Raises:
-            RuntimeError: It has failed.
+            RuntimeError: The study failed.
         """
         with TemporaryDirectory() as folder:
             output = Path(folder) / "output"
@@ -93,7 +93,7 @@ class Point:
 
 
 def by_column(times: Times) -> Mapping[str, float]:
-    """Seconds of the phases, added up to columns of the table."""
+    """Sum the seconds of phases to columns of the table."""
     walls = {phase.phase: phase.wall for phase in times.phases}
     return {
         column: sum(walls.get(phase, 0.0) for phase in phases) for column, phases in COLUMNS.items()
@@ -101,13 +101,13 @@ def by_column(times: Times) -> Mapping[str, float]:
 
 
 def search_efficiency(times: Times) -> float:
-    """Time in epochs as a fraction of the slots' time in the search."""
+    """Return the fraction of the slots' time in the search that is spent in epochs."""
     (search,) = (phase.slot_time for phase in times.phases if phase.phase == "search")
     return search.efficiency if search else 0.0
 
 
 def all_points() -> list[Point]:
-    """The base first."""
+    """Return all points, the base first."""
     fewer = [count for count in (1, 2, 4, 8, 16, 32, 64) if count < cpu_count()]
     return [
         point("base"),
@@ -122,7 +122,7 @@ def all_points() -> list[Point]:
 
 
 def point(label: str, **options: int) -> Point:
-    """A study of 10 trials on 1,000 images at 32 px, on all cores, but for what is given."""
+    """Return a study of 10 trials on 1,000 images at 32 px on all cores, with these changes."""
     given = {"images": 1_000, "trials": 10, "image_size": 32, **options}
     more = (f"--{name.replace('_', '-')}={value}" for name, value in given.items())
     return Point(label, (*COMMON, *more))
@@ -149,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def row(point: Point, base: Point) -> list[str]:
-    """What a point's studies say."""
+    """Return a point's row of the table."""
     whole, whole_of_base = (
         Spread(tuple(sum(columns.values()) for columns in p.seconds)) for p in (point, base)
     )

@@ -1,13 +1,13 @@
-"""How near a head's training step is to the least that it can take on this machine.
+"""Time of a head's training step, relative to a lower bound on this machine.
 
     python -m tests.benchmarks.head_step [--repeats 5] [--steps 20]
 
-One thread, as a run has it; made-up features, since only time counts. The least is the larger part
-of a step, counted: the operations of its matrix products (forward, and both gradients of each layer
-but for that of the first one's inputs) at the rate that this machine reaches on large products in
-the same type, and the optimizer's bytes (weight, gradient and both moments read, three of them
-written, fp32) at the rate at which it copies. The rates are measured anew in every round, right
-before the steps; the first round does not count.
+Uses one thread, as a run does, and made-up features, since only time matters. The lower bound
+covers the largest costs of a step: the operations of its matrix products (forward, and both
+gradients of each layer, except that of the first layer's inputs) at the rate of large products of
+the same type, plus the optimizer's bytes (weight, gradient and both moments read, three of them
+written, fp32) at the rate of a copy. These rates are measured in every round, right before the
+steps; the first round is discarded.
 
 Measured (n = 5, a core of an AMD EPYC with AVX2, fp32, torch 2.15.0):
 
@@ -27,11 +27,9 @@ On a core of an Intel Xeon with AMX, bf16 (n = 5):
     | 2048-512, batches of 256        | 19.8 (19.7 to 21.0) | 1.38 (1.34 to 1.42) |
     | 1024, batches of 1024           | 17.2 (16.7 to 17.5) | 1.68 (1.65 to 1.72) |
 
-There the optimizer alone is faster than counted where its 34 MB stay in the cache (the head 1024).
-An hour earlier, before freed memory was kept, rows were taken by `index_select` and the gradient's
-factor was copied: 5.4, 9.9, 36.9 and 22.9 ms; 1.58, 1.65, 2.44 and 2.21 times the least. What is
-left is rounding weights and gradients to and from bf16, a fifth of a step, the masks of dropout,
-and what the processor's matrix units wait for on small matrices.
+There the optimizer is faster than its bound if its 34 MB stay in the cache (the head 1024). The
+rest is rounding weights and gradients to and from bf16, a fifth of a step, the masks of dropout,
+and waits of the processor's matrix units on small matrices.
 """
 
 import argparse
@@ -52,10 +50,10 @@ from tests.benchmarks.paired import Spread, about, show
 
 ROWS, CLASSES = 20_000, 10
 
-#: The article's, the default, and the widest of the space `dropout`, each with a batch size.
+#: Heads with batch sizes: the article's, the default, and the widest of the space `dropout`.
 HEADS = (("512-256-512-128", 100), ("1024", 256), ("2048-512", 256), ("1024", 1024))
 
-#: Times that a parameter's four bytes move in one step of AdamW.
+#: How often a parameter's four bytes are read or written in one step of AdamW.
 MOVES = 7
 
 
@@ -97,7 +95,7 @@ def main() -> None:
 
 
 def counted(head: str, batch_size: int) -> tuple[float, int]:
-    """Floating-point operations of a step's matrix products, and parameters."""
+    """Return the floating-point operations of a step's matrix products, and the parameters."""
     widths = (FEATURES, *hidden_widths({"head": head}), CLASSES)
     layers = [a * b for a, b in itertools.pairwise(widths)]
     operations = 2.0 * batch_size * (3 * sum(layers) - layers[0])
@@ -105,7 +103,7 @@ def counted(head: str, batch_size: int) -> tuple[float, int]:
 
 
 def steps_of(head: str, batch_size: int) -> Callable[[int], None]:
-    """Takes steps of a run."""
+    """Return a function that runs steps."""
     values: dict[str, Value] = {
         "head": head,
         "dropout": 0.3,
@@ -130,7 +128,7 @@ def steps_of(head: str, batch_size: int) -> Callable[[int], None]:
 
 
 def copy_rate(size: int = 2**25, repeats: int = 3) -> float:
-    """Bytes per second of a copy, read and written."""
+    """Return the bytes per second of a copy, read plus written."""
     source, target = torch.randn(size), torch.empty(size)
     best = 0.0
     for _ in range(repeats):

@@ -1,19 +1,19 @@
-"""How fast image files are read and predicted.
+"""Speed of reading image files, and of predictions on them.
 
     python -m tests.benchmarks.own_images [--files 2000] [--repeats 5]
 
-Reading on all cores is held against reading on one; files to answers, as `study.predict` does it,
-against the model alone on images that lie in memory. The files are JPEG of 1,000 x 750 pixels,
-CIFAR-10's images enlarged; the model is a ResNet50 with a head of 512 at 96 px with Keras' weights
-(what it answers does not matter here). Pairs run one right after the other, after one round that is
-thrown away. Printed are the median, smallest and largest ratio.
+Compares reading on all cores with reading on one, and prediction from files, as in `study.predict`,
+with the model alone on images in memory. The files are JPEGs of 1,000 x 750 pixels, enlarged from
+CIFAR-10; the model is a ResNet50 with a head of 512 at 96 px with Keras' weights (the predictions
+do not matter here). Pairs run one right after the other, after one discarded round. Prints median,
+minimum and maximum of the ratios.
 
 Measured (1,000 files, n = 5, 2 cores of an AMD EPYC, Python 3.11.7, torch 2.15.0, Pillow 13.0.0):
 
     reading on one core / on all: 1.84 (1.77 to 2.20)
     files to answers / the model alone: 1.23 (1.18 to 1.27)
 
-The second is above 1 since reading takes a core for 1.8 ms a file, and the model has need of both.
+The second is above 1 since reading takes 1.8 ms of a core per file, and the model uses both cores.
 """
 
 import argparse
@@ -77,7 +77,7 @@ def main() -> None:
 def compare(
     what: str, first: Callable[[], object], second: Callable[[], object], repeats: int
 ) -> None:
-    """Time two things in turn, and print how many times as long the first takes."""
+    """Time two functions in turn, and print the ratio of their times."""
     ratios, seconds = [], []
     for round_number in range(repeats + 1):
         times = []
@@ -94,20 +94,20 @@ def compare(
 
 
 def read_all(files: list[Path], cores: int) -> None:
-    """Read every file with so many threads."""
+    """Read every file with `cores` threads."""
     for _ in read_images(files, SIDE, cores):
         pass
 
 
 def run_model(model: Model, pixels: np.ndarray) -> None:
-    """The same batches without files."""
+    """Run the model on the same batches from memory."""
     with torch.inference_mode():
         for batch in torch.from_numpy(pixels).split(model.images_at_once):
             model(batch).softmax(dim=1).numpy()
 
 
 def write_files(folder: Path, count: int) -> list[Path]:
-    """JPEG files of photographs' size."""
+    """Write JPEG files of the size of photographs."""
     folder.mkdir()
     dataset = load_dataset("cifar10")
     files = []
@@ -119,7 +119,7 @@ def write_files(folder: Path, count: int) -> list[Path]:
 
 
 def write_model(folder: Path) -> None:
-    """A bundle."""
+    """Write a bundle."""
     weights = load_weights("keras")
     content = ModelParts(
         classes=tuple(map(str, range(10))),

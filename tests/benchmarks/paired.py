@@ -1,8 +1,8 @@
-"""Paired timings: what every benchmark here prints, and how it comes by it.
+"""Paired timings, which every benchmark here uses.
 
-Contenders do the same work in turn, there and back, round after round, so that what else the
-machine does strikes all of them alike; the first round is a warm-up and is thrown away. What counts
-is the ratio within a round. Seconds stand beside it as an order of magnitude only.
+Contenders do the same work in turn, in alternating order, round after round, so that other load on
+the machine affects all of them alike; the first round is a warm-up and is discarded. The result is
+the ratio within a round; seconds are printed only as an order of magnitude.
 """
 
 import os
@@ -21,7 +21,7 @@ from study.system.hardware import cpu_count
 
 @dataclass(frozen=True)
 class Spread:
-    """Some values of one kind."""
+    """Repeated measurements of one quantity."""
 
     values: tuple[float, ...]
 
@@ -31,7 +31,7 @@ class Spread:
         return median(self.values)
 
     def shown(self, digits: int = 2) -> str:
-        """Median, smallest and largest."""
+        """Format median, minimum and maximum."""
         low, high = min(self.values), max(self.values)
         return f"{self.middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
@@ -39,12 +39,12 @@ class Spread:
 def in_turn(
     works: Mapping[str, Callable[[], object]], repeats: int, *, warm_up: bool = True
 ) -> dict[str, Spread]:
-    """Seconds of several works, by name.
+    """Time several works in turn; return their seconds by name.
 
     Args:
-        works: Each does the whole work once.
-        repeats: Rounds that count.
-        warm_up: Whether a round goes before that does not count.
+        works: Functions that each do the whole work once.
+        repeats: Number of measured rounds.
+        warm_up: Whether to run a discarded round first.
     """
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for number in range(repeats + warm_up):
@@ -57,12 +57,12 @@ def in_turn(
 
 
 def ratio(first: Spread, second: Spread) -> Spread:
-    """Round by round, how many times as long the first takes as the second."""
+    """Return the ratio of the first's time to the second's, round by round."""
     return Spread(tuple(a / b for a, b in zip(first.values, second.values, strict=True)))
 
 
 def show(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table as Markdown, its columns aligned; the first is text, the others are figures."""
+    """Format an aligned Markdown table; the first column is text, the others are numbers."""
     lines = [list(heads), *map(list, rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
 
@@ -78,7 +78,7 @@ def show(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def about(*packages: str) -> str:
-    """What it was measured on and with, in a line."""
+    """Describe machine and versions in one line."""
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     best = torch.backends.cpu.get_cpu_capability()
     found = []
@@ -94,7 +94,7 @@ def about(*packages: str) -> str:
 
 
 def cpu_name() -> str:
-    """The processor's name, as the system has it."""
+    """Return the processor's name as the system reports it."""
     info = Path("/proc/cpuinfo")
     for line in info.read_text().splitlines() if info.exists() else ():
         if line.startswith("model name"):

@@ -1,17 +1,16 @@
-"""Is the verdict honest? Whole studies of a factor that does nothing, simulated.
+"""False positive rate of the verdict: simulated studies of a factor without effect.
 
     python -m tests.benchmarks.placebo --studies 2000
 
-Each study goes through the project's own search (an Optuna study and an ASHA bracket per arm),
-chooses its champions, crosses them over 8 seeds and takes the verdict, all by the code that a real
-study runs; only training is replaced by a synthetic learner. Its factor is a placebo. A verdict
-that claims a difference is therefore wrong, and at most 5 % may. The same studies show what two
-other ways would have claimed: the champions compared as they are (uncrossed), and one run of each
-champion's recipe without and with, by whichever is higher.
+Each study runs the project's own search (an Optuna study and an ASHA bracket per arm), chooses its
+champions, crosses them over 8 seeds and computes the verdict, all with the code of a real study;
+only training is replaced by a synthetic learner. The factor is a placebo, so a verdict that claims
+a difference is wrong, and at most 5 % may. The same studies show what a direct comparison of the
+champions (uncrossed) would have claimed.
 
-The learner: test accuracy has a smooth optimum in the recipe, an offset of its own for every
-hyperparameter set (what a recipe really is worth beyond the smooth part), and noise from the seed.
-`val` sees the same with noise from its own images.
+The learner: test accuracy has a smooth optimum in the recipe, a random offset for every
+hyperparameter set (its true value beyond the smooth part), and noise from the seed. `val` is the
+same plus noise from its own images.
 """
 
 import argparse
@@ -34,7 +33,7 @@ from scipy import stats
 from analysis.frames import StudyFrames
 from analysis.stats.verdict import compute_verdict
 from search_spaces import Value, find_space
-from study.confirm.design import cells
+from study.confirm.design import cross_recipes
 from study.search.champions import Champion
 from study.search.scheduler import EPOCH, SCORE, ArmScheduler
 from study.search.searcher import ArmSearch, StudySearch
@@ -46,13 +45,13 @@ EPOCHS, TRIALS, SEEDS = 15, 40, 8
 
 @dataclass(frozen=True)
 class Learner:
-    """Accuracies in points; the defaults are of the size seen in the README's study.
+    """Synthetic accuracies in points; the defaults are of the size seen in a real study.
 
     Attributes:
-        recipe_sd: Of the offset that every hyperparameter set has.
-        seed_sd: Of a run's accuracy between seeds, what both runs of a pair share.
-        run_sd: Of a run's accuracy beyond that.
-        val_sd: What val adds at each epoch.
+        recipe_sd: Standard deviation of the offsets of hyperparameter sets.
+        seed_sd: Standard deviation between seeds, shared by both runs of a pair.
+        run_sd: Standard deviation between the runs of a pair.
+        val_sd: Standard deviation of the noise on val at each epoch.
     """
 
     recipe_sd: float = 0.15
@@ -61,7 +60,7 @@ class Learner:
     val_sd: float = 0.15
 
     def truth(self, values: Mapping[str, Value], study: int) -> float:
-        """Expected test accuracy of a hyperparameter set; the placebo does not enter."""
+        """Return the expected test accuracy of a hyperparameter set, which ignores the placebo."""
         recipe = {name: value for name, value in values.items() if name not in SPACE.factor_names}
         random = np.random.default_rng(derive_seed(study, "recipe", repr(sorted(recipe.items()))))
         rate = math.log10(float(values["learning_rate"])) + 3.3
@@ -72,16 +71,16 @@ class Learner:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a simulated study would have claimed, three ways; p-values and one coin."""
+    """Result of a simulated study: p-values with and without crossing, and the true difference."""
 
     crossed: float
     uncrossed: float
     difference: float
-    """Of the champions' true accuracies, in points: the luck of the search."""
+    """Difference of the champions' true accuracies, in points: the luck of the search."""
 
 
 def simulate(study: int, learner: Learner) -> Outcome:
-    """One study of the placebo, from its search to its verdict."""
+    """Simulate one study of the placebo, from search to verdict."""
     champions = _search(study, learner)
     verdict = compute_verdict(_confirm(study, learner, champions))
     (comparison,) = verdict.comparisons
@@ -91,7 +90,7 @@ def simulate(study: int, learner: Learner) -> Outcome:
 
 
 def _search(study: int, learner: Learner) -> list[Champion]:
-    """Search both arms with two trials at a time, and take the best of those that ended."""
+    """Search both arms with two trials at a time, and return the champions."""
     storage = optuna.storages.InMemoryStorage()
     arms = {
         arm.name: ArmSearch(
@@ -133,7 +132,7 @@ def _search(study: int, learner: Learner) -> list[Champion]:
 
 
 def _val_scores(learner: Learner, config: Mapping[str, Any], study: int) -> list[float]:
-    """The best accuracy on val so far, epoch by epoch."""
+    """Return the best accuracy on val so far, epoch by epoch."""
     random = np.random.default_rng(config["seed"])
     epochs = np.arange(1, EPOCHS + 1)
     luck = random.normal(0, math.hypot(learner.seed_sd, learner.run_sd))
@@ -142,10 +141,10 @@ def _val_scores(learner: Learner, config: Mapping[str, Any], study: int) -> list
 
 
 def _confirm(study: int, learner: Learner, champions: list[Champion]) -> StudyFrames:
-    """The confirmation runs of the project's own cells, with the learner's test accuracies."""
+    """Return the project's confirmation runs with the learner's test accuracies."""
     rows = []
     for seed in range(SEEDS):
-        for cell in cells(SPACE, champions):
+        for cell in cross_recipes(SPACE, champions):
             shared = np.random.default_rng(derive_seed(study, "pair", cell.recipe, seed))
             own = np.random.default_rng(derive_seed(study, "run", cell.name, seed))
             accuracy = learner.truth(cell.hyperparameters, study)

@@ -1,4 +1,4 @@
-"""What benchmarks need of the processes that they start: their memory, and a cache to find."""
+"""Helpers for processes that benchmarks start: memory use, and a cache without features."""
 
 import subprocess
 from contextlib import suppress
@@ -8,18 +8,18 @@ import psutil
 
 from study.system.cache import cache_dir
 
-#: Seconds between two looks at a process's memory, where nothing else is said.
+#: Default interval between samples of a process's memory, in seconds.
 LOOK_EVERY = 0.5
 
 
 def cache_without_features(folder: Path) -> Path:
-    """A cache directory that shares images and weights with the user's, and has nothing else.
+    """Create a cache directory with the user's images and weights, but no features.
 
     Args:
-        folder: Where it is made.
+        folder: Where to create it.
 
     Returns:
-        What XDG_CACHE_HOME is to be.
+        The value for XDG_CACHE_HOME.
     """
     cache = folder / "cache" / "dropout-study"
     cache.mkdir(parents=True)
@@ -30,11 +30,11 @@ def cache_without_features(folder: Path) -> Path:
 
 
 def watch_memory(process: "subprocess.Popen[bytes]", look_every: float = LOOK_EVERY) -> int:
-    """Wait for a process to end; the most bytes that it and its descendants held at once.
+    """Wait for a process to end; return the peak memory of it and its descendants, in bytes.
 
     Args:
-        process: One that is running.
-        look_every: In seconds.
+        process: A running process.
+        look_every: Interval between samples, in seconds.
     """
     most = 0
     while process.poll() is None:
@@ -47,7 +47,7 @@ def watch_memory(process: "subprocess.Popen[bytes]", look_every: float = LOOK_EV
 
 
 def _memory_of(process: psutil.Process) -> int:
-    """Bytes of a process; of memory that it shares its part, where the system tells."""
+    """Return the bytes of a process, with its share of shared memory if known (PSS)."""
     try:
         info = process.memory_full_info()
     except psutil.Error:  # it has just ended

@@ -1,18 +1,18 @@
-"""Trains many hyperparameter sets in full, once each, for tests/benchmarks/search_quality.py.
+"""Train many hyperparameter sets in full, once each, for tests/benchmarks/search_quality.py.
 
     python -m tests.benchmarks.record FILE.csv [--seed 1] [--sets 400] [--seconds 600]
 
-For each arm of the space `dropout` the same number of sets, drawn at random over the ranges, runs
-of the study's own training loop on cached features, 15 epochs without early stopping. Every run's
-curves on `val` are one row of the file. Where the time is up, the rows of the sets that are done
-are written.
+Each arm of the space `dropout` gets the same number of sets, drawn at random from the ranges. Each
+set is one run of the study's own training loop on cached features, 15 epochs without early
+stopping; its curves on `val` are one row of the file. When the time is up, the rows of the finished
+sets are written.
 
-On a GPU several processes share it; on a CPU each core has one.
+A GPU is shared by several processes; on a CPU there is one process per core.
 
-The committed recorded.csv is two such files, one after the other, each cut short by its time:
+The committed recorded.csv is the concatenation of two such files, both cut short by the time limit:
 `--seed 1` (213 sets) and `--seed 2` (168 sets). All of CIFAR-10 (45,000 images in train, 5,000 in
 val) at 96 px, frozen ResNet50 with Keras' ImageNet weights, whose kernels had been rounded to bf16;
-one NVIDIA H200, torch 2.11. A kernel that rounds otherwise changes the last digits of a curve.
+one NVIDIA H200, torch 2.11. Kernels that round differently change the last digits of a curve.
 """
 
 import argparse
@@ -56,11 +56,11 @@ class Job:
     number: int
     values: Mapping[str, Value]
     seed: int
-    """Of the run."""
+    """Seed of the run."""
 
 
 def draw(space: Space, sets: int, seed: int) -> Iterator[Job]:
-    """Sets at random, the arms in turn, so that a file cut short has as many of each."""
+    """Draw sets at random, alternating arms, so that a file cut short is balanced."""
     drawn = {}
     for arm in space.arms:
         sampler = optuna.samplers.RandomSampler(seed=derive_seed(seed, "record", arm.name))
@@ -76,13 +76,13 @@ DATA: list[TrainingData] = []
 
 
 def begin(file: str, device: str) -> None:
-    """Prepare a process."""
+    """Initialize a worker process."""
     torch.set_num_threads(1)
     DATA.append(pickle.loads(Path(file).read_bytes()).to(torch.device(device)))
 
 
 def run(job: Job) -> tuple[Job, list[tuple[float, float]]]:
-    """Accuracy and loss on val, epoch by epoch; fewer epochs where the run diverges."""
+    """Return the job, and accuracy and loss on val per epoch; fewer epochs if it diverges."""
     curve: list[tuple[float, float]] = []
     with contextlib.suppress(NonFiniteLossError):
         train(
@@ -97,7 +97,7 @@ def run(job: Job) -> tuple[Job, list[tuple[float, float]]]:
 
 
 def record(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Train until all is done or the time is up; one row per set."""
+    """Train until all sets are done or the time is up; return one row per set."""
     until = time.monotonic() + options.seconds
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dataset, weights = load_dataset(options.data, options.images), load_weights(options.weights)
@@ -140,7 +140,7 @@ def _row(job: Job, curve: list[tuple[float, float]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Record and write."""
+    """Train the sets and write the file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("file", type=Path)
     parser.add_argument("--sets", type=int, default=400, help="per arm")

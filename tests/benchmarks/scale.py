@@ -1,17 +1,16 @@
-"""What the driver costs per trial, from the first trial to the ten thousandth.
+"""Overhead of the driver per trial, from the first trial to the ten thousandth.
 
     python -m tests.benchmarks.scale [--trials 1000] [--seconds 0.5] [--at-once 16] [--nodes 4]
 
-Trials only sleep and report, so all that takes time is the driver. The project's own search (two
-arms, TPE, ASHA's brackets, optuna.db, epochs.jsonl) and stock Ray Tune (random search, no
-scheduler) run the same number of the same sleeping trials, one after the other on one simulated
-cluster, with the same number at once, both with `reuse_actors=True`. `--sides ours` leaves stock
-out.
+Trials only sleep and report, so that only the driver takes time. The project's own search (two
+arms, TPE, ASHA brackets, optuna.db, epochs.jsonl) and stock Ray Tune (random search, no scheduler)
+run the same number of the same sleeping trials, one after the other on one simulated cluster, with
+the same number at once, both with `reuse_actors=True`. `--sides ours` omits stock.
 
 Prints a line per bin of trials, in the order in which they ended: the overhead per trial, which is
-the wall-clock time less the least that there can be (sleeping time / trials at once), over the
-number of trials; and the driver's own CPU time per trial. Starting Ray and its processes falls into
-the first bin.
+the wall-clock time minus its lower bound (sleeping time / trials at once), divided by the number of
+trials; and the driver's own CPU time per trial. The first bin includes the start of Ray and its
+processes.
 
 Measured with `--trials 5000 --bin 1000`, once (AMD EPYC, 2 cores that others used too, Python
 3.11.7, ray 2.60.0, optuna 5.0.0), in ms per trial:
@@ -23,12 +22,12 @@ Measured with `--trials 5000 --bin 1000`, once (AMD EPYC, 2 cores that others us
     3000-4000               52.4  47.4                        38.9  47.3
     4000-5000               51.2  39.3                        41.9  42.7
 
-Ours has TPE, ASHA and optuna.db in it, and still grows less: stock Ray Tune goes over all trials at
-every step to find one that waits, which `ArmScheduler.choose_trial_to_run` does not. Before that,
-in one run of 10,000 trials, ours went from 57.1 (the first 1,000) to 81.8 (the last), stock from
-38.1 to 65.6; the CPU time from 34.5 to 64.4, and from 19.7 to 60.1. What is left of the growth is
-within Ray, in what both have in common. With an idle disk and idle cores all of it is smaller: over
-the first 1,000 trials of another run stock took 1.9 to 5.3, ours (before) 7.7 to 13.2.
+Ours includes TPE, ASHA and optuna.db, and still grows less: stock Ray Tune iterates over all trials
+at every step to find a waiting one, which `ArmScheduler.choose_trial_to_run` avoids. Without that,
+in one run of 10,000 trials, ours went from 57.1 (first 1,000) to 81.8 (last 1,000), stock from 38.1
+to 65.6; the CPU time from 34.5 to 64.4, and from 19.7 to 60.1. The remaining growth is within Ray,
+in code common to both. With an idle disk and idle cores all numbers are smaller: over the first
+1,000 trials of another run stock took 1.9 to 5.3, ours (without it) 7.7 to 13.2.
 """
 
 import argparse
@@ -74,16 +73,16 @@ from tests.support.tiny_study import make_study
 
 SPACE = find_space("dropout")
 
-#: The worker of trials that are made up.
+#: Worker name of made-up trials.
 NOBODY = "nobody"
 
 
 @dataclass(frozen=True)
 class Ended:
-    """A trial that has ended."""
+    """An ended trial."""
 
     begun: float
-    """In Unix seconds, as the next."""
+    """Start in Unix seconds, as is the end."""
     when: float
     epochs: int
     process: str
@@ -91,18 +90,18 @@ class Ended:
 
 @dataclass
 class CpuClock:
-    """The CPU time of this process, looked at twice a second."""
+    """CPU time of this process, sampled twice a second."""
 
     times: list[float] = field(default_factory=list)
     used: list[float] = field(default_factory=list)
 
     def look(self) -> None:
-        """Note how much this process has used so far."""
+        """Record the CPU time used so far."""
         self.times.append(time.time())
         self.used.append(time.process_time())
 
     def at(self, moment: float) -> float:
-        """How much it had used then."""
+        """Return the CPU time used up to a moment."""
         return float(np.interp(moment, self.times, self.used))
 
 
@@ -127,7 +126,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, cluster(options):
         for side in options.sides:
             gc.collect()
-            # What was written before is not to slow down what follows.
+            # Pending writes must not slow down the next side.
             os.sync()
             with watch_cpu() as clock:
                 ended = SIDES[side](Path(folder), options)
@@ -137,7 +136,7 @@ def main() -> None:
 
 @contextmanager
 def cluster(options: argparse.Namespace) -> Iterator[None]:
-    """A cluster of made-up nodes, with as many CPUs in all as there are trials at once."""
+    """Start a simulated cluster with one CPU for each trial at once."""
     cpus = -(-options.at_once // options.nodes)
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus})
     try:
@@ -152,7 +151,7 @@ def cluster(options: argparse.Namespace) -> Iterator[None]:
 
 @contextmanager
 def watch_cpu() -> Iterator[CpuClock]:
-    """Follow this process's CPU time while a block runs."""
+    """Sample this process's CPU time while a block runs."""
     clock, done = CpuClock(), threading.Event()
 
     def follow() -> None:
@@ -171,7 +170,7 @@ def watch_cpu() -> Iterator[CpuClock]:
 
 
 def run_ours(folder: Path, options: argparse.Namespace) -> list[Ended]:
-    """The project's search; its trials."""
+    """Run the project's search; return its trials."""
     trials = options.already + options.trials
     study = make_study(folder, trials=trials, epochs=options.epochs, space=SPACE.name)
     make_up_trials(study, options.already)
@@ -195,7 +194,7 @@ def run_ours(folder: Path, options: argparse.Namespace) -> list[Ended]:
 
 
 def run_stock(folder: Path, options: argparse.Namespace) -> list[Ended]:
-    """Stock Ray Tune with random search; its trials."""
+    """Run stock Ray Tune with random search; return its trials."""
     settings = SleepSettings(options.epochs, options.seconds)
     trainable = tune.with_parameters(sleep_and_report, settings=settings)
     values = {name: stock_range(values) for name, values in SPACE.ranges(SPACE.arms[1]).items()}
@@ -220,7 +219,7 @@ def run_stock(folder: Path, options: argparse.Namespace) -> list[Ended]:
 
 
 def make_up_trials(study: Study, count: int) -> None:
-    """Leave in the run directory what so many trials would have left."""
+    """Write `count` made-up trials to the run directory."""
     luck, rows = random.Random(0), []
     storage = open_storage(study.rundir.optuna_db)
     for index, arm in enumerate(SPACE.arms):
@@ -261,7 +260,7 @@ def make_up_trials(study: Study, count: int) -> None:
 
 
 def stock_range(values: Range) -> Any:
-    """A range in Ray Tune's terms."""
+    """Convert a range to a Ray Tune domain."""
     match values:
         case Float(low, high, log):
             return tune.loguniform(low, high) if log else tune.uniform(low, high)
@@ -297,17 +296,17 @@ def print_curve(
 
 
 def slept(options: argparse.Namespace) -> Callable[[Ended], float]:
-    """What a trial takes at least of the whole, in seconds."""
+    """Return a function of the least wall-clock seconds that a trial adds."""
     return lambda trial: trial.epochs * options.seconds / options.at_once
 
 
 def ms(seconds: float) -> str:
-    """Milliseconds, as text."""
+    """Format seconds as milliseconds."""
     return f"{1000 * seconds:.1f}"
 
 
 def print_context(options: argparse.Namespace) -> None:
-    """Print what it was measured with."""
+    """Print machine, versions and options."""
     print(
         json.dumps(
             {

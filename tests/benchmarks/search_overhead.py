@@ -1,13 +1,12 @@
-"""What Ray Tune, Optuna and the bookkeeping add to the search phase.
+"""Overhead of Ray Tune, Optuna and bookkeeping in the search phase.
 
     python -m tests.benchmarks.search_overhead [--trials 12] [--repeats 3] [--images 60000]
 
-Each repeat runs a real search (default space, real features), then the very same epochs of the
-same trials in a bare loop: one process per core, each calling the training loop and nothing else.
-Prints the ratio of the two wall-clock times, pair by pair. Starting processes and importing torch
-is left out of the bare loop and, since it happens once per study, of the search too: both are timed
-from the first epoch's start to the last epoch's end. The whole search phase, process starts
-included, is printed beside it.
+Each repeat runs a real search (default space, real features), then exactly the same epochs of the
+same trials in a bare loop: one process per core that only calls the training loop. Prints the ratio
+of the two wall-clock times, pair by pair. Both are timed from the first epoch's start to the last
+epoch's end, so process starts and imports of torch, which happen once per study, do not count. The
+time of the whole search phase, including process starts, is also printed.
 """
 
 import argparse
@@ -113,7 +112,7 @@ DATA: list[TrainingData] = []
 
 
 def warm_up(data: TrainingData) -> None:
-    """Prepare a process of the bare loop: one thread, and the optimiser's lazy imports done."""
+    """Prepare a process of the bare loop: one thread, and the optimizer's lazy imports done."""
     torch.set_num_threads(1)
     DATA.append(data)
     layer = torch.nn.Linear(1, 1)
@@ -122,7 +121,7 @@ def warm_up(data: TrainingData) -> None:
 
 
 def train_bare(trial: TrialRow) -> tuple[float, float]:
-    """Train a trial for the epochs that it ran in the search; start and end in Unix seconds."""
+    """Train a trial for its epochs in the search; return start and end in Unix seconds."""
     start = time.time()
     train(
         trial.hyperparameters, DATA[0], seed=trial.seed, epochs=trial.epochs, metric="val_accuracy"
@@ -131,7 +130,7 @@ def train_bare(trial: TrialRow) -> tuple[float, float]:
 
 
 def report(repeats: list[Repeat], options: argparse.Namespace) -> None:
-    """Print the ratios with what they were measured on."""
+    """Print the ratios, and the machine they were measured on."""
     ratios = [repeat.search / repeat.bare for repeat in repeats]
     whole = [repeat.whole_phase / repeat.bare for repeat in repeats]
     print(

@@ -1,27 +1,27 @@
-"""How good a champion a search finds: this study's search and others, replayed on recorded runs.
+"""Quality of the champions that this study's search and others find, replayed on recorded runs.
 
     python -m tests.benchmarks.search_quality [--replays 100] [--trials 40] [--metric val_accuracy]
 
-recorded.csv (see record.py) holds 381 sets of the space `dropout`, each trained in full once. What
-a search suggests is answered by the nearest recorded set of the arm, epoch by epoch, while the
-search learns from its suggestion; two trials are under way at once, and every epoch takes the same
-time. Nothing trains, and there is no Ray cluster.
+recorded.csv (see record.py) holds 381 sets of the space `dropout`, each trained in full once. Each
+suggestion of a search is answered, epoch by epoch, by the nearest recorded set of the arm, while
+the search learns from its suggestion; two trials run at once, and every epoch takes the same time.
+Nothing is trained, and there is no Ray cluster.
 
-Regret: what the champion's score (the best among full runs) lacks to the best in its arm's table,
-mean over the arms, in hundredths (points of accuracy). An arm without a champion, where a study
-would end with an error, counts as a set taken blindly: 0.81 points without dropout, 1.07 with.
-Every search runs on until it has had its trials and its epochs, and is looked at twice: after the
-same number of trials, and after the same number of epochs, which is the fairer of the two.
-"difference" is to this study's search at the last stage, paired by seed; "epochs" are spent by
-then. Intervals are 95 % of the mean.
+Regret: the gap between the champion's score (the best among full runs) and the best in its arm's
+table, mean over the arms, in hundredths (points of accuracy). An arm without a champion, for which
+a study would end with an error, counts as a random set: 0.81 points without dropout, 1.07 with.
+Every search runs until it has spent both its trials and its epochs, and is evaluated twice: after
+the same number of trials, and after the same number of epochs, which is the fairer comparison.
+"difference" is relative to this study's search at the last stage, paired by seed; "epochs" is the
+number spent by then. Intervals are 95 % intervals of the mean.
 
-    this study's search      ArmSearch and ArmScheduler: per arm a TPE (multivariate, constant
-                             liar) that is told how trials ended, and a bracket; arms in turn
-    same, told COMPLETE      stopped trials told as complete with their early score, as Ray does
-    same, full runs          nothing is stopped early: at the same trials, twice the epochs
+    this study's search      ArmSearch and ArmScheduler: per arm a bracket and a TPE (multivariate,
+                             constant liar) that sees how trials ended; arms in turn
+    same, told COMPLETE      stopped trials reported as complete with their early score, as Ray does
+    same, full runs          without early stopping: twice the epochs for the same trials
     random, full runs        at the stages of trials, as many as fit into the same epochs
-    random, ASHA per arm     this study's search with a sampler that draws at random
-    Ray's, one ASHA          OptunaSearch with its default TPE, the arm one more choice; stock ASHA
+    random, ASHA per arm     this study's search with a random sampler
+    Ray's, one ASHA          OptunaSearch with its default TPE, the arm as a choice; stock ASHA
     Ray's, ASHA per arm      the same with this study's brackets
     ...Pruner                Optuna's ask and tell, arms in turn, this study's kind of TPE
 
@@ -55,26 +55,25 @@ After 600 epochs (`--trials 80`, 100 replays) the regret is 0.244 ± 0.014, told
 runs 0.212, random full 0.214, random ASHA 0.215, Ray's 0.402 and 0.300, the pruners 0.252, 0.269
 and 0.223. Random search is then ahead by 0.030 ± 0.018.
 
-What it shows:
+Conclusions:
 
-- This study's search is no better than random search at 40 trials, and slightly worse at 80. In
-  part it is the table's grain: TPE comes back to the same region and gets the same run again (of 25
-  full trials in 600 epochs 10 were different sets; 15 of 17 at random), while the best of a table
-  is also a lucky run, found by trying many. By the six sets around the champion, luck aside, TPE
-  and random search, both with ASHA, do not differ (0.02 ± 0.05 points ahead, 40 replays); TPE with
-  ASHA is 0.10 ± 0.07 ahead of random full runs.
-- ASHA shows nothing in regret at the same epochs; full runs, half as many, end up as good.
-- A bracket per arm and arms in turn are worth 0.16 points. One bracket left 11 % of the arms
-  without a champion, of 60 replays looked at the dropout arm in 13 and the other in 3: that is
-  most of it.
-  Of it brackets are worth 0.10. The rest comes with the arm as a choice and the default TPE: half
-  of those searches gave one arm 11 of the 40 trials or fewer.
-- Telling the truth changes nothing here: the same trials up to 40, no difference at 80. TPE takes
-  the best tenth for good ones, and a stopped trial's early score is too low for it in either state.
+- This study's search is no better than random search at 40 trials, and slightly worse at 80. This
+  is partly due to the coarse table: TPE returns to the same region and gets the same run again (10
+  distinct sets in 25 full trials in 600 epochs; 15 of 17 at random), while the best run of a table
+  is also a lucky one, found by trying many. Averaged over the six sets around the champion, which
+  removes luck, TPE and random search, both with ASHA, do not differ (0.02 ± 0.05 points ahead, 40
+  replays); TPE with ASHA is 0.10 ± 0.07 ahead of random full runs.
+- ASHA has no effect on regret at the same epochs; full runs, half as many, end up as good.
+- A bracket per arm and arms in turn are worth 0.16 points. Most of this is because one bracket left
+  11 % of the arms without a champion (in 60 examined replays, the dropout arm in 13 and the other
+  in 3). The brackets are worth 0.10 of it. The rest is due to the arm as a choice and the default
+  TPE: half of those searches gave one arm 11 of the 40 trials or fewer.
+- Reporting the true state changes nothing here: the same trials up to 40, no difference at 80. TPE
+  models the best tenth, and a stopped trial's early score is too low for it in either state.
 - Optuna's pruners are no better at the same epochs (HyperbandPruner at 600: -0.021 ± 0.021), and
   SuccessiveHalvingPruner is slightly worse.
-- None of it hangs on `APART`: with 0.25 random search with ASHA is at -0.010 ± 0.028, with 1 at
-  -0.045 ± 0.032 (60 replays, 300 epochs).
+- The results do not depend on `APART`: with 0.25 random search with ASHA is at -0.010 ± 0.028, with
+  1 at -0.045 ± 0.032 (60 replays, 300 epochs).
 """
 
 import argparse
@@ -110,11 +109,11 @@ ARMS = {arm.name: arm for arm in SPACE.arms}
 EPOCHS = StudyConfig.epochs
 FILE = Path(__file__).with_name("recorded.csv")
 
-#: Trials under way at a time.
+#: Trials that run at once.
 AT_ONCE = 2
 
-#: How far two sets are from each other where an option differs, such as the head; a whole range
-#: is 1. With half of it, the set nearest to a recorded one has its head in nine cases of ten.
+#: Distance between two sets that differ in one option, such as the head; a whole range is 1. At
+#: half of a range, the set nearest to a recorded one has the same head in nine cases of ten.
 APART = 0.5
 
 Metric = Literal["val_accuracy", "val_loss"]
@@ -129,8 +128,8 @@ class ArmTable:
 
     Attributes:
         sets: Their hyperparameters.
-        curves: [sets, epochs] The metric after each epoch, larger is better: a loss is negative.
-        places: [sets, axes] Where the sets lie.
+        curves: Metric after each epoch, [sets, epochs]; larger is better, so losses are negated.
+        places: Coordinates of the sets, [sets, axes].
     """
 
     sets: tuple[Values, ...]
@@ -139,11 +138,11 @@ class ArmTable:
 
     @property
     def finals(self) -> np.ndarray:
-        """[sets] The scores of full runs."""
+        """Scores of full runs, [sets]."""
         return cast(np.ndarray, self.curves.max(axis=1))
 
     def scores(self, number: int) -> list[float]:
-        """A set's best so far, epoch by epoch: what a search goes by."""
+        """Return a set's best metric so far, epoch by epoch, as a search sees it."""
         return list(itertools.accumulate(map(float, self.curves[number]), max))
 
 
@@ -152,14 +151,14 @@ Table = Mapping[str, ArmTable]
 
 @cache
 def load_table(metric: Metric = "val_accuracy") -> Table:
-    """The recorded sets, by arm."""
+    """Load the recorded sets, by arm."""
     sign = -1.0 if metric == "val_loss" else 1.0
     with FILE.open(newline="") as file:
         rows = list(csv.DictReader(file))
     table = {}
     for name, arm in ARMS.items():
         of_arm = [row for row in rows if row["arm"] == name]
-        # A head is text, a batch size a whole number, everything else a number.
+        # Heads are strings, batch sizes integers, everything else floats.
         kinds = {key: type(values.ends[0]) for key, values in SPACE.ranges(arm).items()}
         sets = tuple({key: kind(row[key]) for key, kind in kinds.items()} for row in of_arm)
         curves = [[row[f"{metric}_{epoch}"] for epoch in range(1, EPOCHS + 1)] for row in of_arm]
@@ -168,7 +167,7 @@ def load_table(metric: Metric = "val_accuracy") -> Table:
 
 
 def places(arm: str, sets: Sequence[Values]) -> np.ndarray:
-    """[sets, axes] Where sets lie: an axis from 0 to 1 per range, and one per option."""
+    """Return coordinates [sets, axes]: an axis from 0 to 1 per range, and one per option."""
     axes: list[list[float]] = []
     for name, values in SPACE.ranges(ARMS[arm]).items():
         match values:
@@ -177,7 +176,7 @@ def places(arm: str, sets: Sequence[Values]) -> np.ndarray:
                 start, width = scale(low), scale(high) - scale(low)
                 axes.append([(scale(float(found[name])) - start) / width for found in sets])
             case Choice(options):
-                # Two sets that differ here do so on two of these axes.
+                # Two sets with different options differ on two of these axes.
                 size = APART / math.sqrt(2)
                 axes += [[size * (found[name] == option) for found in sets] for option in options]
             case Fixed():
@@ -186,7 +185,7 @@ def places(arm: str, sets: Sequence[Values]) -> np.ndarray:
 
 
 def nearest(table: Table, arm: str, values: Values) -> int:
-    """The number of the recorded set of the arm that is nearest to some values."""
+    """Return the index of the arm's recorded set that is nearest to some values."""
     away = table[arm].places - places(arm, [values])
     return int((away**2).sum(axis=1).argmin())
 
@@ -195,13 +194,13 @@ def nearest(table: Table, arm: str, values: Values) -> int:
 
 
 class Contender(Protocol):
-    """A search: what it tries next, and what it stops early."""
+    """A search, which suggests trials and stops some early."""
 
     def start(self, name: str) -> tuple[str, Values]:
-        """The next trial's arm and hyperparameters."""
+        """Return the next trial's arm and hyperparameters."""
 
     def report(self, name: str, epoch: int, score: float) -> bool:
-        """Take in a trial's score after an epoch; whether the trial goes on."""
+        """Report a trial's score after an epoch; return whether the trial continues."""
 
 
 class OnRay:
@@ -218,7 +217,7 @@ class OnRay:
         trial = cast(Trial, SimpleNamespace(trial_id=name, config=named))
         self.scheduler.on_trial_add(cast(Any, None), trial)
         self._running[name] = trial
-        # Ray's own searcher gives the hyperparameters as they are, the study's in their place.
+        # Ray's searcher puts the hyperparameters at the top level, the study's under one key.
         return config["arm"], config.get("hyperparameters", config)
 
     def report(self, name: str, epoch: int, score: float) -> bool:
@@ -233,12 +232,13 @@ class OnRay:
 
 
 def study_search(trials: int, seed: int, *, truthful: bool = True) -> StudySearch:
-    """The project's own.
+    """Return the project's own search.
 
     Args:
-        trials: At most.
-        seed: The study's.
-        truthful: Else a trial that was stopped is told COMPLETE with its early score, as Ray does.
+        trials: Maximum number of trials.
+        seed: Seed of the study.
+        truthful: If False, stopped trials are reported as COMPLETE with their early score, as Ray
+            does.
     """
     storage = optuna.storages.InMemoryStorage()
     arms = {
@@ -247,7 +247,7 @@ def study_search(trials: int, seed: int, *, truthful: bool = True) -> StudySearc
             arm,
             storage=storage,
             mode="max",
-            # To a search of runs of one epoch, every trial that ends has completed.
+            # With epochs=1, every trial that ends counts as completed.
             epochs=EPOCHS if truthful else 1,
             trials=trials,
             seed=seed,
@@ -258,7 +258,7 @@ def study_search(trials: int, seed: int, *, truthful: bool = True) -> StudySearc
 
 
 def blind_search(trials: int, seed: int) -> StudySearch:
-    """The arms in turn, and within each of them at random."""
+    """Return a random search with the arms in turn."""
     search = study_search(trials, seed)
     for name, arm in search._arms.items():
         arm._drawn.sampler = optuna.samplers.RandomSampler(derive_seed(seed, "blind", name))
@@ -266,7 +266,7 @@ def blind_search(trials: int, seed: int) -> StudySearch:
 
 
 def stock_search(seed: int) -> OptunaSearch:
-    """Ray's own searcher, to which the arm is one more thing to choose."""
+    """Return Ray's own searcher, for which the arm is a categorical choice."""
 
     def choose(trial: optuna.Trial) -> dict[str, Value]:
         arm = ARMS[trial.suggest_categorical("arm", list(ARMS))]
@@ -283,7 +283,7 @@ def stock_search(seed: int) -> OptunaSearch:
 
 
 def stock_scheduler() -> AsyncHyperBandScheduler:
-    """Ray's own ASHA: one bracket, with the study's settings."""
+    """Return Ray's own ASHA: one bracket, with the study's settings."""
     return AsyncHyperBandScheduler(
         time_attr=EPOCH,
         metric=SCORE,
@@ -295,7 +295,7 @@ def stock_scheduler() -> AsyncHyperBandScheduler:
 
 
 def arm_scheduler() -> ArmScheduler:
-    """The project's own."""
+    """Return the project's own scheduler."""
     return ArmScheduler(ARMS, "max", EPOCHS)
 
 
@@ -305,7 +305,7 @@ class OnOptuna:
     def __init__(self, pruner: Callable[[], optuna.pruners.BasePruner], seed: int) -> None:
         self._studies = {
             name: optuna.create_study(
-                study_name=f"{name}-{seed}",  # which Hyperband draws its brackets from
+                study_name=f"{name}-{seed}",  # Hyperband derives its brackets from it
                 direction="maximize",
                 sampler=optuna.samplers.TPESampler(
                     multivariate=True, constant_liar=True, seed=derive_seed(seed, "alone", name)
@@ -358,7 +358,7 @@ TOLD_COMPLETE = "same, told COMPLETE"
 BLIND = "random, full runs"
 STOCK = "Ray's, one ASHA"
 
-#: By name, made of the number of trials at most and a seed.
+#: Contenders by name, built from the maximum number of trials and a seed.
 CONTENDERS: Mapping[str, Callable[[int, int], Contender]] = {
     OWN: lambda n, s: OnRay(study_search(n, s), arm_scheduler()),
     TOLD_COMPLETE: lambda n, s: OnRay(study_search(n, s, truthful=False), arm_scheduler()),
@@ -381,10 +381,10 @@ class Replayed:
 
     Attributes:
         arm: Its arm.
-        recorded: The number of the set that answered for it.
-        epochs: How many it has run.
-        score: The last one.
-        ended: The epochs that all trials together had run when it ended.
+        recorded: Index of the recorded set that answered for it.
+        epochs: Number of epochs it has run.
+        score: Its last score.
+        ended: Epochs that all trials together had run when it ended.
     """
 
     arm: str
@@ -395,9 +395,9 @@ class Replayed:
 
 
 def replay(contender: Contender, table: Table, trials: int, epochs: int = 0) -> list[Replayed]:
-    """Search the table, until so many trials and so many epochs have run.
+    """Search the table until both `trials` and `epochs` have been spent.
 
-    In every step each trial under way runs an epoch, in the order in which they started; then free
+    In each step every running trial runs an epoch, in the order in which they started; then free
     slots are filled.
 
     Returns:
@@ -424,14 +424,14 @@ def replay(contender: Contender, table: Table, trials: int, epochs: int = 0) -> 
 
 @dataclass(frozen=True)
 class Found:
-    """What a search has found.
+    """Result of a search.
 
     Attributes:
-        regret: What the champions' scores lack to the best of their arms' tables, mean over the
-            arms, in hundredths of the metric. An arm without a champion counts as if a recorded
-            set had been taken blindly.
-        without: Arms in which no trial reached the last epoch.
-        epochs: Spent.
+        regret: Gap between the champions' scores and the best of their arms' tables, mean over the
+            arms, in hundredths of the metric. An arm without a champion counts as a random
+            recorded set.
+        without: Number of arms in which no trial reached the last epoch.
+        epochs: Epochs spent.
     """
 
     regret: float
@@ -440,7 +440,7 @@ class Found:
 
 
 def found(table: Table, trials: Sequence[Replayed]) -> Found:
-    """What these trials have found."""
+    """Return the result of these trials."""
     lacking, without = [], 0
     for arm, recorded in table.items():
         full = [trial.score for trial in trials if trial.arm == arm and trial.epochs == EPOCHS]
@@ -452,14 +452,14 @@ def found(table: Table, trials: Sequence[Replayed]) -> Found:
 
 @dataclass(frozen=True)
 class Stages:
-    """Stages of a search at which to look: after so many trials, and after so many epochs."""
+    """Stages at which a search is evaluated, by number of trials and by number of epochs."""
 
     trials: tuple[int, ...]
     epochs: tuple[int, ...]
 
     @classmethod
     def of(cls, trials: int) -> "Stages":
-        """A quarter, a half and all; an early stopped trial runs about half its epochs."""
+        """Return a quarter, a half and all; the mean trial runs about half of all epochs."""
         parts = tuple(max(1, trials * part // 4) for part in (1, 2, 4))
         return cls(parts, tuple(part * EPOCHS // 2 for part in parts))
 
@@ -468,16 +468,16 @@ Looks = Mapping[tuple[str, Literal["trials", "epochs"], int], Found]
 
 
 def compare(seed: int, stages: Stages, metric: Metric) -> Looks:
-    """One replay of every contender, and what each has found at every stage."""
+    """Replay every contender once, and return its result at every stage."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     table = load_table(metric)
     most, budget = max(stages.trials), max(stages.epochs)
     looks: dict[tuple[str, Literal["trials", "epochs"], int], Found] = {}
     for name, make in CONTENDERS.items():
-        # No trial runs less than the grace period.
+        # Enough trials for the budget: each runs at least the grace period.
         trials = replay(make(most + budget, seed), table, most, budget)
         for number in stages.trials:
-            # As many full runs as fit into what the study's search spends on its trials.
+            # As many full runs as fit into the epochs that the study's search spends.
             fit = number if name != BLIND else round(looks[OWN, "trials", number].epochs / EPOCHS)
             looks[name, "trials", number] = found(table, trials[:fit])
         for number in stages.epochs:
@@ -490,7 +490,7 @@ def compare(seed: int, stages: Stages, metric: Metric) -> Looks:
 
 
 def interval(values: Sequence[float], digits: int = 3, *, sign: bool = False) -> str:
-    """Mean and half the width of its 95 % confidence interval."""
+    """Format the mean and half the width of its 95 % confidence interval."""
     spread = float(np.std(values, ddof=1)) / math.sqrt(len(values))
     half = float(stats.t.ppf(0.975, len(values) - 1)) * spread
     return f"{np.mean(values):{'+' if sign else ''}.{digits}f} ± {half:.{digits}f}"
@@ -499,7 +499,7 @@ def interval(values: Sequence[float], digits: int = 3, *, sign: bool = False) ->
 def rows(
     replays: Sequence[Looks], kind: Literal["trials", "epochs"], stages: Sequence[int]
 ) -> Iterator[list[str]]:
-    """A row per contender: regret at each stage, and at the last one all else."""
+    """Yield a row per contender: regret at each stage, and the other figures at the last one."""
     last = max(stages)
     for name in CONTENDERS:
         at_end = [looks[name, kind, last] for looks in replays]
@@ -518,7 +518,7 @@ def rows(
 
 
 def main() -> None:
-    """Replay and print."""
+    """Replay all contenders and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--replays", type=int, default=100)
     parser.add_argument("--trials", type=int, default=40, help="over both arms")

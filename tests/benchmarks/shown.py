@@ -1,10 +1,10 @@
-"""What TPE finds when it sees only some of very many trials: `sampler_memory.SHOWN`.
+"""Quality of TPE when it sees only some of very many trials (`sampler_memory.SHOWN`).
 
     python -m tests.benchmarks.shown [--trials 3000] [--seeds 2] [--shown 500 1000 1000000]
 
-Searches a made-up score over the ranges of the space `dropout` (16 trials at once, each told with
-some luck), with TPE seeing so many ended trials. Prints the best true score, the mean and median
-true score of the last quarter of the trials, and the CPU time. The best score there is is 0.87.
+Searches a synthetic, noisy score over the ranges of the space `dropout`, 16 trials at once, with at
+most `--shown` ended trials visible to TPE. Prints the best true score, the mean and median true
+score of the last quarter of the trials, and the CPU time. The optimum is 0.87.
 
 Measured (3,000 trials, 2 seeds, Python 3.11.7, optuna 5.0.0, 2 cores that others used too):
 
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def search(trials: int, shown: int, seed: int) -> list[float]:
-    """The true scores of the trials, in the order in which they end."""
+    """Return the true scores of the trials, in the order in which they end."""
     study = optuna.create_study(
         storage=SamplerMemory("max", seed, shown),
         direction="maximize",
@@ -73,7 +73,7 @@ def search(trials: int, shown: int, seed: int) -> list[float]:
 
 
 def true_score(values: Mapping[str, Any]) -> float:
-    """Best at a learning rate of 0.0004, with a dropout that depends on the head."""
+    """Score with an optimum at a learning rate of 0.0004 and a head-dependent dropout rate."""
     rate: float = math.log10(values["learning_rate"] / 4e-4)
     decay: float = math.log10(values["weight_decay"])
     dropout: float = values["dropout"]

@@ -1,4 +1,4 @@
-"""A trial that sleeps and reports made-up scores; workers import it from here, and no torch."""
+"""A trial that sleeps and reports made-up scores, in a module that does not import torch."""
 
 import math
 import time
@@ -11,16 +11,16 @@ from ray import tune
 
 @dataclass(frozen=True)
 class SleepSettings:
-    """What stands in for `study.worker.RunSettings`."""
+    """Stand-in for `study.runs.worker.RunSettings`."""
 
     epochs: int
     seconds: float
-    """Of one epoch."""
+    """Length of an epoch."""
     gpu_share: float = 0.0
 
 
 def score_of(values: Mapping[str, Any], seed: int, epoch: int) -> float:
-    """A score that hyperparameters improve, with some luck, between 0 and 1."""
+    """Return a noisy score between 0 and 1 that depends on the hyperparameters."""
     rate: float = math.log10(values["learning_rate"] / 4e-4)
     luck = math.sin(seed) / 50
     reached = 1 - math.exp(-epoch)
@@ -31,7 +31,7 @@ def score_of(values: Mapping[str, Any], seed: int, epoch: int) -> float:
 def sleep_and_report(
     config: dict[str, Any], settings: SleepSettings, shared: object = None
 ) -> None:
-    """Sleep for each epoch and report what a trial of the project reports; `shared` is unused."""
+    """Sleep for each epoch and report like a trial of the project; `shared` is unused."""
     del shared
     begun = time.time()
     for epoch in range(1, settings.epochs + 1):

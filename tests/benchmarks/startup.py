@@ -1,15 +1,15 @@
-"""From the command to the first trial's first step, and what importing each package takes.
+"""Time from the command to the first trial's first step, and import time of each package.
 
     python -m tests.benchmarks.startup [--images 6000] [--image-size 32] [--repeats 5]
 
-The study has its images, weights and features in the cache. Held against it is the least that any
+The study has its images, weights and features in the cache. The baseline is the minimum that any
 study with Ray and PyTorch needs: a process that imports torch and Ray Tune, starts Ray with the
 same options, and gets an answer from one worker that has imported torch. Rounds are paired; the
-first one does not count. Imports are timed each in a process of its own.
+first one is discarded. Each import is timed in a new process.
 
 Measured (`--images 60000`, n = 5, 2 cores of an AMD EPYC with AVX2, Python 3.11.7, torch 2.15.0,
 ray 2.60.0): 1.59 times as long as the bare start (1.39 to 1.74), 19 s against 12 s. Imports: torch
-2.2 s, torchvision 4.8, ray.tune 1.8, scipy.stats 1.3, study.phases 5.1, run_study 0.3.
+2.2 s, torchvision 4.8, ray.tune 1.8, scipy.stats 1.3, study.pipeline 5.1, run_study 0.3.
 """
 
 import argparse
@@ -62,7 +62,7 @@ def main() -> None:
     options = parser.parse_args()
     print(about("ray", "optuna", "pandas"))
 
-    # Each work's own answer counts, not how long its process lives.
+    # Each work returns its own time; how long its process lives does not matter.
     found: dict[str, list[float]] = {"study": [], "bare": []}
     works: dict[str, Callable[[], object]] = {
         "study": lambda: found["study"].append(seconds_to_first_step(options)),
@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def seconds_to_first_step(options: argparse.Namespace) -> float:
-    """From the start of the command to the start of the first epoch of any trial."""
+    """Return the seconds from the start of the command to that of the first epoch of any trial."""
     with tempfile.TemporaryDirectory() as folder:
         arguments = [
             f"--images={options.images}",
@@ -102,13 +102,13 @@ def seconds_to_first_step(options: argparse.Namespace) -> float:
         if process.poll() is not None:
             output = process.stdout.read().decode() if process.stdout else ""
             raise RuntimeError(f"the study ended before its first epoch:\n{output}")
-        process.terminate()  # a Ctrl-C is ignored where this command runs in the background
+        process.terminate()  # Ctrl-C is ignored if this command runs in the background
         process.communicate()
         return min(row.start for row in rundir.read_epochs()) - begun
 
 
 def seconds_of_bare() -> float:
-    """From the start of a process to its worker's answer."""
+    """Return the seconds from the start of a process to its worker's answer."""
     begun = time.time()
     output = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(BARE)], capture_output=True, text=True, check=True
@@ -117,7 +117,7 @@ def seconds_of_bare() -> float:
 
 
 def import_seconds(module: str, repeats: int) -> Spread:
-    """Of a module and all that it imports; the start of Python itself is left out."""
+    """Time the import of a module with its dependencies, without the start of Python itself."""
     code = f"import time; t = time.perf_counter(); import {module}; print(time.perf_counter() - t)"
     seconds = []
     for _ in range(repeats + 1):

@@ -1,4 +1,4 @@
-"""The command that checks fine-tuning on a GPU: what of it a CPU can run, with hardly any steps."""
+"""The fine-tuning benchmark for GPUs: the checks that a CPU can run, with very few steps."""
 
 import json
 from collections.abc import Callable
@@ -13,8 +13,8 @@ from tests.benchmarks import finetune
 
 
 @pytest.mark.full
-@pytest.mark.skipif(torch.cuda.is_available(), reason="it would take minutes on a GPU")
-def test_without_a_gpu_every_check_of_the_cpu_part_has_rows(
+@pytest.mark.skipif(torch.cuda.is_available(), reason="takes minutes on a GPU")
+def test_without_a_gpu_every_cpu_check_has_rows(
     small_dataset: Dataset,
     random_weights: Weights,
     tmp_path: Path,
@@ -29,14 +29,14 @@ def test_without_a_gpu_every_check_of_the_cpu_part_has_rows(
     assert {row["check"] for row in rows} == set(finetune.CPU_CHECKS)
     assert [row["verdict"] for row in rows if row["value"] is None] == []
     (operations,) = (row["value"] for row in rows if row["name"].startswith("operations"))
-    # 4.09 billion multiply-adds at 224 px, twice that in operations, three times with backward.
+    # 4.09 billion multiply-adds at 224 px, times 2 for operations, times 3 with backward.
     assert operations == pytest.approx(6 * 4.09 * (32 / 224) ** 2, rel=0.1)
     printed = capsys.readouterr().out
     assert printed.startswith("No GPU here")
     assert max(map(len, printed.partition("check ")[2].splitlines())) <= finetune.WIDTH
 
 
-def test_a_check_that_fails_is_a_row_and_the_others_go_on(
+def test_failed_check_is_a_row_and_the_others_still_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fail(_: finetune.Bench) -> list[finetune.Row]:

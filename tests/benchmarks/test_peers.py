@@ -1,6 +1,6 @@
-"""The benchmark against others: each of them trains every trial, in one tiny round.
+"""The benchmark against other tools: each contender trains every trial, in one tiny round.
 
-Most of them do so in the fuller tier only: `pytest -m full tests/benchmarks/test_peers.py`.
+Most contenders run only with `pytest -m full tests/benchmarks/test_peers.py`.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from tests.benchmarks.peers.work import TRIALS, Answer, Work, choose_trials, rea
 PYTHON = Path(sys.executable)
 TRIALS_WANTED = 2
 TINY = argparse.Namespace(images=200, image_size=32, trials=TRIALS_WANTED, epochs=1)
-#: It takes too long to install for a test.
+#: Takes too long to install for a test.
 LEFT_OUT = "keras"
 QUICK = (OURS, "optuna-1-thread")
 NAMES = [name for name in CONTENDERS if name != LEFT_OUT]
@@ -42,7 +42,7 @@ def runners(work: Work, tmp_path_factory: pytest.TempPathFactory) -> dict[str, R
         for name in NAMES
     ],
 )
-def test_a_contender_trains_every_trial_to_the_end(
+def test_contender_trains_every_trial_to_the_end(
     runners: dict[str, Runner], work: Work, name: str
 ) -> None:
     runners[name]()
@@ -53,17 +53,17 @@ def test_a_contender_trains_every_trial_to_the_end(
     assert runners[name].memory > 50e6
 
 
-def test_the_work_is_read_as_it_was_written(work: Work) -> None:
+def test_work_round_trips(work: Work) -> None:
     assert read_work(str(work.path)) == work
 
 
-def test_trials_come_again_with_other_seeds() -> None:
+def test_trials_repeat_with_other_seeds() -> None:
     trials = choose_trials(len(TRIALS) + 1)
     assert [trial.seed for trial in trials] == list(range(len(trials)))
     assert (trials[-1].head, trials[-1].dropout) == (trials[0].head, trials[0].dropout)
 
 
-def test_the_table_has_a_row_for_each(
+def test_table_has_a_row_for_each_contender(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(*_: object) -> Path:
@@ -85,7 +85,7 @@ def test_the_table_has_a_row_for_each(
     assert runs == {OURS: "2", COMPUTING: "2", "optuna-1-thread": "2", "optuna": "2", TUTORIAL: "1"}
 
 
-def test_a_contender_that_fails_says_why(work: Work) -> None:
+def test_failed_contender_reports_the_reason(work: Work) -> None:
     runner = Runner(peers.Contender("optuna_loop", "", ("--no-such-option",)), PYTHON, work)
     with pytest.raises(RuntimeError, match="unrecognized arguments: --no-such-option"):
         runner()

@@ -1,4 +1,4 @@
-"""The replays of tests/benchmarks/search_quality.py: the recorded table, and what is made of it."""
+"""The replays of tests/benchmarks/search_quality.py, and the recorded table they use."""
 
 import csv
 import math
@@ -47,7 +47,7 @@ def table() -> Table:
     return load_table()
 
 
-def test_the_table_is_whole(table: Table) -> None:
+def test_table_is_complete(table: Table) -> None:
     assert {arm: len(recorded.sets) for arm, recorded in table.items()} == {
         "no-dropout": 192,
         "dropout": 189,
@@ -57,12 +57,12 @@ def test_the_table_is_whole(table: Table) -> None:
         assert recorded.curves.shape == losses[arm].curves.shape == (len(recorded.sets), EPOCHS)
         assert recorded.curves.min() > 0
         assert recorded.curves.max() < 1
-        # A loss of ln 10 is that of guessing; a smaller one is better, and better is larger here.
+        # Guessing has a loss of ln 10; losses are negated here, so that larger is better.
         assert -2 * math.log(10) < losses[arm].curves.min() < losses[arm].curves.max() < 0
         assert len(set(map(str, recorded.sets))) == len(recorded.sets)
 
 
-def test_every_set_lies_in_its_arm(table: Table) -> None:
+def test_every_set_is_within_its_arm(table: Table) -> None:
     for arm, recorded in table.items():
         ranges = SPACE.ranges(ARMS[arm])
         for values in recorded.sets:
@@ -81,8 +81,8 @@ def lies_in(value: Value, values: Float | Choice | Fixed) -> bool:
             return value == only
 
 
-def test_the_recorded_sets_are_those_that_record_draws() -> None:
-    """Seeds 1 and 2, of the first 120 sets those whose runs were done when the time was up."""
+def test_recorded_sets_are_those_that_record_draws() -> None:
+    """They are from seeds 1 and 2: those of the first 120 sets that were done in time."""
     with quality.FILE.open(newline="") as file:
         in_file = Counter(as_recorded(row["arm"], row) for row in csv.DictReader(file))
     drawn = {as_recorded(job.arm, job.values) for seed in (1, 2) for job in draw(SPACE, 120, seed)}
@@ -95,13 +95,13 @@ def as_recorded(arm: str, values: Values) -> tuple[str, ...]:
     return (arm, str(values["head"]), str(values["batch_size"]), *rounded)
 
 
-def test_the_set_nearest_to_a_recorded_one_is_itself(table: Table) -> None:
+def test_nearest_set_to_a_recorded_one_is_itself(table: Table) -> None:
     for arm, recorded in table.items():
         for number, values in enumerate(recorded.sets):
             assert nearest(table, arm, values) == number
 
 
-def test_a_set_beside_a_recorded_one_is_answered_by_it_and_another_head_is_further(
+def test_close_set_maps_to_the_recorded_one_and_another_head_is_further_away(
     table: Table,
 ) -> None:
     values = table["dropout"].sets[0]
@@ -114,13 +114,13 @@ def test_a_set_beside_a_recorded_one_is_answered_by_it_and_another_head_is_furth
 
     assert away(head="256") == pytest.approx(quality.APART)
     assert away(head="512", batch_size=1024) == pytest.approx(quality.APART * math.sqrt(2))
-    # The range goes over two decades, of which this is one half.
+    # The range spans two decades; this is one of them.
     lower, upper = ({**values, "learning_rate": rate} for rate in (3e-5, 3e-4))
     here, there = quality.places("dropout", [lower, upper])
     assert np.linalg.norm(here - there) == pytest.approx(0.5)
 
 
-def test_a_score_is_the_best_so_far(table: Table) -> None:
+def test_score_is_the_best_so_far(table: Table) -> None:
     recorded = table["dropout"]
     scores = recorded.scores(0)
     assert scores == [recorded.curves[0, :epoch].max() for epoch in range(1, EPOCHS + 1)]
@@ -128,9 +128,7 @@ def test_a_score_is_the_best_so_far(table: Table) -> None:
 
 
 @pytest.mark.parametrize("name", CONTENDERS)
-def test_a_replay_is_the_same_for_the_same_seed_and_its_regret_never_negative(
-    name: str, table: Table
-) -> None:
+def test_replay_is_deterministic_and_its_regret_never_negative(name: str, table: Table) -> None:
     first, again, other = (replay(CONTENDERS[name](16, seed), table, 16) for seed in (1, 1, 2))
     assert first == again
     assert [trial.recorded for trial in first] != [trial.recorded for trial in other]
@@ -144,7 +142,7 @@ def test_a_replay_is_the_same_for_the_same_seed_and_its_regret_never_negative(
 
 
 class Knowing:
-    """Tries the best recorded set of each arm, and nothing else."""
+    """An oracle search, which tries only the best recorded set of each arm."""
 
     def __init__(self, table: Table) -> None:
         self._sets = [
@@ -158,12 +156,12 @@ class Knowing:
         return epoch < EPOCHS
 
 
-def test_who_knows_the_best_sets_has_no_regret(table: Table) -> None:
+def test_oracle_has_no_regret(table: Table) -> None:
     trials = replay(Knowing(table), table, len(table))
     assert found(table, trials) == quality.Found(0.0, 0, EPOCHS * len(table))
 
 
-def test_an_arm_without_champion_counts_as_a_set_taken_blindly(table: Table) -> None:
+def test_arm_without_champion_counts_as_a_random_set(table: Table) -> None:
     best = {arm: recorded.finals.max() for arm, recorded in table.items()}
     full = Replayed("dropout", 0, EPOCHS, best["dropout"] - 0.01)
     stopped = Replayed("no-dropout", 0, 9, best["no-dropout"])
@@ -173,15 +171,15 @@ def test_an_arm_without_champion_counts_as_a_set_taken_blindly(table: Table) -> 
     assert (looked.without, looked.epochs) == (1, EPOCHS + 9)
 
 
-def test_the_replay_goes_on_until_trials_and_epochs_have_run(table: Table) -> None:
+def test_replay_runs_until_both_trials_and_epochs_are_spent(table: Table) -> None:
     trials = replay(CONTENDERS[quality.BLIND](9, 0), table, 2, epochs=5 * EPOCHS)
-    # When the fifth starts, two are under way, and they have run 60 epochs when it could end.
+    # Trials run in pairs of 30 epochs, so 75 epochs need a third pair.
     assert len(trials) == 6
     assert [trial.ended for trial in trials] == [29, 30, 59, 60, 89, 90]
 
 
 @pytest.mark.parametrize("truthful", [True, False])
-def test_this_studys_search_is_the_projects_own_and_states_are_as_asked_for(
+def test_own_search_is_the_projects_and_tells_the_expected_states(
     truthful: bool, table: Table
 ) -> None:
     name = OWN if truthful else quality.TOLD_COMPLETE
@@ -200,19 +198,19 @@ def test_this_studys_search_is_the_projects_own_and_states_are_as_asked_for(
         assert not all(full)
         assert seen == (full if truthful else [True] * len(ran))
         assert [len(trial.intermediate_values) for trial in told] == [t.epochs for t in ran]
-        # What is learned from is the suggestion, and the score of the set that answered for it.
+        # The search learns from its suggestion and the score of the recorded set nearest to it.
         for trial, answered in zip(told, ran, strict=True):
             values = {**SPACE.fixed_values(ARMS[arm]), **trial.params}
             assert nearest(table, arm, values) == answered.recorded
             assert trial.value == pytest.approx(answered.score)
 
 
-def test_without_early_stopping_every_trial_is_full(table: Table) -> None:
+def test_without_early_stopping_every_trial_runs_in_full(table: Table) -> None:
     trials = replay(OnRay(study_search(4, 0), FIFOScheduler()), table, 4)
     assert [trial.epochs for trial in trials] == [EPOCHS] * 4
 
 
-def test_the_arms_are_one_more_choice_to_rays_own_searcher(table: Table) -> None:
+def test_arm_is_a_categorical_choice_for_rays_searcher(table: Table) -> None:
     counts = Counter(
         trial.arm
         for seed in range(3)
@@ -222,7 +220,7 @@ def test_the_arms_are_one_more_choice_to_rays_own_searcher(table: Table) -> None
     assert counts["dropout"] != counts["no-dropout"]
 
 
-def test_every_contender_is_looked_at_at_every_stage() -> None:
+def test_every_contender_is_evaluated_at_every_stage() -> None:
     stages = quality.Stages.of(8)
     looks = quality.compare(0, stages, "val_accuracy")
     assert stages == quality.Stages((2, 4, 8), (15, 30, 60))

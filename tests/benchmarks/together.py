@@ -1,15 +1,14 @@
-"""Whether confirmation runs of one recipe would be faster trained together, as one batched model.
+"""Speedup of training confirmation runs of one recipe together, as one batched model.
 
     python -m tests.benchmarks.together [--head 1024] [--batch-size 256] [--runs 2 8 32]
 
-The runs of a recipe differ in seed and dropout rate alone, so their heads can be stacked: batched
-matrix products (`torch.baddbmm`, which `torch.func.vmap` over linear layers comes to), a rate and a
-data order per member, one fused optimizer over all. Each repeat takes the same number of steps
-alone, one run after the other as `study.training` takes them (replayed from a CUDA graph on a GPU),
-and together (replayed likewise), and prints the ratio of the two: how many times as fast a step of
-one run is when it is taken together with others. Features and labels are made up, since only time
-counts. On a CPU one alone has one thread and, at the same time, a neighbour in each other core, as
-a study has; together they have all cores.
+The runs of a recipe differ only in seed and dropout rate, so their heads can be stacked: batched
+matrix products (`torch.baddbmm`, equivalent to `torch.func.vmap` over linear layers), a rate and a
+data order per member, one fused optimizer for all. Each repeat runs the same number of steps alone,
+one run after the other as in `study.training` (replayed from a CUDA graph on a GPU), and together
+(replayed as well), and prints the ratio of the two: the speedup of a step of one run when it is
+batched with others. Features and labels are made up, since only time matters. On a CPU, a run alone
+has one thread, with a neighbour on every other core, as in a study; together they have all cores.
 
 Measured (n = 5; median, min to max):
 
@@ -19,9 +18,9 @@ Measured (n = 5; median, min to max):
 
 Not measured on a CPU.
 
-It is left out. On a GPU a step alone takes 0.13 ms, all steps of the default study's 32 runs so 11
-seconds; three times as fast would save seven, of a phase in which the start of its processes takes
-as long, and would cost what runs of their own have: each goes on by itself after a fault.
+Not used. On a GPU a step alone takes 0.13 ms, so all steps of the default study's 32 runs take 11
+seconds. A speedup of three would save seven of them, in a phase that takes as long to start its
+processes, and would lose an advantage of separate runs: each resumes on its own after a fault.
 """
 
 import argparse
@@ -44,12 +43,12 @@ from study.training.step import TrainingStep, capture_graph, own_stream
 
 ROWS, CLASSES = 45_000, 10
 
-#: Steps that are not timed, before those that are.
+#: Untimed steps before the timed ones.
 WARM_UP = 5
 
 
 class StackedHeads(nn.Module):
-    """Heads of the same widths, each with parameters and dropout rates of its own."""
+    """Heads of the same widths, each with its own parameters and dropout rates."""
 
     keep: Tensor
 
@@ -80,7 +79,7 @@ class StackedHeads(nn.Module):
 
 
 def values_of(options: argparse.Namespace, dropout: float) -> Mapping[str, Value]:
-    """The hyperparameters of a run."""
+    """Return the hyperparameters of a run."""
     return {
         "head": options.head,
         "dropout": dropout,
@@ -92,14 +91,14 @@ def values_of(options: argparse.Namespace, dropout: float) -> Mapping[str, Value
 
 
 def made_up(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Features and labels."""
+    """Return made-up features and labels."""
     random = torch.Generator().manual_seed(0)
     inputs = torch.randn(ROWS, FEATURES, generator=random).bfloat16()
     return inputs.to(device), torch.randint(CLASSES, (ROWS,), generator=random).to(device)
 
 
 def alone(options: argparse.Namespace, device: torch.device) -> Callable[[int], None]:
-    """Takes steps of one run."""
+    """Return a function that runs steps of one run."""
     values = values_of(options, 0.3)
     inputs, labels = made_up(device)
     head = build_head(values, FEATURES, CLASSES, seed=1).to(device).train()
@@ -115,7 +114,7 @@ def alone(options: argparse.Namespace, device: torch.device) -> Callable[[int], 
 
 
 def together(options: argparse.Namespace, device: torch.device, runs: int) -> Callable[[int], None]:
-    """Takes steps of so many runs at once."""
+    """Return a function that runs steps of several runs at once."""
     rates = [0.0 if number % 2 else 0.3 for number in range(runs)]
     inputs, labels = made_up(device)
     heads = [build_head(values_of(options, 0.3), FEATURES, CLASSES, n) for n in range(runs)]
@@ -131,7 +130,7 @@ def together(options: argparse.Namespace, device: torch.device, runs: int) -> Ca
 
     def work() -> None:
         logits = stacked(inputs[rows].to(dtype)).float()
-        # The members' losses are summed: each gets the gradient that it would have alone.
+        # Sum the members' losses, so that each gets the same gradient as alone.
         loss = F.cross_entropy(logits.flatten(0, 1), labels[rows].flatten()) * runs
         optimizer.zero_grad()
         loss.backward()
@@ -155,7 +154,7 @@ def together(options: argparse.Namespace, device: torch.device, runs: int) -> Ca
 
 
 def seconds_per_step(run: Callable[[int], None], steps: int, device: torch.device) -> float:
-    """Wall-clock seconds of a step, the steps before it done."""
+    """Return the wall-clock seconds per step, after pending work is done."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -166,7 +165,7 @@ def seconds_per_step(run: Callable[[int], None], steps: int, device: torch.devic
 
 
 def neighbour(options: argparse.Namespace) -> None:
-    """Train on one core until ended."""
+    """Train on one core until killed."""
     torch.set_num_threads(1)
     run = alone(options, torch.device("cpu"))
     while True:
@@ -174,7 +173,7 @@ def neighbour(options: argparse.Namespace) -> None:
 
 
 def measure(options: argparse.Namespace, device: torch.device) -> list[dict[str, float]]:
-    """For each number of runs the ratios, repeat by repeat."""
+    """Return a summary of the ratios for each number of runs."""
     rows = []
     cuda = device.type == "cuda"
     context = multiprocessing.get_context("spawn")

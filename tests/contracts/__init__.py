@@ -1,1 +1,1 @@
-"""What holds for the whole: layers, costs, docs, launch files."""
+"""Project-wide contracts: layers, costs, docs, launch files."""

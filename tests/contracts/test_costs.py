@@ -1,7 +1,7 @@
-"""What things cost, counted and not timed: a change that makes them dearer fails here.
+"""Upper bounds on costs, counted rather than timed: a change that raises them fails here.
 
-Counts are the same on every machine and under any load. What they mean in seconds is measured by
-the commands in tests/benchmarks/.
+Counts are the same on every machine and under any load. The commands in tests/benchmarks/ measure
+what they mean in seconds.
 """
 
 import ctypes
@@ -25,8 +25,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from analysis.rundir import RunDir
 from search_spaces import Value
-from study.features.extract import folded
-from study.features.onnx_engine import write
+from study.features.extract import fold_batch_norms
+from study.features.onnx_engine import build_onnx
 from study.models.backbone import build_backbone
 from study.models.head import build_head
 from study.models.weights import Weights
@@ -64,13 +64,13 @@ class CountedOperators(TorchDispatchMode):
         return operator(*args, **(kwargs or {}))
 
 
-#: Operators that look at the same memory in another way.
+#: Operators that return a view of the same memory.
 VIEWS = {"t", "detach", "view", "expand", "alias", "unsqueeze", "squeeze"}
 
 
 @pytest.fixture
 def step() -> TrainingStep:
-    """A step of a head on features, taken twice already."""
+    """A training step of a head on features, already run twice."""
     torch.manual_seed(0)
     inputs = torch.randn(2 * BATCH, FEATURES).bfloat16()
     labels = torch.arange(2 * BATCH) % CLASSES
@@ -81,8 +81,8 @@ def step() -> TrainingStep:
     return made
 
 
-def test_a_step_multiplies_no_more_than_it_must(step: TrainingStep) -> None:
-    """Forward and both gradients of each layer, but for the gradient of the first one's inputs."""
+def test_step_does_only_the_necessary_multiplications(step: TrainingStep) -> None:
+    """Forward and both gradients of each layer, except the gradient of the first layer's inputs."""
     with FlopCounterMode(display=False) as counter:
         step(torch.arange(BATCH), None)
     layers = list(itertools.pairwise((FEATURES, *WIDTHS, CLASSES)))
@@ -91,23 +91,25 @@ def test_a_step_multiplies_no_more_than_it_must(step: TrainingStep) -> None:
 
 
 @pytest.mark.parametrize(("bf16", "most"), [(False, 46), (True, 62)])
-def test_a_step_takes_few_operators(
+def test_step_runs_few_operators(
     step: TrainingStep, bf16: bool, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At small sizes a step is bound by how many operators there are to launch."""
+    """At small sizes the number of operator launches dominates a step."""
     monkeypatch.setattr("study.training.step.has_native_bf16", lambda _: bf16)
     step(torch.arange(BATCH), None)
     with CountedOperators() as counted:
         step(torch.arange(BATCH), None)
-    # One optimizer step for all parameters, whatever their number.
+    # One fused optimizer step for all parameters.
     assert counted.counts["aten._fused_adamw_.default"] == 1
     work = {name: n for name, n in counted.counts.items() if name.split(".")[1] not in VIEWS}
     assert sum(work.values()) <= most, work
 
 
-def test_the_folded_backbone_is_convolutions_and_what_joins_them(random_weights: Weights) -> None:
-    backbone: Any = folded(build_backbone(random_weights.state, random_weights.architecture))
-    nodes = Counter(node.op_type for node in onnx.load_from_string(write(backbone)).graph.node)
+def test_folded_backbone_has_only_the_expected_operators(random_weights: Weights) -> None:
+    backbone: Any = fold_batch_norms(
+        build_backbone(random_weights.state, random_weights.architecture)
+    )
+    nodes = Counter(node.op_type for node in onnx.load_from_string(build_onnx(backbone)).graph.node)
     assert nodes == {
         "Conv": 53,
         "Relu": 49,
@@ -119,16 +121,16 @@ def test_the_folded_backbone_is_convolutions_and_what_joins_them(random_weights:
     }
 
 
-#: Each takes a second or more to import, and training a head needs none of them.
+#: Each takes a second or more to import, and training a head does not need them.
 SLOW = ("torchvision", "torch._dynamo", "matplotlib", "scipy", "onnx", "onnxruntime", "imagehash")
 
 
 @pytest.mark.parametrize("module", ["study.pipeline", "study.runs.worker"])
-def test_what_is_imported_before_the_first_step(module: str) -> None:
+def test_nothing_slow_is_imported_before_the_first_step(module: str) -> None:
     assert not {*SLOW} & imported_by(f"import {module}")
 
 
-def test_a_run_imports_no_more() -> None:
+def test_run_imports_nothing_slow() -> None:
     run = f"""
         import torch
         from study.training.data import Part, TrainingData
@@ -164,15 +166,15 @@ def test_ray_starts_before_anything_slow_is_imported() -> None:
     assert started == "set()\n"
 
 
-def test_a_search_imports_no_loggers() -> None:
+def test_search_imports_no_loggers() -> None:
     count = "from ray.air._internal import usage; usage.tag_callbacks([object()])"
     assert "mlflow" in imported_by(count)
-    ours = "from study.search.tune import import_no_loggers; import_no_loggers()"
+    ours = "from study.search.tune import skip_logger_imports; skip_logger_imports()"
     assert "mlflow" not in imported_by(f"{ours}; {count}")
 
 
 def imported_by(code: str) -> set[str]:
-    """All modules that a new process has after it has run some code."""
+    """Return all modules that a new process has imported after running some code."""
     code += "\nimport json, sys; print(json.dumps(sorted(sys.modules)))"
     found = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
@@ -180,14 +182,14 @@ def imported_by(code: str) -> set[str]:
     return set(json.loads(found.stdout))
 
 
-def test_wrong_options_are_refused_before_anything_slow_is_imported() -> None:
+def test_invalid_options_are_refused_before_anything_slow_is_imported() -> None:
     assert not {*SLOW, "torch", "ray", "pandas", "optuna"} & imported_by("import run_study")
 
 
 @pytest.mark.integration
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="a setting of glibc's")
-def test_a_step_asks_the_system_for_no_memory() -> None:
-    """What a step frees serves the next one: the system clears each page before it gives it out."""
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="needs glibc (mallopt)")
+def test_step_requests_no_memory_from_the_system() -> None:
+    """Steps reuse freed memory: the system zeroes each new page, which takes time."""
     code = """
         import ray
         from study.cluster.session import ray_session
@@ -196,14 +198,16 @@ def test_a_step_asks_the_system_for_no_memory() -> None:
         with ray_session(None, cores=1):
             print(ray.get(ray.remote(count_page_faults).remote()))
     """
-    # The weights alone are 5,130 pages.
+    # The weights alone take 5,130 pages.
     assert int(printed_by(code)) < 250
 
 
 @pytest.mark.integration
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_info"), reason="counts glibc's heaps")
-def test_threads_of_a_process_that_trains_share_a_heap(tmp_path: Path) -> None:
-    """Each trial has a thread of its own; each heap would keep what a trial has freed."""
+@pytest.mark.skipif(
+    not hasattr(ctypes.CDLL(None), "malloc_info"), reason="needs glibc (malloc_info)"
+)
+def test_threads_of_a_worker_share_a_heap(tmp_path: Path) -> None:
+    """Each trial has its own thread; with a heap per thread, each would retain freed memory."""
     code = f"""
         import ray
         from pathlib import Path
@@ -217,8 +221,8 @@ def test_threads_of_a_process_that_trains_share_a_heap(tmp_path: Path) -> None:
 
 
 @pytest.mark.integration
-def test_trials_get_the_processes_that_have_imported_what_runs_need() -> None:
-    """Those that Ray starts with itself; new ones would import everything anew."""
+def test_trials_run_in_prestarted_processes() -> None:
+    """Processes that Ray starts with itself have done the imports; new ones would repeat them."""
     code = """
         import time
         import psutil, ray
@@ -232,7 +236,7 @@ def test_trials_get_the_processes_that_have_imported_what_runs_need() -> None:
                 return psutil.Process().create_time()
 
         with ray_session(None):
-            time.sleep(6)  # they start and import
+            time.sleep(6)  # processes start and import
             groups = [placement_group([{"CPU": 1}]) for _ in range(cpu_count())]
             assert all(group.wait(30) for group in groups)
             reserved = time.time()
@@ -246,12 +250,12 @@ def test_trials_get_the_processes_that_have_imported_what_runs_need() -> None:
             started = ray.get([actor.started.remote() for actor in actors])
             print(sum(time > reserved for time in started))
     """
-    # Something quick, since what they import does not matter here.
+    # A quick import, since it does not matter here what they import.
     assert printed_by(code, RAY_preload_python_modules="json") == "0\n"
 
 
 @pytest.mark.integration
-def test_processes_are_as_many_as_a_study_can_use() -> None:
+def test_ray_prestarts_only_as_many_processes_as_a_study_can_use() -> None:
     code = """
         import psutil, time
         from study.cluster.session import ray_session
@@ -271,7 +275,7 @@ def test_processes_are_as_many_as_a_study_can_use() -> None:
 
 
 def printed_by(code: str, **environment: str) -> str:
-    """What code prints in a process of its own: a session sets environment variables for good."""
+    """Return what code prints in a separate process, since a session changes the environment."""
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
         stdout=subprocess.PIPE,
@@ -283,7 +287,7 @@ def printed_by(code: str, **environment: str) -> str:
 
 
 def count_page_faults() -> int:
-    """How many pages a step of a wide head asks of the system, in a process of Ray's."""
+    """Return the page faults per training step of a wide head, in a Ray worker process."""
     settings = RunSettings(1, "val_accuracy", threads=1, rundir=RunDir(Path()))
     with worker._device(settings):
         take = steps_of("2048-512", 64)
@@ -294,7 +298,7 @@ def count_page_faults() -> int:
 
 
 def count_heaps(file: Path) -> int:
-    """The heaps that this process has once some threads have allocated memory."""
+    """Return the number of heaps of this process after some threads have allocated memory."""
     meeting = threading.Barrier(4)
     threads = [threading.Thread(target=meeting.wait) for _ in range(4)]
     for thread in threads:
@@ -309,11 +313,11 @@ def count_heaps(file: Path) -> int:
     return file.read_text().count("<heap nr=")
 
 
-#: What a process holds for itself alone, before it computes features and afterwards; bytes.
+#: Prints by how many bytes computing features grows the process's private memory (USS).
 HELD = """
 import gc, psutil, torch
-from study.features.extract import here, load_features
-from study.features.onnx_engine import write  # what is imported stays, and is not counted
+from study.features.extract import compute_here, load_features
+from study.features.onnx_engine import build_onnx  # imported before measuring
 from tests import conftest
 from tests.study.features.test_extract import SMALL, part
 dataset = part(conftest.small_dataset.__wrapped__(), 256)
@@ -321,14 +325,14 @@ weights = conftest.random_weights.__wrapped__()
 torch.zeros(256, 256) @ torch.zeros(256, 256)
 gc.collect()
 before = psutil.Process().memory_full_info().uss
-compute = here(torch.device("cpu"), "fp32")
+compute = compute_here(torch.device("cpu"), "fp32")
 features = load_features(dataset, weights, SMALL, compute=compute)
 print(psutil.Process().memory_full_info().uss - before)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="about glibc")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs glibc")
 @pytest.mark.usefixtures("empty_cache")
-def test_what_computing_features_takes_is_given_back() -> None:
-    """A backbone takes 94 MB, and is copied several times on its way to ONNX Runtime."""
+def test_memory_for_computing_features_is_released() -> None:
+    """A backbone takes 94 MB, and is copied several times before it reaches ONNX Runtime."""
     assert int(printed_by(HELD).splitlines()[-1]) < 100e6

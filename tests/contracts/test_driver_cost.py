@@ -1,6 +1,6 @@
-"""Scale: what the driver does for a trial stays the same, however many trials there have been.
+"""Scaling: the driver's work per trial is constant, however many trials there have been.
 
-Counted, never timed: the time is measured by `python -m tests.benchmarks.scale`.
+The work is counted here, not timed; `python -m tests.benchmarks.scale` measures the time.
 """
 
 import random
@@ -70,7 +70,7 @@ def result(epoch: int, score: float) -> dict[str, Any]:
 
 @contextmanager
 def counting_calls() -> Iterator[Counter[str]]:
-    """Count the calls of functions, Python's and C's, and the files deleted."""
+    """Count calls of Python and C functions, and deleted files."""
     calls: Counter[str] = Counter()
 
     def count(_: object, event: str, argument: object) -> None:
@@ -85,9 +85,9 @@ def counting_calls() -> Iterator[Counter[str]]:
         sys.setprofile(None)
 
 
-def test_what_a_trial_costs_does_not_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cost_per_trial_does_not_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Function calls, SQL statements and deletions per trial, after 100 trials and after 500."""
-    # So few that both counts are taken where TPE sees no more of them.
+    # Few enough that TPE sees the same number of trials in both counts.
     monkeypatch.setattr("study.search.searcher.SamplerMemory", partial(SamplerMemory, shown=40))
     study = make_study(tmp_path, trials=1000, epochs=EPOCHS, space="dropout")
     storage = open_storage(study.rundir.optuna_db)
@@ -110,7 +110,7 @@ def test_what_a_trial_costs_does_not_grow(tmp_path: Path, monkeypatch: pytest.Mo
 
 @dataclass(eq=False)
 class FakeTrial:
-    """What the driver asks of Ray's trials; looking at one's state counts as a call."""
+    """The part of a Ray trial that the driver reads; reading its state counts as a call."""
 
     trial_id: str
     config: dict[str, Any]
@@ -124,7 +124,7 @@ class FakeTrial:
 
 @contextmanager
 def driver(study: Study, storage: optuna.storages.RDBStorage) -> Iterator[Callable[[], None]]:
-    """What runs one trial through all that the driver does for it, in the order of Ray's calls."""
+    """Yield a function that takes one trial through the driver, in the order of Ray's calls."""
     arms = [arm.name for arm in study.space.arms]
     searches = {
         arm.name: ArmSearch(
@@ -134,8 +134,8 @@ def driver(study: Study, storage: optuna.storages.RDBStorage) -> Iterator[Callab
     }
     search, screen = StudySearch(searches, "max"), Screen()
     scheduler = ArmScheduler(arms, "max", EPOCHS)
-    luck = random.Random(0)
-    screen.keep_log(study.rundir.log)
+    rng = random.Random(0)
+    screen.start_log(study.rundir.log)
     with screen.phase("Search", "val_accuracy", EPOCHS, dict.fromkeys(arms, 500)):
         recorder = SearchCallback(study, search, screen, EmergencyStop(), [], alone=False)
 
@@ -147,7 +147,7 @@ def driver(study: Study, storage: optuna.storages.RDBStorage) -> Iterator[Callab
         )
 
         def run_one() -> None:
-            name = f"ray-{luck.random()}"
+            name = f"ray-{rng.random()}"
             config = search.suggest(name)
             assert isinstance(config, dict)
             fake = FakeTrial(name, config)
@@ -159,7 +159,7 @@ def driver(study: Study, storage: optuna.storages.RDBStorage) -> Iterator[Callab
             fake.state = Trial.RUNNING
             assert scheduler.choose_trial_to_run(controller) is None
             recorder.on_trial_start(0, [], trial)
-            score = luck.random()
+            score = rng.random()
             for epoch in range(1, EPOCHS + 1):
                 last = result(epoch, score)
                 fake.last_result = last
@@ -176,8 +176,8 @@ def driver(study: Study, storage: optuna.storages.RDBStorage) -> Iterator[Callab
         yield run_one
 
 
-def test_a_sampler_in_memory_draws_what_one_on_the_file_draws(tmp_path: Path) -> None:
-    """Three trials at a time, some of them pruned, some failed."""
+def test_the_sampler_draws_the_same_in_memory_and_from_a_file(tmp_path: Path) -> None:
+    """Three trials run at a time; some are pruned, some fail."""
     search = arm_search(open_storage(tmp_path / "ours.db"))
     sampler = optuna.samplers.TPESampler(
         multivariate=True, constant_liar=True, seed=derive_seed(7, "sampler", ARM.name, 0)
@@ -185,7 +185,7 @@ def test_a_sampler_in_memory_draws_what_one_on_the_file_draws(tmp_path: Path) ->
     plain = optuna.create_study(
         storage=open_storage(tmp_path / "plain.db"), sampler=sampler, direction="maximize"
     )
-    luck, running = random.Random(0), []
+    rng, running = random.Random(0), []
     for number in range(60):
         ours, trial = search.suggest(f"t{number}"), plain.ask(search._distributions)
         assert ours["hyperparameters"].items() >= trial.params.items()
@@ -193,7 +193,7 @@ def test_a_sampler_in_memory_draws_what_one_on_the_file_draws(tmp_path: Path) ->
         if len(running) < 3:
             continue
         name, trial = running.pop(0)
-        score, epochs = luck.random(), luck.choice([1, 2, EPOCHS])
+        score, epochs = rng.random(), rng.choice([1, 2, EPOCHS])
         if score < 0.1:
             search.fail(name, "failed", "it broke")
             plain.tell(trial, state=TrialState.FAIL)
@@ -209,7 +209,7 @@ def test_a_sampler_in_memory_draws_what_one_on_the_file_draws(tmp_path: Path) ->
             score if full else None,
             state=TrialState.COMPLETE if full else TrialState.PRUNED,
         )
-    # What is in the file is what is in memory.
+    # The file has the same trials as memory.
     kept = open_study(open_storage(tmp_path / "ours.db"), ARM.name, "max").get_trials()
     for there, plainly in zip(kept, plain.get_trials(), strict=True):
         assert (there.state, there.values, there.params, there.intermediate_values) == (
@@ -220,22 +220,22 @@ def test_a_sampler_in_memory_draws_what_one_on_the_file_draws(tmp_path: Path) ->
         )
 
 
-def made_up(count: int, seed: int = 0) -> list[FrozenTrial]:
-    """Trials that have ended in all ways."""
-    luck = random.Random(seed)
+def random_trials(count: int, seed: int = 0) -> list[FrozenTrial]:
+    """Return random trials in all final states."""
+    rng = random.Random(seed)
     ranges: dict[str, BaseDistribution] = {"x": FloatDistribution(0, 1)}
     trials = []
     for _ in range(count):
-        state = luck.choice([TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL])
-        epochs = EPOCHS if state == TrialState.COMPLETE else luck.randrange(EPOCHS)
-        # Few values, so that many are equal.
-        scores = {epoch: luck.randrange(20) / 20 for epoch in range(1, epochs + 1)}
+        state = rng.choice([TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL])
+        epochs = EPOCHS if state == TrialState.COMPLETE else rng.randrange(EPOCHS)
+        # Few distinct values, so that many are equal.
+        scores = {epoch: rng.randrange(20) / 20 for epoch in range(1, epochs + 1)}
         value = scores.get(epochs) if state != TrialState.FAIL else None
         trials.append(
             create_trial(
                 state=state,
                 value=value,
-                params={"x": luck.random()},
+                params={"x": rng.random()},
                 distributions=ranges,
                 intermediate_values=scores,
             )
@@ -245,14 +245,12 @@ def made_up(count: int, seed: int = 0) -> list[FrozenTrial]:
 
 @pytest.mark.parametrize("direction", ["minimize", "maximize"])
 @pytest.mark.parametrize("count", [30, 400, 2000])
-def test_the_good_trials_are_shown_whatever_there_is(
-    direction: Literal["minimize", "maximize"], count: int
-) -> None:
-    """TPE's density of the good trials is made of the same ones."""
+def test_all_good_trials_are_shown(direction: Literal["minimize", "maximize"], count: int) -> None:
+    """TPE splits off the same good trials as without subsampling."""
     memory = SamplerMemory("min" if direction == "minimize" else "max", seed=0, shown=300)
     study = optuna.create_study(storage=memory, direction=direction)
     everything = optuna.create_study(direction=direction)
-    for trial in made_up(count):
+    for trial in random_trials(count):
         study.add_trial(trial)
         everything.add_trial(trial)
     assert default_gamma(10**6) == GOOD
@@ -269,9 +267,9 @@ def test_the_good_trials_are_shown_whatever_there_is(
         assert [trial.number for trial in shown] == [trial.number for trial in every]
 
 
-def test_what_is_shown_does_not_depend_on_when_trials_ended() -> None:
-    """A study that was interrupted sees what it would have seen."""
-    trials = [trial for trial in made_up(900) if trial.state == TrialState.COMPLETE]
+def test_shown_trials_do_not_depend_on_when_trials_ended() -> None:
+    """A resumed study sees the same trials as an uninterrupted one."""
+    trials = [trial for trial in random_trials(900) if trial.state == TrialState.COMPLETE]
     at_once = SamplerMemory("max", seed=3, shown=100)
     study = optuna.create_study(storage=at_once, direction="maximize")
     for trial in trials:
@@ -285,8 +283,8 @@ def test_what_is_shown_does_not_depend_on_when_trials_ended() -> None:
     shown, again = (
         [trial.number for trial in each.get_trials(deepcopy=False)] for each in (study, other)
     )
-    # Of equal trials, the one that was first is the better one.
+    # Of equal trials, the first ranks higher.
     assert shown == again
     assert len(shown) == 100
-    # An even sample: of each half of the study, about as many.
+    # A uniform sample has about as many from each half of the study.
     assert 30 <= sum(number < len(trials) / 2 for number in shown) <= 70

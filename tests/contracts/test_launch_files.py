@@ -1,8 +1,8 @@
 """The launch files are valid for the tools that read them, closed by default, and up to date.
 
-`ray up`'s file goes through Ray's own validation and preparation and launches machines in a
+The file for `ray up` goes through Ray's own validation and preparation, and launches machines in a
 simulated AWS; the RayJob is checked against KubeRay's fields and Kubernetes' schemas; the Slurm
-script runs in a real Slurm. No machine was ever rented for these tests.
+script runs on a real Slurm cluster. None of these tests uses a real cloud.
 """
 
 import copy
@@ -33,8 +33,10 @@ from tests.support import ROOT
 from tests.support.servers import slurm
 
 LAUNCH = ROOT / "study" / "launch"
-FILES = ("aws.yaml", "aws-iam.yaml", "kuberay.yaml", "slurm.sh", "Dockerfile", "README.md")
-STUDIES = ("aws.yaml", "kuberay.yaml", "slurm.sh", "README.md")
+NAMES = ("aws.yaml", "aws-iam.yaml", "kuberay.yaml", "slurm.sh", "Dockerfile")
+FILES = tuple(LAUNCH / name for name in NAMES)
+GUIDE = ROOT / "docs" / "cluster.md"
+STUDIES = (LAUNCH / "aws.yaml", LAUNCH / "kuberay.yaml", LAUNCH / "slurm.sh", GUIDE)
 BIN = Path(sys.executable).parent
 
 AWS: dict[str, Any] = yaml.safe_load((LAUNCH / "aws.yaml").read_text())
@@ -45,16 +47,16 @@ RAYJOB_SCHEMA = json.loads((ROOT / "tests" / "fixtures" / "kuberay-1.6-rayjob.js
 Spoil = Callable[[Any], object]
 
 
-# ------------------------------------------------------------------------------------- all of them
+# ------------------------------------------------------------------------------------- all files
 
 
-def test_every_file_is_known_to_these_tests() -> None:
-    assert {path.name for path in LAUNCH.iterdir()} == set(FILES)
+def test_every_launch_file_is_covered() -> None:
+    assert set(LAUNCH.iterdir()) == set(FILES)
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_no_secret_lies_in_a_launch_file(name: str) -> None:
-    text = (LAUNCH / name).read_text()
+@pytest.mark.parametrize("path", [*FILES, GUIDE], ids=lambda path: path.name)
+def test_launch_file_contains_no_secret(path: Path) -> None:
+    text = path.read_text()
     secret = (
         r"AKIA[0-9A-Z]{12,}|PRIVATE KEY|[0-9a-fA-F]{32,}|(?i:secret_?access_?key|password)\s*[:=]"
         r"|RAY_AUTH_TOKEN\s*[:=]\s*\S"
@@ -62,34 +64,34 @@ def test_no_secret_lies_in_a_launch_file(name: str) -> None:
     assert not re.findall(secret, text)
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if name != "README.md"])
-def test_each_file_says_what_it_costs_and_what_to_edit(name: str) -> None:
-    text = (LAUNCH / name).read_text()
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_launch_file_states_cost_and_what_to_edit(path: Path) -> None:
+    text = path.read_text()
     assert re.search(r"^# (.*[.:] )?Cost", text, re.M) or "Costs nothing" in text
     assert "Edit" in text or "EDIT" in text
 
 
-def studies(name: str) -> list[list[str]]:
-    """The arguments of each `run_study.py` in a launch file."""
-    text = re.sub(r"\\\n", " ", (LAUNCH / name).read_text())
+def studies(path: Path) -> list[list[str]]:
+    """Return the arguments of each `run_study.py` command in a file."""
+    text = re.sub(r"\\\n", " ", path.read_text())
     text = re.sub(r"\n[# ]*(?=--)", " ", text)
     found = re.findall(r"run_study\.py((?: +(?:--[\w-]+|\"[^\"\n]*\"|[\w$/:.\-]+))+)", text)
     return [words for one in found if (words := shlex.split(one))[0].startswith("--")]
 
 
-@pytest.mark.parametrize("name", STUDIES)
-def test_the_studies_use_options_that_exist(name: str) -> None:
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.name)
+def test_studies_use_existing_options(path: Path) -> None:
     known = {f"--{field.name.replace('_', '-')}" for field in fields(StudyConfig)}
-    assert studies(name)
-    for words in studies(name):
+    assert studies(path)
+    for words in studies(path):
         unknown = [word for word in words if word.startswith("--") and word not in known]
         assert not unknown
         config = tyro.cli(StudyConfig, args=words)
-        # A launch file may start again by itself; what the page leads through is typed by hand.
-        assert name == "README.md" or config.dry_run or (config.resume and config.name)
+        # Launch files may restart by themselves, so they must resume; the guide's are typed.
+        assert path == GUIDE or config.dry_run or (config.resume and config.name)
 
 
-def test_versions_are_those_of_the_project() -> None:
+def test_versions_match_the_project() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     pins = project["tool"]["uv"]["constraint-dependencies"]
     assert f"ray=={RAYJOB['spec']['rayClusterSpec']['rayVersion']}" in pins
@@ -102,7 +104,7 @@ def test_versions_are_those_of_the_project() -> None:
 
 
 def ray_start(words: list[str]) -> dict[str, Any]:
-    """What `ray start` understands by its arguments; an unknown one is an error."""
+    """Parse arguments as `ray start` does; an unknown one is an error."""
     return start.make_context("start", words).params
 
 
@@ -110,7 +112,7 @@ def ray_start(words: list[str]) -> dict[str, Any]:
 
 
 def on_aws(config: dict[str, Any], home: Path) -> list[Any]:
-    """What `ray up` does before the first ssh, in a simulated AWS; the machines that then run."""
+    """Do what `ray up` does before the first ssh, in a simulated AWS; return the machines."""
     from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 
     region = config["provider"]["region"]
@@ -131,13 +133,13 @@ def on_aws(config: dict[str, Any], home: Path) -> list[Any]:
 
 
 def instance_profiles() -> list[str]:
-    """The instance profiles that aws-iam.yaml makes."""
+    """Return the instance profiles that aws-iam.yaml creates."""
     text = (LAUNCH / "aws-iam.yaml").read_text()
     return re.findall(r"InstanceProfileName: (\S+)", text)
 
 
 def from_anywhere(machine: Any) -> list[tuple[Any, Any]]:
-    """The ports of a machine that are open to more than its own security group."""
+    """Return the ports of a machine that are open beyond its own security group."""
     ec2 = boto3.resource("ec2", region_name=AWS["provider"]["region"])
     own = {group["GroupId"] for group in machine.security_groups}
     return [
@@ -195,14 +197,14 @@ def test_ray_up_launches_a_closed_head_and_spot_workers(aws: Path) -> None:
         (lambda c: node(c).update(IamInstanceProfile={"Name": "nobody"}), "nobody"),
     ],
 )
-def test_a_mistake_in_the_file_for_ray_up_is_refused(spoil: Spoil, message: str, aws: Path) -> None:
+def test_invalid_file_for_ray_up_is_refused(spoil: Spoil, message: str, aws: Path) -> None:
     config = copy.deepcopy(AWS)
     spoil(config)
     with pytest.raises(Exception, match=message):
         on_aws(config, aws)
 
 
-def test_an_open_port_would_be_seen(aws: Path) -> None:
+def test_open_port_is_detected(aws: Path) -> None:
     config = copy.deepcopy(AWS)
     port = {"FromPort": 8265, "ToPort": 8265, "IpProtocol": "tcp"}
     rule = {**port, "IpRanges": [{"CidrIp": "0.0.0.0/0"}]}
@@ -211,12 +213,12 @@ def test_an_open_port_would_be_seen(aws: Path) -> None:
 
 
 def node(config: dict[str, Any]) -> dict[str, Any]:
-    """The machine of the GPU workers."""
+    """Return the node configuration of the GPU workers."""
     found: dict[str, Any] = config["available_node_types"]["gpu"]["node_config"]
     return found
 
 
-def test_ray_on_aws_asks_for_the_token_and_shows_nothing() -> None:
+def test_ray_on_aws_requires_the_token_and_exposes_nothing() -> None:
     commands = AWS["head_start_ray_commands"] + AWS["worker_start_ray_commands"]
     starts = [command for command in commands if "ray start" in command]
     assert len(starts) == 2
@@ -235,11 +237,11 @@ def test_ray_on_aws_asks_for_the_token_and_shows_nothing() -> None:
     assert AWS["available_node_types"]["gpu"]["min_workers"] == 0
 
 
-def test_what_ray_up_copies_is_there() -> None:
+def test_files_that_ray_up_copies_exist() -> None:
     mounts = {k: v for k, v in AWS["file_mounts"].items() if not v.startswith("~")}
     assert all((ROOT / path).exists() for path in mounts.values())
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    packages = {name.partition(".")[0] for name in project["packages"]}
+    packages = {pattern.rstrip("*") for pattern in project["packages"]["find"]["include"]}
     assert packages | {"pyproject.toml", "run_study.py"} == set(mounts.values())
 
 
@@ -248,10 +250,10 @@ def lint(*command: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_roles_are_a_valid_stack(tmp_path: Path) -> None:
+def test_roles_are_a_valid_stack(tmp_path: Path) -> None:
     text = (LAUNCH / "aws-iam.yaml").read_text()
     lint("cfn-lint", str(LAUNCH / "aws-iam.yaml"))
-    # A policy lets the head end only the machines of this cluster.
+    # The policy lets the head terminate only the machines of this cluster.
     assert f"""ray-cluster-name": {AWS["cluster_name"]}}}""" in text
     kinds = AWS["available_node_types"].values()
     used = {kind["node_config"]["IamInstanceProfile"]["Name"] for kind in kinds}
@@ -266,7 +268,7 @@ def test_the_roles_are_a_valid_stack(tmp_path: Path) -> None:
 
 
 def check_kubernetes(documents: list[dict[str, Any]]) -> None:
-    """Refuse what KubeRay or Kubernetes would refuse, unknown fields included."""
+    """Raise on whatever KubeRay or Kubernetes would refuse, including unknown fields."""
     for document in documents:
         if document["kind"] != "RayJob":
             kubernetes_validate.validate(document, "1.37", strict=True)
@@ -282,7 +284,7 @@ def check_kubernetes(documents: list[dict[str, Any]]) -> None:
             ray_start([f"--{key}={value}" for key, value in group["rayStartParams"].items()])
 
 
-def test_the_rayjob_is_valid() -> None:
+def test_rayjob_is_valid() -> None:
     check_kubernetes(KUBERAY)
 
 
@@ -303,14 +305,14 @@ def test_the_rayjob_is_valid() -> None:
         (lambda job: pod(job)["tolerations"][0].update(key=1), "1 is not"),
     ],
 )
-def test_a_mistake_in_the_rayjob_is_refused(spoil: Spoil, message: str) -> None:
+def test_invalid_rayjob_is_refused(spoil: Spoil, message: str) -> None:
     job = copy.deepcopy(RAYJOB)
     spoil(job)
     with pytest.raises(Exception, match=message):
         check_kubernetes([job])
 
 
-def test_a_mistake_in_the_network_policy_is_refused() -> None:
+def test_invalid_network_policy_is_refused() -> None:
     policy = copy.deepcopy(next(one for one in KUBERAY if one["kind"] == "NetworkPolicy"))
     policy["spec"]["ingres"] = policy["spec"].pop("ingress")
     with pytest.raises(Exception, match="ingres"):
@@ -327,7 +329,7 @@ def pod(job: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def test_ray_on_kubernetes_asks_for_the_token_and_lets_in_few() -> None:
+def test_ray_on_kubernetes_requires_the_token_and_restricts_access() -> None:
     spec = RAYJOB["spec"]
     cluster = spec["rayClusterSpec"]
     assert cluster["authOptions"] == {"mode": "token"}
@@ -341,7 +343,7 @@ def test_ray_on_kubernetes_asks_for_the_token_and_lets_in_few() -> None:
     assert workers(RAYJOB)["minReplicas"] == 0
     assert pod(RAYJOB)["automountServiceAccountToken"] is False
 
-    # Nothing is reachable but by the study's own pods, and the dashboard by the operator.
+    # Only the study's own pods have access, and the operator to the dashboard.
     policy = next(one["spec"] for one in KUBERAY if one["kind"] == "NetworkPolicy")
     label = policy["podSelector"]["matchLabels"]
     templates = [spec["submitterPodTemplate"], head["template"], workers(RAYJOB)["template"]]
@@ -356,7 +358,7 @@ def test_ray_on_kubernetes_asks_for_the_token_and_lets_in_few() -> None:
     assert {one["kind"] for one in KUBERAY} == {"RayJob", "ServiceAccount", "NetworkPolicy"}
 
 
-def test_the_image_holds_what_the_job_runs(tmp_path: Path) -> None:
+def test_image_contains_what_the_job_runs(tmp_path: Path) -> None:
     lint("hadolint", str(LAUNCH / "Dockerfile"))
     text = (LAUNCH / "Dockerfile").read_text()
     folder = re.findall(r"^WORKDIR (\S+)", text, re.M)[0]
@@ -372,7 +374,7 @@ def test_the_image_holds_what_the_job_runs(tmp_path: Path) -> None:
 # -------------------------------------------------------------------------------------------- Slurm
 
 
-def test_the_slurm_script_is_clean(tmp_path: Path) -> None:
+def test_slurm_script_passes_shellcheck(tmp_path: Path) -> None:
     lint("shellcheck", str(LAUNCH / "slurm.sh"))
     spoilt = tmp_path / "slurm.sh"
     spoilt.write_text((LAUNCH / "slurm.sh").read_text().replace('"$secrets/ray.log"', "$secrets"))
@@ -382,20 +384,22 @@ def test_the_slurm_script_is_clean(tmp_path: Path) -> None:
 
 @pytest.mark.integration
 @pytest.mark.skipif(bool(slurm.missing()), reason=slurm.missing())
-def test_the_slurm_script_runs_ray_on_all_nodes_and_goes_on_after_its_time(tmp_path: Path) -> None:
+def test_slurm_script_runs_ray_on_all_nodes_and_resumes_after_its_time_limit(
+    tmp_path: Path,
+) -> None:
     script = LAUNCH / "slurm.sh"
     (tmp_path / "slurm").mkdir()
     (tmp_path / ".venv").symlink_to(sys.prefix)
     small = ["--cpus-per-task=2", "--mem=2G"]
-    with slurm.cluster(tmp_path / "slurm") as there:
-        tried = there.run("sbatch", "--test-only", str(script))
+    with slurm.cluster(tmp_path / "slurm") as cluster:
+        tried = cluster.run("sbatch", "--test-only", str(script))
         assert tried.returncode == 0, tried.stderr
         spoilt = tmp_path / "spoilt.sh"
         spoilt.write_text(script.read_text().replace("--gpus-per-node", "--gpu-per-node"))
-        assert there.run("sbatch", "--test-only", str(spoilt)).returncode != 0
+        assert cluster.run("sbatch", "--test-only", str(spoilt)).returncode != 0
 
-        command = ["python", str(ROOT / "tests" / "launched.py")]
-        sent = there.run("sbatch", "--parsable", *small, str(script), *command, cwd=tmp_path)
+        command = ["python", str(ROOT / "tests" / "support" / "launched.py")]
+        sent = cluster.run("sbatch", "--parsable", *small, str(script), *command, cwd=tmp_path)
         job = sent.stdout.strip()
         log = tmp_path / f"dropout-study-{job}.log"
 
@@ -405,8 +409,8 @@ def test_the_slurm_script_runs_ray_on_all_nodes_and_goes_on_after_its_time(tmp_p
                 assert time.monotonic() < until, log.read_text() if log.exists() else sent.stderr
                 time.sleep(0.3)
 
-        wait_for("waits")
-        said = log.read_text()
+        wait_for("waiting")
+        printed = log.read_text()
         for line in (
             "gpus 2",
             "nodes 2",
@@ -415,22 +419,22 @@ def test_the_slurm_script_runs_ray_on_all_nodes_and_goes_on_after_its_time(tmp_p
             "wrong token: refused",
             "right token: 0",
         ):
-            assert line in said.splitlines(), said
-        # What Slurm sends five minutes before the time is over.
-        there.run("scancel", "--batch", "--signal=USR1", job)
-        wait_for("told to stop")
+            assert line in printed.splitlines(), printed
+        # The signal that Slurm sends five minutes before the time limit.
+        cluster.run("scancel", "--batch", "--signal=USR1", job)
+        wait_for("stopping")
         wait_for(f"slurm.sh: the time is over; job {job} is queued again")
         until = time.monotonic() + 90
-        while there.field(job, "JobState") != "PENDING" and time.monotonic() < until:
+        while cluster.field(job, "JobState") != "PENDING" and time.monotonic() < until:
             time.sleep(0.3)
-        there.run("scontrol", "update", f"jobid={job}", "starttime=now")
-        wait_for("went on")
+        cluster.run("scontrol", "update", f"jobid={job}", "starttime=now")
+        wait_for("resumed")
         until = time.monotonic() + 90
-        while there.field(job, "JobState") in {"RUNNING", "COMPLETING"}:
+        while cluster.field(job, "JobState") in {"RUNNING", "COMPLETING"}:
             assert time.monotonic() < until
             time.sleep(0.3)
-        assert there.field(job, "JobState") == "FAILED"
-        assert there.field(job, "ExitCode") == "3:0"
-        assert there.field(job, "Restarts") == "1"
-    assert not list((tmp_path / "slurm" / "home" / ".ray").iterdir())  # no token stays
+        assert cluster.field(job, "JobState") == "FAILED"
+        assert cluster.field(job, "ExitCode") == "3:0"
+        assert cluster.field(job, "Restarts") == "1"
+    assert not list((tmp_path / "slurm" / "home" / ".ray").iterdir())  # the token is deleted
     assert not Path(f"/tmp/ray-{job}").exists()

@@ -1,4 +1,4 @@
-"""The architecture: who may import whom, and how many modules a folder holds."""
+"""The architecture: which package may import which, and how many modules a folder holds."""
 
 import subprocess
 import sys
@@ -7,15 +7,15 @@ from pathlib import Path
 
 from tests.support import ROOT
 
-#: As many modules as a newcomer can take in at a glance, `__init__.py` not counted.
+#: Maximum number of modules in a folder, without `__init__.py`, to keep folders easy to scan.
 MOST_MODULES = 12
 
-#: A figure each.
+#: Exempt: one module per figure.
 EXEMPT = Path("analysis/figures")
 
 
-def test_imports_run_downwards_only() -> None:
-    """The contracts stand in pyproject.toml; `uv run lint-imports` prints what breaks them."""
+def test_imports_respect_the_layers() -> None:
+    """The contracts are in pyproject.toml; `uv run lint-imports` prints violations."""
     command = [str(Path(sys.executable).with_name("lint-imports")), "--no-logo", "--no-cache"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout

@@ -1,6 +1,6 @@
-"""Properties that hold for any input, found out with thousands of made-up ones.
+"""Properties that hold for any input, tested on thousands of generated ones.
 
-What is read from a run directory, a space or a command line is right or refused in one line.
+Run directories, spaces and command lines are either read correctly or refused in one line.
 """
 
 import json
@@ -37,7 +37,7 @@ from tests.support import FIXTURES
 
 Row = TypeVar("Row", EpochRow, TrialRow, ConfirmRow)
 
-#: The same inputs every time: a test that passed fails only where the code has changed.
+#: The same inputs every time, so that a test fails only if the code has changed.
 settings.register_profile(
     "same",
     derandomize=True,
@@ -47,13 +47,13 @@ settings.register_profile(
 )
 settings.load_profile("same")
 
-#: Anything that a file in UTF-8 can hold.
+#: Any text that a UTF-8 file can hold.
 TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
 NUMBERS = st.floats() | st.integers(-10, 10).map(float)
 
 
 def check_line(error: Exception) -> None:
-    """A message is one line, and can be written to a terminal or a log."""
+    """Check that a message is one line, and can be encoded as UTF-8."""
     assert len(str(error).splitlines()) == 1, str(error)
     str(error).encode()
 
@@ -63,7 +63,7 @@ def check_line(error: Exception) -> None:
 
 @st.composite
 def hyperparameters(draw: st.DrawFn) -> dict[str, Value]:
-    """Values of the types that they have, if not in their ranges."""
+    """Values of the right types, not necessarily in their ranges."""
     strategies: dict[type, st.SearchStrategy[Value]] = {
         float: st.floats(allow_nan=False, allow_infinity=False),
         int: st.integers(),
@@ -74,7 +74,7 @@ def hyperparameters(draw: st.DrawFn) -> dict[str, Value]:
 
 
 def rows(kind: type[Row]) -> st.SearchStrategy[Row]:
-    """Rows of a kind, anything in their fields."""
+    """Return a strategy for rows of a kind with anything in their fields."""
     strategies: dict[str, st.SearchStrategy[Any]] = {}
     for field in fields(kind):
         if get_origin(field.type) is Literal:
@@ -90,7 +90,7 @@ def rows(kind: type[Row]) -> st.SearchStrategy[Row]:
 
 
 def comparable(row: EpochRow | TrialRow | ConfirmRow) -> dict[str, Any]:
-    """A row as a dictionary in which figures that are not finite are one and the same."""
+    """Return a row as a dictionary in which all non-finite numbers compare equal."""
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in asdict(row).items()
@@ -102,19 +102,19 @@ def same(found: Sequence[Row], written: Sequence[Row]) -> bool:
 
 
 @given(st.lists(rows(TrialRow), max_size=4))
-def test_trials_come_back(tmp_path: Path, written: list[TrialRow]) -> None:
+def test_trials_round_trip(tmp_path: Path, written: list[TrialRow]) -> None:
     RunDir(tmp_path).write_trials(written)
     assert same(RunDir(tmp_path).read_trials(), written)
 
 
 @given(st.lists(rows(ConfirmRow), max_size=4))
-def test_confirmation_runs_come_back(tmp_path: Path, written: list[ConfirmRow]) -> None:
+def test_confirmation_runs_round_trip(tmp_path: Path, written: list[ConfirmRow]) -> None:
     RunDir(tmp_path).write_confirm(written)
     assert same(RunDir(tmp_path).read_confirm(), written)
 
 
 @given(st.lists(rows(EpochRow), max_size=6, unique_by=lambda row: row.run_id))
-def test_epochs_come_back(tmp_path: Path, written: list[EpochRow]) -> None:
+def test_epochs_round_trip(tmp_path: Path, written: list[EpochRow]) -> None:
     RunDir(tmp_path).epochs.unlink(missing_ok=True)
     RunDir(tmp_path).append_epochs(written)
     assert same(RunDir(tmp_path).read_epochs(), written)
@@ -125,7 +125,7 @@ EPOCH = RunDir(FIXTURES / "run").read_epochs()[0]
 
 @st.composite
 def attempts(draw: st.DrawFn, run_id: str) -> list[EpochRow]:
-    """The rows of a run that is taken up again, each time at an epoch that it may go on from."""
+    """Rows of a run that is resumed several times, each time at a possible epoch."""
     written, done = [], 0
     for attempt in range(1, draw(st.integers(1, 4)) + 1):
         first = draw(st.integers(1, done + 1))
@@ -138,7 +138,7 @@ def attempts(draw: st.DrawFn, run_id: str) -> list[EpochRow]:
 
 @st.composite
 def histories(draw: st.DrawFn) -> list[EpochRow]:
-    """The rows of some runs at once, each run's in its order."""
+    """Interleaved rows of several runs, each run's in order."""
     waiting = [draw(attempts(f"run-{number}")) for number in range(draw(st.integers(1, 3)))]
     written: list[EpochRow] = []
     while waiting := [run for run in waiting if run]:
@@ -158,7 +158,7 @@ def test_each_epoch_of_a_run_is_read_once_and_the_last_attempt_wins(
         of_run = [row for row in written if row.run_id == run_id]
         last = of_run[-1]
         kept = [row for row in found if row.run_id == run_id]
-        # All epochs up to the last one written, none of them from a later end of an earlier try.
+        # All epochs up to the last one written; later epochs of earlier attempts are dropped.
         assert [row.epoch for row in kept] == list(range(1, last.epoch + 1))
         for row in kept:
             again = [r.attempt for r in of_run if r.epoch <= row.epoch]
@@ -167,11 +167,11 @@ def test_each_epoch_of_a_run_is_read_once_and_the_last_attempt_wins(
 
 @pytest.fixture(scope="module")
 def files() -> dict[str, bytes]:
-    """A real file of every kind."""
+    """One real file of every kind."""
     run = RunDir(FIXTURES / "study")
     found = {file.name: file.read_bytes() for file in (run.epochs, run.trials, run.confirm)}
     found["study.json"] = run.study_json.read_bytes()
-    # Enough to be read in a moment.
+    # A few lines, to keep the test fast.
     found["epochs.jsonl"] = b"".join(found["epochs.jsonl"].splitlines(keepends=True)[:40])
     return found
 
@@ -186,7 +186,7 @@ EACH_FILE = pytest.mark.parametrize("name", READERS)
 
 
 def read_or_refuse(folder: Path, name: str, content: bytes) -> None:
-    """Any other exception fails the test."""
+    """Read a file; any exception but RunDirError fails the test."""
     (folder / name).write_bytes(content)
     try:
         READERS[name](RunDir(folder))
@@ -196,11 +196,13 @@ def read_or_refuse(folder: Path, name: str, content: bytes) -> None:
 
 @EACH_FILE
 @given(part=st.floats(0, 1))
-def test_file_cut_anywhere(tmp_path: Path, files: dict[str, bytes], name: str, part: float) -> None:
+def test_file_truncated_anywhere(
+    tmp_path: Path, files: dict[str, bytes], name: str, part: float
+) -> None:
     read_or_refuse(tmp_path, name, files[name][: int(part * len(files[name]))])
 
 
-#: Where a byte is changed, as a part of the file, and to what.
+#: Changed bytes: position as a fraction of the file, and new value.
 CHANGES = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1)
 
 
@@ -220,11 +222,11 @@ def test_file_with_changed_bytes(
 @example(content=b"[" * 100_000 + b"\n")
 @example(content=b'{"a":' * 100_000 + b"\n")
 @example(content=b"1" * 10_000 + b"\n")
-def test_file_of_anything(tmp_path: Path, name: str, content: bytes) -> None:
+def test_file_with_any_content(tmp_path: Path, name: str, content: bytes) -> None:
     read_or_refuse(tmp_path, name, content)
 
 
-#: Also what Python's JSON reads beyond the standard.
+#: Includes NaN and infinities, which Python's JSON reader accepts beyond the standard.
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
@@ -240,10 +242,10 @@ def test_epoch_with_anything_in_a_field(tmp_path: Path, field: str, value: Any) 
 
 
 @given(data=st.data())
-def test_of_cut_epochs_the_whole_lines_are_read(
+def test_whole_lines_of_truncated_epochs_are_read(
     tmp_path: Path, files: dict[str, bytes], data: st.DataObject
 ) -> None:
-    """The lines are those of one attempt each."""
+    """Each run in this file has a single attempt."""
     content = files["epochs.jsonl"]
     cut = content[: data.draw(st.integers(0, len(content)))]
     run = RunDir(tmp_path)
@@ -266,7 +268,7 @@ VALUES: st.SearchStrategy[Any] = (
 
 
 def made(kind: Callable[..., Any], *arguments: Any) -> Any:
-    """What is made, or None where it is refused in one line."""
+    """Return what `kind` makes, or None if it refuses in one line."""
     try:
         return kind(*arguments)
     except SpaceError as error:
@@ -289,7 +291,7 @@ def ranges(draw: st.DrawFn) -> Range | None:
 
 @st.composite
 def factors(draw: st.DrawFn) -> dict[str, Range]:
-    """Of ranges that make sense by themselves, for hyperparameters that may not exist."""
+    """Valid ranges, for hyperparameters that may not exist."""
     names = st.sampled_from([*PARAMETERS, "drpout", "a\nb"])
     found: dict[str, Range] = {}
     for name in draw(st.lists(names, max_size=3)):
@@ -306,7 +308,7 @@ OPTION_NAMES = st.sampled_from(["transfer", "image_size", "preprocess", "weights
 
 @settings(max_examples=300)
 @given(data=st.data())
-def test_any_space_is_one_or_refused_in_one_line(data: st.DataObject) -> None:
+def test_any_space_is_valid_or_refused_in_one_line(data: st.DataObject) -> None:
     arms = []
     for _ in range(data.draw(st.integers(0, 3))):
         arm = made(Arm, data.draw(NAMES), data.draw(factors()))
@@ -342,7 +344,7 @@ def test_any_text_finds_a_space_or_is_refused_in_one_line(spec: str) -> None:
 
 @pytest.fixture(scope="module")
 def nowhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """An empty folder that is the current one, on a machine without a GPU."""
+    """An empty current folder, on a machine without a GPU."""
     folder = tmp_path_factory.mktemp("nowhere")
     machines = Machines((Node("localhost", 2, 0),), is_cluster=False)
     with pytest.MonkeyPatch.context() as patch:
@@ -352,7 +354,7 @@ def nowhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 OPTIONS = [f"--{field.name.replace('_', '-')}" for field in fields(StudyConfig)]
-#: What a shell can pass: no NUL; bytes that are no UTF-8 come as lone surrogates.
+#: What a shell can pass, so no NUL; bytes that are not UTF-8 arrive as lone surrogates.
 ARGUMENT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
 NUMBER = st.integers(-3, 300) | st.integers() | st.floats()
 WORDS = ["auto", "none", "None", "", "-", "--", ".", "..", "/", "runs", "cifar10", "a\nb", "\udcff"]
@@ -370,9 +372,9 @@ GOOD: dict[str, st.SearchStrategy[object]] = {
 
 @st.composite
 def command_lines(draw: st.DrawFn) -> list[str]:
-    """Some options, most of which exist, with values of which some fit."""
+    """Some options, most of which exist, with values some of which are valid."""
     arguments = []
-    # Of six, one that most likely does not exist.
+    # One in six most likely does not exist.
     names = st.one_of(*[st.sampled_from(OPTIONS)] * 5, ARGUMENT)
     for name in draw(st.lists(names, min_size=1, max_size=4)):
         arguments.append(name)
@@ -391,7 +393,7 @@ def command_lines(draw: st.DrawFn) -> list[str]:
 @example(["--storage", "a\nb", "--resume"])
 @example(["--name", "a\nb"])
 @example(["--space", "a\nb"])
-def test_any_command_line_is_a_study_or_refused_in_one_line(
+def test_any_command_line_is_valid_or_refused_in_one_line(
     nowhere: Path, arguments: list[str]
 ) -> None:
     assume(not {"-h", "--help"} & {*arguments})
@@ -421,7 +423,9 @@ LONG = 300 * "x"
         ["--storage", LONG, "--resume"],
     ],
 )
-def test_numbers_and_names_beyond_all_bounds(nowhere: Path, arguments: list[str]) -> None:
+def test_extreme_numbers_and_names_are_refused_in_one_line(
+    nowhere: Path, arguments: list[str]
+) -> None:
     with pytest.raises(UserError) as error:
         resolve_study(parse_config(arguments))
     check_line(error.value)
@@ -441,7 +445,9 @@ def test_numbers_and_names_beyond_all_bounds(nowhere: Path, arguments: list[str]
         {"a\nb": "c\nd"},
     ],
 )
-def test_study_that_goes_on_with_options_of_no_sense(tmp_path: Path, config: object) -> None:
+def test_resume_with_invalid_recorded_options_is_refused_in_one_line(
+    tmp_path: Path, config: object
+) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "study.json").write_text(json.dumps({"format": 1, "config": config}))
     with pytest.raises((UserError, RunDirError)) as error:

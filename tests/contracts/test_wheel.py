@@ -1,4 +1,4 @@
-"""The package as a wheel, installed in an environment of its own and used from another folder."""
+"""The package as a wheel, installed in a separate environment and used from another folder."""
 
 import shutil
 import subprocess
@@ -13,7 +13,7 @@ from tests.support import FIXTURES, ROOT
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of an environment that has the wheel; what it depends on is this environment's."""
+    """Python of an environment with the wheel; its dependencies come from this environment."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     source.mkdir()
@@ -26,7 +26,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     uv("venv", "--python", sys.executable, folder / "env")
     found = folder / "env" / "bin" / "python"
     uv("pip", "install", "--python", found, "--no-deps", wheel)
-    # Only the path: what a .pth file in that folder adds, the source tree here, is not seen.
+    # .pth files in that folder are not processed, so the editable install here stays invisible.
     packages = folder / "env" / "lib" / f"python3.{sys.version_info.minor}" / "site-packages"
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return found
@@ -46,7 +46,7 @@ def run(python: Path, cwd: Path, *words: str) -> str:
 
 
 @pytest.mark.parametrize("package", ["study", "analysis", "search_spaces", "run_study"])
-def test_what_is_imported_is_the_wheel(package: str, python: Path, tmp_path: Path) -> None:
+def test_packages_are_imported_from_the_wheel(package: str, python: Path, tmp_path: Path) -> None:
     found = run(python, tmp_path, "-c", f"import {package}; print({package}.__file__)")
     assert Path(found.strip()).is_relative_to(python.parents[1])
 
@@ -58,12 +58,12 @@ def test_commands_run_from_another_folder(python: Path, tmp_path: Path) -> None:
     assert "--trials" in run(python, tmp_path, "-m", "run_study", "--help")
 
 
-def test_a_report_is_written_from_another_folder(python: Path, tmp_path: Path) -> None:
+def test_report_is_written_from_another_folder(python: Path, tmp_path: Path) -> None:
     shutil.copytree(FIXTURES / "study", tmp_path / "study-1")
     run(python, tmp_path, "-m", "analysis", "study-1")
     assert (tmp_path / "study-1" / "report" / "index.html").exists()
 
 
-def test_the_model_card_is_part_of_the_wheel(python: Path, tmp_path: Path) -> None:
+def test_model_card_template_is_part_of_the_wheel(python: Path, tmp_path: Path) -> None:
     code = "from study.export.model_card import load_template; print(load_template().filename)"
     assert Path(run(python, tmp_path, "-c", code).strip()).is_relative_to(python.parents[1])

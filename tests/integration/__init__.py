@@ -1,1 +1,1 @@
-"""Whole studies on real parts, and what can go wrong with them; minutes each."""
+"""End-to-end studies on real components, and their faults; minutes each."""

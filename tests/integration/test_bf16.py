@@ -1,4 +1,4 @@
-"""bf16 features cost no accuracy: on real images and weights, against the seeds' own spread."""
+"""bf16 features cost no accuracy, on real images and weights, relative to the seed variance."""
 
 from dataclasses import replace
 from statistics import mean, stdev
@@ -28,7 +28,7 @@ RECIPE: dict[str, Any] = {
 
 
 def test_heads_on_bf16_features_are_as_good_as_on_fp32(keras_weights: Weights) -> None:
-    """Mean test accuracy over 8 seeds differs by less than the standard deviation of a seed."""
+    """Mean test accuracy over 8 seeds differs by less than the standard deviation over seeds."""
     dataset = load_dataset("cifar10", 3000)
     backbone = build_backbone(keras_weights.state, keras_weights.architecture)
     how = replace(keras_weights.preprocess, image_size=32)

@@ -1,4 +1,4 @@
-"""The command on a real Ray cluster of several nodes, all of them on this machine."""
+"""The command on a real Ray cluster of several nodes, all on this machine."""
 
 import os
 import re
@@ -21,7 +21,7 @@ from study.cluster.resources import Resources
 from study.data.dataset import Dataset
 from study.errors import UserError
 from study.features import distributed
-from study.features.extract import here
+from study.features.extract import compute_here
 from study.models.backbone import build_backbone
 from study.models.weights import Weights
 from study.runs import gpu_sharing
@@ -69,7 +69,7 @@ def confirm_without_times(rundir: Path) -> list[ConfirmRow]:
 
 
 def test_four_nodes_find_what_one_machine_finds(cluster: Cluster, tmp_path: Path) -> None:
-    """With fewer trials than TPE draws at random, and no rung of ASHA, nothing depends on time."""
+    """With fewer trials than TPE's random ones and no ASHA rung, nothing depends on timing."""
     options = f"{TINY} --trials 6 --epochs 3 --seeds 2"
     alone = run(options, tmp_path / "alone")
     assert alone.returncode == 0, alone.stderr
@@ -84,7 +84,7 @@ def test_four_nodes_find_what_one_machine_finds(cluster: Cluster, tmp_path: Path
 
 
 def test_nodes_that_lack_a_package_are_refused_by_address(cluster: Cluster, tmp_path: Path) -> None:
-    """Of those packages too that only the project's own modules ask for."""
+    """This includes packages that only the project's own modules import."""
     (tmp_path / "tyro.py").write_text("raise ModuleNotFoundError('no tyro here')\n")
     lacking = {"env_vars": {"PYTHONPATH": str(tmp_path)}}
     ray.init(address=cluster.address, log_to_driver=False, runtime_env=lacking)
@@ -94,35 +94,39 @@ def test_nodes_that_lack_a_package_are_refused_by_address(cluster: Cluster, tmp_
             inspect_nodes(nodes, tmp_path)
     finally:
         ray.shutdown()
-    why = f"{nodes[0].address}: what runs need cannot be imported there (no tyro here)"
+    why = f"{nodes[0].address}: the code of runs cannot be imported there (no tyro here)"
     assert f"{len(nodes)} of {len(nodes)} nodes cannot run trials: {why}" in str(refused.value)
-    assert str(refused.value).endswith("; mend that, or take the node out of the cluster.")
+    assert str(refused.value).endswith("; fix this, or remove the node from the cluster.")
 
 
 def features_here_and_there(
     machines: Machines, dataset: Dataset, weights: Weights
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of one process with one thread, as each worker has, and of the cluster."""
+    """Return features from one process with one thread, like a worker, and from the cluster."""
     backbone = build_backbone(weights.state, weights.architecture)
     preprocess = replace(weights.preprocess, image_size=32)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        expected = here(torch.device("cpu"), "fp32").run(backbone, dataset.pixels, preprocess)
+        expected = compute_here(torch.device("cpu"), "fp32").run(
+            backbone, dataset.pixels, preprocess
+        )
     finally:
         torch.set_num_threads(threads)
-    found = distributed.on_cluster(machines, "fp32").run(backbone, dataset.pixels, preprocess)
+    found = distributed.compute_on_cluster(machines, "fp32").run(
+        backbone, dataset.pixels, preprocess
+    )
     return expected.bfloat16(), found
 
 
-def test_features_of_a_cluster_are_those_of_one_process(
+def test_features_of_a_cluster_equal_those_of_one_process(
     machines: Machines, small_dataset: Dataset, random_weights: Weights
 ) -> None:
     expected, found = features_here_and_there(machines, small_dataset, random_weights)
     assert torch.equal(found, expected)
 
 
-def test_a_node_that_dies_costs_its_trial_no_more_than_an_epoch(
+def test_a_node_failure_costs_a_trial_at_most_one_epoch(
     machines: Machines,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -130,17 +134,17 @@ def test_a_node_that_dies_costs_its_trial_no_more_than_an_epoch(
 ) -> None:
     monkeypatch.setattr("study.search.tune.run_trial", trial_with(kill_the_node))
     study = make_study(tmp_path, address="auto")
-    trials = search_study(study, Resources(1, 0.0, machines.room(1, 0)))
+    trials = search_study(study, Resources(1, 0.0, machines.capacity(1, 0)))
     assert trials.pop(VICTIM)[1] == 2
     assert set(trials.values()) <= {("completed", 1), ("pruned", 1)}
     lines = study.rundir.epochs.read_text().splitlines()
     assert len(lines) == len(study.rundir.read_epochs()), "an epoch was trained twice"
-    # Ray may notice the process's end before the machine's.
-    lost = rf"{VICTIM}  (its process died|its machine was lost); it goes on from its last state"
+    # Ray may notice the end of the process before that of the machine.
+    lost = rf"{VICTIM}  (its process died|its machine was lost); resuming from its last checkpoint"
     assert re.search(lost, capsys.readouterr().out)
 
 
-def test_features_survive_a_node_that_dies(
+def test_features_survive_a_node_failure(
     machines: Machines,
     small_dataset: Dataset,
     random_weights: Weights,
@@ -154,10 +158,10 @@ def test_features_survive_a_node_that_dies(
     assert torch.equal(found, expected)
 
 
-def test_another_machine_goes_on_where_the_driver_died(
+def test_another_machine_resumes_after_the_driver_died(
     cluster: Cluster, bucket: str, tmp_path: Path
 ) -> None:
-    """It has another working directory and another cache: only the storage is common."""
+    """It has a different working directory and cache; only the storage is shared."""
     place = f"--address {cluster.address} --storage {bucket} --name study"
     store = Remote(bucket).child("study")
     options = f"{TINY} --trials 8 --epochs 30 --seeds 1 {place}"
@@ -165,7 +169,7 @@ def test_another_machine_goes_on_where_the_driver_died(
     deadline = time.monotonic() + 240
     while len((store.read("epochs.jsonl") or b"").splitlines()) < 60:
         assert driver.poll() is None, driver.communicate()
-        assert time.monotonic() < deadline, "the study has not come so far"
+        assert time.monotonic() < deadline, "the study is too slow"
         time.sleep(0.1)
     driver.kill()
     driver.communicate()
@@ -182,7 +186,7 @@ def test_another_machine_goes_on_where_the_driver_died(
     second = on_machine(tmp_path / "second", f"--resume {place}")
     output, errors = second.communicate(timeout=400)
     assert second.returncode == 0, errors
-    assert "worked on this study a moment ago" in output
+    assert "was working on this study a moment ago" in output
     for name in ("optuna.db", "epochs.jsonl", "trials.csv", "report/verdict.json"):
         assert store.download(name, tmp_path / "end" / name)
     rundir = RunDir(tmp_path / "end")
@@ -195,7 +199,7 @@ def test_another_machine_goes_on_where_the_driver_died(
 
 
 def on_machine(folder: Path, options: str) -> "subprocess.Popen[str]":
-    """Start the command in a folder of its own, with a cache that holds downloads only."""
+    """Start the command in a separate folder, with a cache that holds only downloads."""
     cache = folder / "cache" / "dropout-study"
     cache.mkdir(parents=True)
     for entry in cache_dir().iterdir():
@@ -213,7 +217,7 @@ def on_machine(folder: Path, options: str) -> "subprocess.Popen[str]":
 
 @pytest.fixture
 def two_kinds_of_gpu() -> Iterator[None]:
-    """A cluster of two nodes that pretend to have a GPU each, of different sizes."""
+    """A cluster of two nodes that each pretend to have a GPU, of different sizes."""
     with ray_cluster(0) as cluster:
         for kind in ("BIG", "SMALL"):
             cluster.add_node(num_cpus=2, num_gpus=1, labels={GPU_TYPE_LABEL: kind})
@@ -223,12 +227,12 @@ def two_kinds_of_gpu() -> Iterator[None]:
         ray.shutdown()
 
 
-def test_runs_go_to_the_gpus_on_which_they_fit(
+def test_runs_are_placed_on_gpus_where_they_fit(
     two_kinds_of_gpu: None,  # noqa: ARG001
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Stand-ins for measuring and training on a GPU, since these nodes only pretend to have one."""
+    """Measuring and training are replaced, since the nodes only pretend to have a GPU."""
     monkeypatch.setattr(gpu_sharing, "run_load_measurement", measure_load_on_big_only)
     monkeypatch.setattr("study.search.tune.run_trial", run_trial_on_big_only)
     monkeypatch.setattr("study.confirm.run.run_confirmation", run_confirmation_on_big_only)

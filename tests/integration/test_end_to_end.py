@@ -1,4 +1,4 @@
-"""More whole studies: resumed, extended, refused, fine-tuned, interrupted."""
+"""More end-to-end studies: resumed, extended, refused, fine-tuned, interrupted."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from study.models.weights import load_weights
 from tests.support.command import ARMS, SMALL, STUDY, Finished, optuna_trials, run, start
 
 
-def test_a_second_study_starts_at_once_and_a_finished_one_is_not_run_again(
+def test_a_finished_study_is_not_run_again(
     finished: Finished,
 ) -> None:
     confirm = finished.rundir.confirm
@@ -40,7 +40,7 @@ def test_a_finished_study_is_extended_and_looks_at_the_test_set_again(
     assert [sum(row.arm == arm for row in trials) for arm in ARMS] == [5, 5]
     assert [row for row in trials if row.run_id in {old.run_id for old in before}] == before
     assert len({str(row.hyperparameters) for row in trials}) == 10
-    # With what the searcher knew: a new study of the same seed would begin with the old sets.
+    # The sampler continues: with the same seed, a new study would draw the old sets again.
     numbers = [trial.number for trial in optuna_trials(rundir, "dropout")]
     assert numbers == [0, 1, 2, 3, 4]
     rows = rundir.read_confirm()
@@ -53,7 +53,7 @@ def test_a_finished_study_is_extended_and_looks_at_the_test_set_again(
     unchanged = champions <= {row.run_id for row in before}
     for row in rows:
         if unchanged and row.run_id in old_runs:
-            assert row == old_runs[row.run_id], "a run that was there already ran again"
+            assert row == old_runs[row.run_id], "an existing run was repeated"
     assert (rundir.confirm_dir / "look-1.csv").read_bytes() == looked
     verdict = json.loads(rundir.verdict.read_text())
     first = json.loads(finished.rundir.verdict.read_text())["looks"]
@@ -73,10 +73,10 @@ def test_a_finished_study_is_extended_and_looks_at_the_test_set_again(
         ("--metric val_loss", "this study has --metric val_accuracy, not val_loss"),
         ("--images 4000", "this study has --images 3000, not 4000"),
         ("--space dose", "this study has --space dropout, not dose"),
-        ("--trials 6", "this study has --trials 7, which cannot become fewer"),
+        ("--trials 6", "this study has --trials 7, which cannot be reduced"),
     ],
 )
-def test_what_makes_results_incomparable_is_refused(
+def test_changes_that_make_results_incomparable_are_refused(
     finished: Finished, options: str, message: str
 ) -> None:
     before = contents(finished.rundir.path)
@@ -91,7 +91,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_trials_that_diverge_are_said_and_the_others_go_on(tmp_path: Path) -> None:
+def test_diverging_trials_are_reported_and_the_others_continue(tmp_path: Path) -> None:
     space = "--space tests.support.spaces:DIVERGING"
     done = run(f"{space} --trials 8 --epochs 2 --seeds 0 {SMALL}", tmp_path / "diverging")
     assert done.returncode == 0, done.stderr
@@ -102,13 +102,13 @@ def test_trials_that_diverge_are_said_and_the_others_go_on(tmp_path: Path) -> No
         assert row.state == ("diverged" if row in huge else "completed")
         assert bool(row.error) == (row in huge)
     assert done.stdout.count("the loss is not finite after epoch 1") == len(huge)
-    # Without confirmation the best champion is exported.
+    # Without a confirmation, the best champion is exported.
     config = json.loads((tmp_path / "diverging" / "best_model" / "config.json").read_text())
     assert config["run_id"] in {row.run_id for row in trials if row not in huge}
 
 
 def test_a_space_without_search_goes_straight_to_confirmation(tmp_path: Path) -> None:
-    # No image size: the space brings its own.
+    # No image size, since the space defines it.
     options = "--space article --transfer frozen --epochs 2 --seeds 1 --images 3000"
     done = run(options, tmp_path / "article")
     assert done.returncode == 0, done.stderr
@@ -121,7 +121,7 @@ def test_a_space_without_search_goes_straight_to_confirmation(tmp_path: Path) ->
 
 @pytest.fixture(scope="module")
 def finetuned(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """A small study whose backbone trains: 512 images, at 32 px for the sake of time."""
+    """A small study that trains the backbone: 512 images, at 32 px to save time."""
     rundir = tmp_path_factory.mktemp("runs") / "finetuned"
     options = "--images 512 --epochs 1 --trials 4 --seeds 1 --transfer finetune --image-size 32"
     done = run(options, rundir)
@@ -139,18 +139,18 @@ def test_all_layers_train_on_a_cpu(finetuned: Finished) -> None:
     assert "finetune: all layers train, augmentation flip" in finetuned.output
 
 
-def test_the_plan_says_how_much_disk_the_weights_take(finetuned: Finished) -> None:
-    stated = re.search(r"and (\d\.\d) GB that stay", finetuned.output)
+def test_the_plan_states_the_disk_space_of_the_weights(finetuned: Finished) -> None:
+    stated = re.search(r"and (\d\.\d) GB permanently", finetuned.output)
     assert stated
     weights = sum(p.stat().st_size for p in finetuned.rundir.path.rglob("*.safetensors"))
     assert 0.7e9 < weights <= float(stated[1]) * 1e9 + 0.05e9
 
 
-def test_a_finetuned_bundle_gives_what_was_confirmed(finetuned: Finished) -> None:
-    """Its backbone is the trained one, and its test accuracy is measured from the files."""
+def test_a_finetuned_bundle_has_the_confirmed_accuracy(finetuned: Finished) -> None:
+    """It contains the trained backbone, and its test accuracy is measured from the files."""
     config = json.loads((finetuned.rundir.best_model / "config.json").read_text())
     row = next(r for r in finetuned.rundir.read_confirm() if r.run_id == config["run_id"])
-    # fp32 against bf16 may move an image or two of 85.
+    # fp32 instead of bf16 may change the prediction for one or two of 85 images.
     assert config["test"]["accuracy"] == pytest.approx(row.test_accuracy, abs=2.5 / 85)
     trained = load_file(finetuned.rundir.weights(config["run_id"]))
     bundle = load_file(finetuned.rundir.best_model / "model.safetensors")
@@ -163,14 +163,14 @@ def test_a_finetuned_bundle_gives_what_was_confirmed(finetuned: Finished) -> Non
 
 
 @pytest.mark.full
-def test_the_article_as_printed_has_a_backbone_that_trained_before(tmp_path: Path) -> None:
+def test_the_article_as_printed_warms_up_the_backbone(tmp_path: Path) -> None:
     options = "--space article --transfer finetune --epochs 1 --seeds 1 --images 200"
     done = run(options, tmp_path / "article")
     assert done.returncode == 0, done.stderr
     rows = {row.setting: row for row in RunDir(tmp_path / "article").read_confirm()}
     assert list(rows) == ["no-dropout", "dropout", "as-printed"]
     assert rows["as-printed"].hyperparameters["backbone_warmup_epochs"] == 15
-    # That the backbone has trained shows in no figure here; training/test_finetune.py holds it.
+    # No output shows that the backbone was trained; training/test_finetune.py checks that.
     assert "article reports +1.11 points" in done.stdout
 
 
@@ -212,8 +212,8 @@ def test_layerwise_searches_a_rate_per_hidden_layer(tmp_path: Path) -> None:
         (signal.SIGINT, 130),
     ],
 )
-def test_an_interrupted_study_goes_on(how: signal.Signals, status: int, tmp_path: Path) -> None:
-    """Killed or interrupted in the search: the missing trials run, none is lost or run twice."""
+def test_an_interrupted_study_resumes(how: signal.Signals, status: int, tmp_path: Path) -> None:
+    """After a kill or interrupt in the search, missing trials run; none is lost or run twice."""
     options = f"--trials 6 --epochs 4 --seeds 0 {SMALL}"
     rundir = RunDir(tmp_path / "interrupted")
     process = start(options, rundir.path)
@@ -223,24 +223,26 @@ def test_an_interrupted_study_goes_on(how: signal.Signals, status: int, tmp_path
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(how)
-    _, said = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == status
     if how != signal.SIGKILL:
-        assert said.decode().splitlines() == [
-            "run_study.py: interrupted. Go on with: python run_study.py --resume --name"
+        assert errors.decode().splitlines() == [
+            "run_study.py: interrupted. Resume with: python run_study.py --resume --name"
             f" interrupted --storage {tmp_path}"
         ]
     assert not rundir.trials.exists()
     before = rundir.epochs.read_bytes()
     left = {path.stem: saved_epochs(path) for path in rundir.state("any").parent.glob("*.saf*")}
-    assert left, "no trial has left its state"
+    assert left, "no trial has left a checkpoint"
 
     done = run("--resume", rundir.path)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"Search: \d of 6 trials have ended; [12] were interrupted", done.stdout)
+    assert re.search(
+        r"Search: \d of 6 trials have ended; interrupted trials to resume.*: [12]\b", done.stdout
+    )
     trials = rundir.read_trials()
     assert len(trials) == 6
-    # No epoch that is in a state was trained, or written, again.
+    # No epoch that is in a checkpoint was trained or written again.
     assert rundir.epochs.read_bytes().startswith(before)
     written = {(row["run_id"], row["epoch"]) for row in map(json.loads, before.splitlines())}
     for row in map(json.loads, rundir.epochs.read_text().splitlines()):
@@ -257,6 +259,6 @@ def test_an_interrupted_study_goes_on(how: signal.Signals, status: int, tmp_path
 
 
 def saved_epochs(state: Path) -> int:
-    """How many epochs are done in a state."""
+    """Return the number of finished epochs in a checkpoint."""
     with safe_open(state, "pt") as file:
         return len(json.loads(file.metadata()["history"]))

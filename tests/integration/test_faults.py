@@ -1,4 +1,4 @@
-"""Faults while runs go on, each really done, under a real Ray: what is lost, and what is said."""
+"""Real faults during runs, under a real Ray: what is lost, and what is reported."""
 
 import shutil
 import signal
@@ -50,7 +50,7 @@ def healthy(arms: tuple[str, ...] = ("no-dropout", "dropout")) -> set[str]:
 
 @pytest.fixture
 def fault(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Makes trials go wrong."""
+    """Return a function that injects a fault into trials."""
 
     def set_fault(what: Callable[[], None], **options: Any) -> None:
         monkeypatch.setattr("study.search.tune.run_trial", trial_with(what, **options))
@@ -59,7 +59,7 @@ def fault(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def check_rows(rundir: RunDir) -> None:
-    """Each epoch of each trial once, and the results of training without an interruption."""
+    """Check that every epoch is recorded once, with the results of uninterrupted training."""
     rows = rundir.read_epochs()
     for trial in rundir.read_trials():
         mine = [row for row in rows if row.run_id == trial.run_id]
@@ -77,7 +77,7 @@ def check_rows(rundir: RunDir) -> None:
     assert not list(rundir.path.glob("states/*"))
 
 
-def test_a_trial_goes_on_from_its_state_when_its_process_was_killed(
+def test_a_trial_resumes_from_its_checkpoint_after_its_process_was_killed(
     tmp_path: Path, fault: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     fault(kill_the_worker)
@@ -86,15 +86,13 @@ def test_a_trial_goes_on_from_its_state_when_its_process_was_killed(
     assert trials.pop("dropout-001")[1] == 2
     assert {attempts for _, attempts in trials.values()} == {1}
     check_rows(study.rundir)
-    said = capsys.readouterr().out.splitlines()
-    assert said.count("dropout-001  its process died; it goes on from its last state") == 1
+    printed = capsys.readouterr().out.splitlines()
+    assert printed.count("dropout-001  its process died; resuming from its last checkpoint") == 1
     lines = study.rundir.epochs.read_text().splitlines()
     assert len(lines) == len(study.rundir.read_epochs()), "an epoch was trained twice"
 
 
-def test_a_trial_that_is_lost_too_often_has_failed(
-    tmp_path: Path, fault: Callable[..., None]
-) -> None:
+def test_a_trial_that_is_lost_too_often_fails(tmp_path: Path, fault: Callable[..., None]) -> None:
     fault(kill_the_worker, attempts=9, victim=".*-001")
     study = make_study(tmp_path, max_failures=1)
 
@@ -104,19 +102,19 @@ def test_a_trial_that_is_lost_too_often_has_failed(
         "dropout-001",
     }
     errors = [row.error for row in study.rundir.read_trials() if row.error]
-    assert all(error.startswith("lost 2 times; the last time its process died") for error in errors)
+    assert all(error.startswith("lost 2 times; last cause: its process died") for error in errors)
 
 
-def test_a_trial_that_comes_further_may_be_lost_often(
+def test_a_trial_that_progresses_may_be_lost_often(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on machines that come and go: only losses without an epoch in between are counted."""
+    """Only losses without a finished epoch in between count, as on preemptible machines."""
     monkeypatch.setattr("study.search.tune.run_trial", trial_that_dies_with_every_epoch)
     study = make_study(tmp_path, epochs=3, max_failures=1)
     assert search_study(study)[VICTIM] == ("completed", 4)
 
 
-def test_a_trial_that_raises_has_failed_and_the_others_go_on(
+def test_a_trial_that_raises_fails_and_the_others_continue(
     tmp_path: Path, fault: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     fault(raise_an_error)
@@ -135,10 +133,10 @@ def test_a_trial_that_raises_has_failed_and_the_others_go_on(
 def test_a_study_in_which_everything_fails_stops_early(
     tmp_path: Path, fault: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The addresses in the messages differ; the cause is the same."""
+    """The messages contain different addresses but have the same cause."""
     fault(raise_an_error, victim=".*")
     study = make_study(tmp_path, trials=20, stop_after_failures=3)
-    with pytest.raises(StudyStoppedError, match=r"^3 runs in a row have failed for the same cause"):
+    with pytest.raises(StudyStoppedError, match=r"^3 runs in a row failed with the same cause"):
         search_study(study)
     assert not study.rundir.trials.exists()
     monkeypatch.undo()
@@ -147,7 +145,7 @@ def test_a_study_in_which_everything_fails_stops_early(
     assert sum(state == "failed" for state, _ in trials.values()) == 3
 
 
-def test_a_trial_that_hangs_is_ended_and_goes_on(
+def test_a_hanging_trial_is_ended_and_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("study.search.tune.run_trial", hanging_trial)
@@ -156,7 +154,7 @@ def test_a_trial_that_hangs_is_ended_and_goes_on(
     assert trials.pop("dropout-001")[1] == 2
     assert {attempts for _, attempts in trials.values()} == {1}
     check_rows(study.rundir)
-    assert "no epoch ended within --trial-timeout (where it stood:" in capsys.readouterr().out
+    assert "no epoch ended within --trial-timeout (traceback:" in capsys.readouterr().out
     assert "in hang_for_good" in study.rundir.failure("dropout-001", 1).read_text()
 
 
@@ -193,7 +191,7 @@ def test_a_full_disk_stops_the_study_and_nothing_is_lost(
 def test_a_storage_that_vanishes_stops_the_study(
     tmp_path: Path, fault: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a network file system does; nothing is written to where it was."""
+    """Like a lost network file system; nothing is written to the old path."""
     disk = tmp_path / "disk"
     disk.mkdir()
     fault(lambda: subprocess.run(["mv", str(disk), f"{disk}-gone"], check=True) and None)
@@ -209,7 +207,7 @@ def test_a_storage_that_vanishes_stops_the_study(
     check_rows(study.rundir)
 
 
-def test_a_storage_that_is_read_only_is_said_at_the_start(tmp_path: Path) -> None:
+def test_a_read_only_storage_is_reported_at_the_start(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     with small_disk(disk, "10m"):
         study = make_study(disk)
@@ -224,7 +222,7 @@ def test_a_storage_that_is_read_only_is_said_at_the_start(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("what", [kill_the_worker, raise_an_error])
-def test_a_confirmation_run_that_is_lost_runs_again_and_one_that_raises_is_left_out(
+def test_a_lost_confirmation_run_is_retried_and_one_that_raises_is_skipped(
     what: Callable[[], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     victim = "dropout-recipe-no-dropout-1"
@@ -242,10 +240,10 @@ def test_a_confirmation_run_that_is_lost_runs_again_and_one_that_raises_is_left_
     assert not list(study.rundir.path.glob("states/*")) or victim not in rows
 
 
-def test_an_interrupt_that_got_lost_ends_the_study_all_the_same(
+def test_a_swallowed_interrupt_still_ends_the_study(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Code that is not ours may swallow the exception; the signal is remembered."""
+    """Third-party code may swallow the exception, but the signal is remembered."""
     study = make_study(tmp_path, seeds=2)
     with monkeypatch.context() as lost:
         lost.setattr(signals, "received", [signal.SIGINT])
@@ -255,7 +253,7 @@ def test_an_interrupt_that_got_lost_ends_the_study_all_the_same(
         assert signals.exit_status() == 130
     assert not study.rundir.trials.exists()
     assert not study.rundir.confirm.exists()
-    # The command would end Ray, and with it what still runs.
+    # The command would shut down Ray, and with it any running trial.
     ray.shutdown()
     start_ray()
     assert search_study(study).keys() == healthy()

@@ -1,4 +1,4 @@
-"""The fuller tier: a study on all 60,000 images. `pytest -m full`, about 20 minutes on 2 cores."""
+"""A study on all 60,000 images: `pytest -m full`, about 20 minutes on 2 cores."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Whole studies that are kept in a real S3 server, under a real Ray; the training is tiny."""
+"""Complete studies in a real S3 store, under a real Ray, with tiny training runs."""
 
 import json
 import subprocess
@@ -39,7 +39,7 @@ def with_mirror(study: Study, storage: str) -> tuple[Study, DriverMirror]:
 
 
 def elsewhere(study: Study, storage: str, place: Path) -> tuple[Study, DriverMirror]:
-    """The study as another machine has it from the store."""
+    """Open the study from the store, as another machine would."""
     there = replace(study, config=replace(study.config, storage=storage))
     assert there.remote is not None
     mirror = DriverMirror(place, there.remote, pauses=(0.1, 0.1))
@@ -49,13 +49,13 @@ def elsewhere(study: Study, storage: str, place: Path) -> tuple[Study, DriverMir
     return there, mirror
 
 
-def test_a_study_in_a_store_goes_on_elsewhere_with_nothing_left_to_do(
+def test_a_finished_study_in_a_store_has_nothing_left_to_do_elsewhere(
     bucket: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """On the way two runs lose their processes, and go on from their states in the store."""
+    """Two runs lose their processes on the way and resume from their checkpoints in the store."""
     victim = "dropout-recipe-no-dropout-1"
     monkeypatch.setattr("study.search.tune.run_trial", trial_with(kill_the_worker))
     monkeypatch.setattr(
@@ -68,14 +68,14 @@ def test_a_study_in_a_store_goes_on_elsewhere_with_nothing_left_to_do(
     check_rows(study.rundir)
     rows = map(json.loads, study.rundir.epochs.read_text().splitlines())
     again = [r["epoch"] for r in rows if (r["run_id"], r["attempt"]) == ("dropout-001", 2)]
-    assert again[0] > 1, "it began anew"
+    assert again[0] > 1, "it started over"
     confirm_study(study)
     mirror.finish()
     mirror.close()
     stored = [entry.name for entry in remote.files()]
     assert not [name for name in stored if name.startswith("states/")]
     weights = {Path(name).stem for name in stored if name.startswith("weights/")}
-    # All heads, of which an ensemble can be made.
+    # All heads are kept, for an ensemble.
     assert len(weights & {row.run_id for row in study.rundir.read_confirm()}) == 8
     assert len(weights & {row.run_id for row in study.rundir.read_trials()}) >= 2
 
@@ -85,46 +85,46 @@ def test_a_study_in_a_store_goes_on_elsewhere_with_nothing_left_to_do(
     capsys.readouterr()
     assert search_study(there) == trials
     confirm_study(there)
-    assert "runs in" not in capsys.readouterr().out, "something was trained again"
+    assert "runs in" not in capsys.readouterr().out, "something was retrained"
     assert there.rundir.confirm.read_bytes() == study.rundir.confirm.read_bytes()
     assert _weights(there.rundir, min(weights)), "the export finds no weights"
     mirror.close()
 
 
-def test_where_a_trial_hung_comes_from_its_machine_to_the_store(
+def test_the_stack_of_a_hanging_trial_is_uploaded_to_the_store(
     bucket: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("study.search.tune.run_trial", hanging_trial)
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # of this process, not of the workers
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # for this process, not for the workers
     remote = Remote(bucket).child("study")
-    # In minutes; a busy machine is slow, too.
+    # Minutes; long enough for a busy machine.
     study, mirror = with_mirror(make_study(tmp_path, trial_timeout=0.4), bucket)
     assert search_study(study)["dropout-001"][1] == 2
     mirror.finish()
     mirror.close()
     where = remote.child("failures").child("dropout-001-1.txt").uri
-    assert f"no epoch ended within --trial-timeout (where it stood: {where})" in (
+    assert f"no epoch ended within --trial-timeout (traceback: {where})" in (
         capsys.readouterr().out
     )
     assert b"in hang_for_good" in (remote.read("failures/dropout-001-1.txt") or b"")
 
 
-def test_a_driver_that_is_killed_in_the_search_goes_on_elsewhere(
+def test_a_search_resumes_elsewhere_after_the_driver_was_killed(
     bucket: str, tmp_path: Path
 ) -> None:
     remote = Remote(bucket).child("study")
     here = tmp_path / "here"
     here.mkdir()
     command = [sys.executable, "-m", "tests.support.mirror_driver", bucket, str(here), "20"]
-    with (tmp_path / "said").open("wb") as said:
-        driver = subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=said)
+    with (tmp_path / "output").open("wb") as output:
+        driver = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
     try:
         end = time.monotonic() + 120
         while (remote.read("epochs.jsonl") or b"").count(b"\n") < 20:
-            assert driver.poll() is None, (tmp_path / "said").read_text()[-3000:]
+            assert driver.poll() is None, (tmp_path / "output").read_text()[-3000:]
             assert time.monotonic() < end
             time.sleep(0.05)
     finally:
@@ -134,7 +134,7 @@ def test_a_driver_that_is_killed_in_the_search_goes_on_elsewhere(
     there, mirror = elsewhere(study, bucket, tmp_path / "there")
     known, before = ended(there.rundir), ended(RunDir(here / "study"))
     assert known
-    assert len(known) < 20, "it had ended before it was killed"
+    assert len(known) < 20, "the study ended before it was killed"
     assert known <= before
     assert len(before - known) <= 2, "more was lost than the trials that had just ended"
     rows = there.rundir.epochs.read_bytes()
@@ -142,7 +142,7 @@ def test_a_driver_that_is_killed_in_the_search_goes_on_elsewhere(
     assert len(trials) == 20
     assert there.rundir.epochs.read_bytes().startswith(rows)
     assert {name for name, (_, attempts) in trials.items() if attempts == 1} >= known
-    assert max(attempts for _, attempts in trials.values()) == 2, "none was under way"
+    assert max(attempts for _, attempts in trials.values()) == 2, "no trial was running"
     check_rows(there.rundir)
     mirror.finish()
     mirror.close()
@@ -159,10 +159,10 @@ def ended(rundir: RunDir) -> set[str]:
     }
 
 
-def test_a_store_that_fails_in_the_search_stops_the_study_and_it_goes_on(
+def test_a_store_failure_in_the_search_stops_the_study_which_can_be_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed while trials run; what it had held comes back, as a real one's would."""
+    """The store is killed while trials run, and comes back with its contents."""
     process, endpoint = s3.start_s3(tmp_path / "log")
     bucket = s3.new_bucket(endpoint)
     remote = Remote(bucket).child("study")

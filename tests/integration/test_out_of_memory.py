@@ -1,4 +1,4 @@
-"""Too little memory: the GPU's, the machine's, and that of Ray's object store."""
+"""Too little memory: of the GPU, the machine, and Ray's object store."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,7 +26,7 @@ from tests.support.tiny_study import TRAINING, confirm_study, make_study, part, 
 
 @pytest.fixture
 def a_ray() -> Iterator[Callable[..., None]]:
-    """A Ray of the test's own: a function that starts it."""
+    """Return a function that starts a Ray for a single test."""
 
     def start(**options: Any) -> None:
         ray.init(address="local", num_cpus=2, include_dashboard=False, **options)
@@ -35,13 +35,13 @@ def a_ray() -> Iterator[Callable[..., None]]:
     ray.shutdown()
 
 
-def test_a_trial_out_of_gpu_memory_is_tried_again_alone_and_its_neighbours_go_on(
+def test_a_trial_out_of_gpu_memory_is_retried_alone_and_the_others_continue(
     a_ray: Callable[..., None],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Under a real Ray that believes to have a GPU."""
+    """This uses a real Ray that believes it has a GPU."""
     a_ray(num_gpus=1)
     monkeypatch.setattr("study.search.tune.run_trial", run_trial_short_of_memory)
     study = make_study(tmp_path, epochs=2, gpus_per_trial=0.5)
@@ -58,19 +58,19 @@ def test_a_trial_out_of_gpu_memory_is_tried_again_alone_and_its_neighbours_go_on
         "dropout-002": ("completed", 1),
     }
     error = trials["no-dropout-001"].error
-    assert error.startswith("without another run beside it, out of memory: CUDA out of memory")
-    said = capsys.readouterr().out
-    assert said.count("; it runs again at the end, alone") == 2
+    assert error.startswith("even when run alone: out of memory: CUDA out of memory")
+    printed = capsys.readouterr().out
+    assert printed.count("; will be retried alone at the end") == 2
     assert [row.epoch for row in study.rundir.read_epochs() if row.run_id == "dropout-001"] == [
         1,
         2,
     ]
 
 
-def test_a_lone_run_with_a_share_of_a_gpu_is_tried_again_with_all_of_it(
+def test_a_single_run_with_a_share_of_a_gpu_is_retried_with_a_whole_one(
     a_ray: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As with --max-concurrent 1 --gpus-per-trial 0.25: alone on its GPU, but held to a quarter."""
+    """--max-concurrent 1 --gpus-per-trial 0.25: alone on its GPU, but limited to a quarter."""
     a_ray(num_gpus=1)
     monkeypatch.setattr("study.search.tune.run_trial", run_trial_short_of_memory)
     monkeypatch.setattr("study.confirm.run.run_confirmation", run_confirmation_short_of_memory)
@@ -83,47 +83,47 @@ def test_a_lone_run_with_a_share_of_a_gpu_is_tried_again_with_all_of_it(
     assert len(study.rundir.read_confirm()) == 4
 
 
-def test_a_trial_that_eats_all_memory_is_ended_and_goes_on_with_fewer_beside_it(
+def test_a_trial_that_uses_all_memory_is_killed_and_resumed_with_fewer_at_once(
     a_ray: Callable[..., None],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Ray's memory monitor ends it, before the kernel ends something else."""
+    """Ray's memory monitor kills it before the kernel kills something else."""
     a_ray(_system_config=stop_at_four_gigabytes_more())
     monkeypatch.setattr("study.search.tune.run_trial", trial_with(eat_memory))
     study = make_study(tmp_path)
     trials = search_study(study)
-    # Which one it was is not known: both that ran went on, one by one.
+    # Which one it was is unknown, so both running trials are resumed, one at a time.
     assert {attempts for _, attempts in trials.values()} == {1, 2}
     assert trials["dropout-001"][1] == 2
     assert {state for state, _ in trials.values()} <= {"completed", "pruned"}
-    said = capsys.readouterr().out
-    assert "the trials under way go on from their last states, 1 at once" in said
+    printed = capsys.readouterr().out
+    assert "resuming the running trials from their last checkpoints, 1 at once" in printed
     rows = study.rundir.read_epochs()
     for row in study.rundir.read_trials():
         epochs = [epoch.epoch for epoch in rows if epoch.run_id == row.run_id]
         assert epochs == list(range(1, row.epochs + 1))
 
 
-def test_a_confirmation_run_that_eats_all_memory_runs_again_alone(
+def test_a_confirmation_run_that_uses_all_memory_is_retried_alone(
     a_ray: Callable[..., None],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Ray's memory monitor ends its process; the others go on."""
+    """Ray's memory monitor kills its process; the others continue."""
     a_ray(_system_config=stop_at_four_gigabytes_more())
     victim = "dropout-recipe-no-dropout-1"
     monkeypatch.setattr("study.confirm.run.run_confirmation", confirmation_with(eat_memory, victim))
     study = make_study(tmp_path, seeds=2)
     confirm_study(study)
     assert len(study.rundir.read_confirm()) == 8
-    assert "; it runs again at the end, alone" in capsys.readouterr().out
+    assert "; will be retried alone at the end" in capsys.readouterr().out
 
 
 def stop_at_four_gigabytes_more() -> dict[str, float]:
-    """Options that have Ray's memory monitor end processes once 4 GB more are in use than now."""
+    """Return options with which Ray's memory monitor kills processes after 4 GB more are used."""
     total, available = memory()
     return {
         "memory_usage_threshold": (total - available + 4e9) / total,
@@ -132,13 +132,13 @@ def stop_at_four_gigabytes_more() -> dict[str, float]:
 
 
 def memory() -> tuple[float, float]:
-    """Bytes in all, and bytes available."""
+    """Return total and available bytes."""
     lines = Path("/proc/meminfo").read_text().splitlines()
     values = {name: 1024.0 * int(rest.split()[0]) for name, rest in (x.split(":") for x in lines)}
     return values["MemTotal"], values["MemAvailable"]
 
 
-def test_data_that_the_object_store_cannot_hold_are_laid_on_the_disk(
+def test_data_too_large_for_the_object_store_is_spilled_to_disk(
     a_ray: Callable[..., None], tmp_path: Path
 ) -> None:
     a_ray(object_store_memory=80 << 20, _system_config={"local_fs_capacity_threshold": 1.0})
@@ -149,14 +149,15 @@ def test_data_that_the_object_store_cannot_hold_are_laid_on_the_disk(
     assert [row.state for row in study.rundir.read_trials()] == ["completed"] * 2
 
 
-def test_a_disk_too_full_for_such_data_is_named(a_ray: Callable[..., None], tmp_path: Path) -> None:
-    """Ray takes a disk to be full here as soon as a thousandth of it is used."""
+def test_a_disk_too_full_for_spilling_is_named(a_ray: Callable[..., None], tmp_path: Path) -> None:
+    """Ray is configured to consider the disk full once a thousandth of it is used."""
     a_ray(object_store_memory=80 << 20, _system_config={"local_fs_capacity_threshold": 0.001})
     with pytest.raises(ray.exceptions.OutOfDiskError) as raised:
         ray.put(more_than_80_megabytes())
-    said = str(as_user_error(raised.value, tmp_path))
+    message = str(as_user_error(raised.value, tmp_path))
     assert (
-        "the disk that it lays the rest on (that of RAY_TMPDIR, else of /tmp) is too full" in said
+        "the disk that it lays the rest on (that of RAY_TMPDIR, else of /tmp) is too full"
+        in message
     )
 
 

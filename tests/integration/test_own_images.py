@@ -1,4 +1,4 @@
-"""A study of images of one's own, from a folder of PNG files to predictions about one of them."""
+"""A study of the user's own images, from a folder of PNG files to predictions for files."""
 
 import json
 import subprocess
@@ -32,7 +32,7 @@ class OwnStudy:
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> OwnStudy:
-    """Fashion-MNIST with few bags, a file cut short, and a copy of a test image in train."""
+    """Fashion-MNIST with few bags, a truncated file, and a copy of a test image in train."""
     folder = tmp_path_factory.mktemp("own")
     images = folder / "fashion"
     write_fashion(images, training=1500, test=300)
@@ -47,15 +47,15 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> OwnStudy:
     return OwnStudy(images, RunDir(folder / "runs" / "own"), done.stdout)
 
 
-def test_the_screen_says_what_to_know_of_the_images(own: OwnStudy) -> None:
-    said = " ".join(own.output.split())
-    assert "left out, since they cannot be read: train/coat/cut.png" in said
-    assert "look like one of another part" in said
-    # The metric counts all classes alike already.
-    assert "Classes are uneven" not in said
+def test_problems_with_the_images_are_shown_on_the_screen(own: OwnStudy) -> None:
+    printed = " ".join(own.output.split())
+    assert "skipped unreadable files: train/coat/cut.png" in printed
+    assert "look like one of another split" in printed
+    # The metric already weights all classes equally.
+    assert "Classes are imbalanced" not in printed
 
 
-def test_study_json_knows_classes_files_and_copies(own: OwnStudy) -> None:
+def test_study_json_lists_classes_files_and_duplicates(own: OwnStudy) -> None:
     data = own.rundir.read_study()["data"]
     assert data["classes"] == sorted(FASHION_CLASSES)
     bags = data["classes"].index("bag")
@@ -65,9 +65,9 @@ def test_study_json_knows_classes_files_and_copies(own: OwnStudy) -> None:
     assert any(pair["like"] == "train/sandal/again.png" for pair in data["duplicates"])
 
 
-def test_class_names_are_in_the_figures_the_report_and_the_bundle(own: OwnStudy) -> None:
+def test_class_names_are_in_figures_report_and_bundle(own: OwnStudy) -> None:
     page = (own.rundir.report / "index.html").read_text()
-    assert "images that stand in two parts" in page
+    assert "near-duplicate images across splits" in page
     assert "train/sandal/again.png" in page
     assert ", 24 of bag" in page
     assert '<td class="short">bag</td><td class="short">24</td>' in page
@@ -82,9 +82,9 @@ def test_class_names_are_in_the_figures_the_report_and_the_bundle(own: OwnStudy)
     assert str(own.images) not in card
 
 
-def test_search_and_verdict_go_by_balanced_accuracy(own: OwnStudy) -> None:
+def test_search_and_verdict_use_balanced_accuracy(own: OwnStudy) -> None:
     assert "points of balanced test accuracy" in " ".join(own.output.split())
-    # The article's figures are about other images.
+    # The article's numbers are for other images.
     table = (own.rundir.report / "tables" / "article.md").read_text()
     assert "Balanced testing accuracy (test)" in table
     assert "78.76" not in table
@@ -117,7 +117,7 @@ def test_the_model_is_an_ensemble_and_predicts_the_files(own: OwnStudy) -> None:
     assert config["test"]["accuracy"] > 0.5
 
 
-def test_the_study_goes_on_where_files_lie_elsewhere_and_not_with_others(
+def test_a_study_resumes_with_moved_files_but_not_with_changed_ones(
     own: OwnStudy, tmp_path: Path
 ) -> None:
     subprocess.run(["cp", "-r", str(own.images), str(tmp_path / "fashion")], check=True)
@@ -126,13 +126,13 @@ def test_the_study_goes_on_where_files_lie_elsewhere_and_not_with_others(
     next((tmp_path / "fashion" / "train" / "coat").iterdir()).unlink()
     other = run(f"--resume --data {tmp_path}/fashion", own.rundir.path)
     assert other.returncode == 2
-    assert "--resume: the data changed since this study's start" in other.stderr
+    assert "--resume: the data changed since this study started" in other.stderr
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--data {own} --test-fraction 0.2", "has a test/ folder, which serves as test"),
+        ("--data {own} --test-fraction 0.2", "has a test/ folder, which is used as test"),
         ("--data {own} --images 5000", "--images 5,000 is out of range"),
         ("--data {empty}", "no class folders in"),
         ("--test-fraction 0.2", "--test-fraction: CIFAR-10 has test images"),
@@ -141,7 +141,7 @@ def test_the_study_goes_on_where_files_lie_elsewhere_and_not_with_others(
         ("--export ensemble --seeds 0", "--export ensemble: is made of confirmation runs"),
     ],
 )
-def test_a_mistake_costs_one_line_and_writes_nothing(
+def test_an_invalid_option_gives_one_line_and_writes_nothing(
     options: str, message: str, own: OwnStudy, tmp_path: Path
 ) -> None:
     (tmp_path / "empty").mkdir()

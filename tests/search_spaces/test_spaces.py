@@ -1,4 +1,4 @@
-"""The spaces: what they hold, what they refuse, and how they are found."""
+"""Spaces: contents, validation, lookup and the listing command."""
 
 import subprocess
 import sys
@@ -67,7 +67,7 @@ def test_dose_space_searches_one_arm_and_confirms_at_seven_rates() -> None:
     ]
 
 
-def test_layerwise_arms_do_not_meet() -> None:
+def test_layerwise_arms_do_not_overlap() -> None:
     space = find_space("layerwise")
     assert space.factor_names == ("dropout_1", "dropout_2")
     for name in space.factor_names:
@@ -76,7 +76,7 @@ def test_layerwise_arms_do_not_meet() -> None:
         assert dropout.low > 0
 
 
-def test_what_a_space_leaves_out_has_its_default() -> None:
+def test_omitted_hyperparameters_have_their_default() -> None:
     ranges = make_space(recipe={"head": Fixed("256")}).ranges(DROPOUT)
     assert ranges["head"] == Fixed("256")
     assert ranges["optimizer"] == Fixed(PARAMETERS["optimizer"].default)
@@ -85,24 +85,27 @@ def test_what_a_space_leaves_out_has_its_default() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Float(0.6, 0.05), "low must be below high"),
-        (lambda: Float(float("nan"), 1.0), "low must be below high"),
+        (lambda: Float(0.6, 0.05), "low below high"),
+        (lambda: Float(float("nan"), 1.0), "low below high"),
         (lambda: Float(0.0, 1.0, log=True), "low must be above 0"),
         (lambda: Choice(("256",)), "use Fixed"),
         (lambda: Choice(("256", "256")), "twice"),
-        (lambda: Choice(("256", 512)), "one type"),
-        (lambda: Arm("a", {"dropout": Fixed(1.0)}), "dropout: 1.0 is not a number from 0"),
-        (lambda: Arm("a", {"dropout": Float(0.5, 1.0)}), "dropout: 1.0 is not"),
-        (lambda: Arm("a", {"dropout": Fixed("0.5")}), "dropout: '0.5' is not"),
+        (lambda: Choice(("256", 512)), "the same type"),
+        (
+            lambda: Arm("a", {"dropout": Fixed(1.0)}),
+            "dropout: 1.0 is invalid; expected a number in [0, 1)",
+        ),
+        (lambda: Arm("a", {"dropout": Float(0.5, 1.0)}), "dropout: 1.0 is invalid"),
+        (lambda: Arm("a", {"dropout": Fixed("0.5")}), "dropout: '0.5' is invalid"),
         (lambda: Arm("a", {"drpout": Fixed(0.5)}), "unknown hyperparameter 'drpout'"),
         (lambda: Arm("a/b", {"dropout": Fixed(0.5)}), "arm 'a/b'"),
-        (lambda: Arm("a", {}), "no hyperparameter"),
+        (lambda: Arm("a", {}), "at least one hyperparameter"),
         (lambda: typical("depth"), "unknown hyperparameter 'depth'"),
-        (lambda: make_space(recipe={"head": Fixed("512-")}), "mine: head: '512-' is not text"),
-        (lambda: make_space(recipe={"batch_size": Float(1, 9)}), "batch_size: 1.0 is not"),
-        (lambda: make_space(recipe={"learning_rate": Fixed(0.0)}), "learning_rate: 0.0 is not"),
-        (lambda: make_space(recipe={"optimizer": Fixed("sgd")}), "optimizer: 'sgd' is not"),
-        (lambda: make_space(recipe={"dropout": Fixed(0.1)}), "recipe and in the factor"),
+        (lambda: make_space(recipe={"head": Fixed("512-")}), "mine: head: '512-' is invalid"),
+        (lambda: make_space(recipe={"batch_size": Float(1, 9)}), "batch_size: 1.0 is invalid"),
+        (lambda: make_space(recipe={"learning_rate": Fixed(0.0)}), "learning_rate: 0.0 is invalid"),
+        (lambda: make_space(recipe={"optimizer": Fixed("sgd")}), "optimizer: 'sgd' is invalid"),
+        (lambda: make_space(recipe={"dropout": Fixed(0.1)}), "both the recipe and the factor"),
         (lambda: make_space(arms=()), "no arms"),
         (lambda: make_space(arms=(DROPOUT, DROPOUT)), "two arms are named dropout"),
         (
@@ -114,19 +117,31 @@ def test_what_a_space_leaves_out_has_its_default() -> None:
         (lambda: make_space(options={"epochs": 3}), "unknown option 'epochs'"),
         (
             lambda: make_space(options={"transfer": "some"}),
-            "option transfer: 'some' is not 'auto',",
+            "option transfer: 'some' is invalid; expected 'auto',",
         ),
-        (lambda: make_space(options={"image_size": 31}), "image_size: 31 is not a whole number of"),
-        (lambda: make_space(options={"image_size": "96"}), "image_size: '96' is not a whole"),
-        (lambda: make_space(options={"preprocess": ""}), "preprocess: '' is not 'own' or 'raw'"),
-        (lambda: make_space(options={"weights": 3}), "option weights: 3 is not text"),
-        (lambda: make_space(options={"augment": "crop"}), "option augment: 'crop' is not 'none',"),
-        (lambda: Space("a\nb", "?", (DROPOUT,), {}), r"space 'a\nb': use letters"),
-        (lambda: Float(0.0, 10**400), "low must be below high"),
-        (lambda: Arm("a", {"dropout": Fixed(10**400)}), "is not a number from 0"),
-        (lambda: make_space(recipe={"head": Fixed("1" * 5000)}), "is not text such as '512'"),
-        (lambda: make_space(recipe={"head": Fixed("1٣")}), "head: '1٣' is not text such as"),
-        (lambda: make_space(recipe={"dropout_1": Fixed(0.1)}), "dropout and dropout_1 together"),
+        (
+            lambda: make_space(options={"image_size": 31}),
+            "image_size: 31 is invalid; expected a whole",
+        ),
+        (lambda: make_space(options={"image_size": "96"}), "image_size: '96' is invalid"),
+        (
+            lambda: make_space(options={"preprocess": ""}),
+            "preprocess: '' is invalid; expected 'own' or 'raw'",
+        ),
+        (lambda: make_space(options={"weights": 3}), "option weights: 3 is invalid; expected text"),
+        (lambda: make_space(options={"augment": "crop"}), "option augment: 'crop' is invalid"),
+        (lambda: Space("a\nb", "?", (DROPOUT,), {}), r"space 'a\nb': the name must"),
+        (lambda: Float(0.0, 10**400), "low below high"),
+        (lambda: Arm("a", {"dropout": Fixed(10**400)}), "expected a number in [0, 1)"),
+        (
+            lambda: make_space(recipe={"head": Fixed("1" * 5000)}),
+            "expected layer widths such as '512'",
+        ),
+        (lambda: make_space(recipe={"head": Fixed("1٣")}), "head: '1٣' is invalid"),
+        (
+            lambda: make_space(recipe={"dropout_1": Fixed(0.1)}),
+            "dropout and dropout_1 cannot be combined",
+        ),
         (
             lambda: make_space(
                 arms=(Arm("a", {"dropout_1": Fixed(0.1)}),), recipe={"head": Fixed("512-256")}
@@ -135,7 +150,7 @@ def test_what_a_space_leaves_out_has_its_default() -> None:
         ),
     ],
 )
-def test_nonsense_is_refused_in_one_line(make: Callable[[], object], message: str) -> None:
+def test_invalid_input_is_refused_in_one_line(make: Callable[[], object], message: str) -> None:
     with pytest.raises(SpaceError) as caught:
         make()
     assert message in str(caught.value)
@@ -148,11 +163,11 @@ def test_hidden_widths_and_dropout_rates() -> None:
     assert dropout_rates(head) == (0.0, 0.0)
     assert dropout_rates({**head, "dropout": 0.4}) == (0.4, 0.4)
     assert dropout_rates({**head, "dropout_2": 0.2, "dropout_1": 0.1}) == (0.1, 0.2)
-    with pytest.raises(SpaceError, match="needs 2 rates"):
+    with pytest.raises(SpaceError, match="needs 2 dropout rates"):
         dropout_rates({**head, "dropout_1": 0.1})
 
 
-def test_unknown_space_lists_all_and_the_closest() -> None:
+def test_unknown_space_error_lists_all_spaces_and_the_closest() -> None:
     with pytest.raises(SpaceError) as caught:
         find_space("droput")
     assert all(name in str(caught.value) for name in SPACES)
@@ -161,7 +176,7 @@ def test_unknown_space_lists_all_and_the_closest() -> None:
 
 @pytest.fixture
 def my_spaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with spaces of the user's own, from which Python imports."""
+    """An importable folder with user-defined spaces."""
     text = "from search_spaces import *\n"
     arm = 'Arm("a", {"dropout": Fixed(0.1)})'
     (tmp_path / "own_good.py").write_text(f'{text}MINE = Space("m", "?", ({arm},), {{}})\nX = 3\n')
@@ -173,7 +188,7 @@ def my_spaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.usefixtures("my_spaces")
-def test_a_space_of_ones_own_is_found() -> None:
+def test_user_defined_space_is_found() -> None:
     assert find_space("own_good:MINE").name == "m"
 
 
@@ -182,7 +197,7 @@ def test_a_space_of_ones_own_is_found() -> None:
     ("spec", "message"),
     [
         ("own_missing:MINE", "No module named 'own_missing'"),
-        ("own_good:MIEN", "holds no 'MIEN'; did you mean 'MINE'?"),
+        ("own_good:MIEN", "has no 'MIEN'; did you mean 'MINE'?"),
         ("own_good:X", "is of type int, not a search_spaces.Space"),
         ("own_wrong:MINE", "space m: it has no arms"),
         ("own_broken:MINE", "SyntaxError"),
@@ -190,7 +205,7 @@ def test_a_space_of_ones_own_is_found() -> None:
         (":MINE", "cannot import"),
     ],
 )
-def test_a_space_that_cannot_be_had_is_refused_in_one_line(spec: str, message: str) -> None:
+def test_unusable_space_is_refused_in_one_line(spec: str, message: str) -> None:
     with pytest.raises(SpaceError) as caught:
         find_space(spec)
     assert message in str(caught.value)
@@ -202,7 +217,7 @@ def list_spaces(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_command_lists_every_space_in_a_pipe() -> None:
+def test_command_lists_every_space_when_piped() -> None:
     listing = list_spaces()
     assert listing.returncode == 0
     for space in SPACES.values():
@@ -225,7 +240,7 @@ def test_command_refuses_an_unknown_space() -> None:
     assert "did you mean 'dose'?" in listing.stderr
 
 
-def test_spaces_need_no_heavy_package() -> None:
+def test_spaces_import_no_heavy_package() -> None:
     check = "import sys, search_spaces; print({'torch', 'ray', 'optuna'} & set(sys.modules))"
     result = subprocess.run(
         [sys.executable, "-c", check], capture_output=True, text=True, check=True

@@ -1,7 +1,7 @@
-"""One study from end to end: the real command on real images, real weights and a real Ray.
+"""One study end to end: the real command on real images, real weights and a real Ray.
 
-3,000 images at 32 px keep it short; the images and weights come from the user's cache, and are
-downloaded by the command itself where they are not there.
+3,000 images at 32 px keep it short; the command downloads images and weights unless they are in the
+user's cache.
 """
 
 import json
@@ -28,7 +28,7 @@ from tests.support import ROOT
 from tests.support.command import SMALL, Finished, command, start
 
 
-def test_the_search_ran_the_trials_asked_for(finished: Finished) -> None:
+def test_the_search_ran_the_requested_trials(finished: Finished) -> None:
     trials = finished.rundir.read_trials()
     by_arm = [sum(row.arm == arm for row in trials) for arm in ("no-dropout", "dropout")]
     assert by_arm == [4, 3]
@@ -44,19 +44,19 @@ def test_the_search_ran_the_trials_asked_for(finished: Finished) -> None:
         ]
 
 
-def test_the_best_runs_keep_their_weights_and_no_state_is_left(finished: Finished) -> None:
+def test_the_best_runs_keep_their_weights_and_no_checkpoint_is_left(finished: Finished) -> None:
     rundir, expected = finished.rundir, set[str]()
     for arm in ("no-dropout", "dropout"):
         rows = [row for row in rundir.read_trials() if row.arm == arm and row.state == "completed"]
         best = sorted(rows, key=lambda row: (-row.score, row.run_id))[:3]
         expected |= {row.run_id for row in best}
-    # All heads, of which an ensemble can be made.
+    # The heads of all confirmation runs, for an ensemble.
     expected |= {run.run_id for run in rundir.read_confirm()}
     assert {path.stem for path in rundir.weights("any").parent.iterdir()} == expected
     assert list(rundir.state("any").parent.iterdir()) == []
 
 
-def test_optuna_knows_the_same(finished: Finished) -> None:
+def test_optuna_agrees_with_the_tables(finished: Finished) -> None:
     trials = {row.run_id: row for row in finished.rundir.read_trials()}
     storage = f"sqlite:///{finished.rundir.optuna_db}"
     seen = 0
@@ -86,7 +86,7 @@ def test_confirmation_runs_are_crossed_and_matched(finished: Finished) -> None:
     assert len(curves) == 8 * 4
 
 
-def test_the_predictions_give_the_figures_of_the_table(finished: Finished) -> None:
+def test_the_predictions_reproduce_the_table(finished: Finished) -> None:
     for row in finished.rundir.read_confirm():
         with np.load(finished.rundir.confirm_dir / f"{row.run_id}.npz") as stored:
             assert stored["test_logits"].dtype == np.float16
@@ -97,7 +97,7 @@ def test_the_predictions_give_the_figures_of_the_table(finished: Finished) -> No
             assert len(stored["val_labels"]) == 250
 
 
-def test_study_json_says_what_was_used(finished: Finished) -> None:
+def test_study_json_records_the_inputs(finished: Finished) -> None:
     record = finished.rundir.read_study()
     assert record["data"]["images"] == 3000
     assert (record["split"]["train"], record["split"]["val"], record["split"]["test"]) == (
@@ -110,7 +110,7 @@ def test_study_json_says_what_was_used(finished: Finished) -> None:
     assert record["versions"]["torch"]
 
 
-def test_tensorboard_files_are_there(finished: Finished) -> None:
+def test_each_trial_has_tensorboard_files(finished: Finished) -> None:
     trials = {row.run_id for row in finished.rundir.read_trials()}
     written = {path.parent.name for path in finished.rundir.search.glob("part-1/*/events.*")}
     assert written == trials
@@ -136,7 +136,7 @@ def test_the_best_model_is_chosen_on_val_and_reproduced_in_a_new_process(
     assert np.mean(guessed == dataset.labels[test]) == config["test"]["accuracy"]
 
 
-def test_the_report_is_there_and_shown(finished: Finished) -> None:
+def test_the_report_is_written_and_shown(finished: Finished) -> None:
     report = finished.rundir.report
     for name in ("accuracy.svg", "accuracy.png", "loss.svg", "loss.png"):
         assert (report / "figures" / name).stat().st_size > 5000
@@ -148,15 +148,15 @@ def test_the_report_is_there_and_shown(finished: Finished) -> None:
     assert str(finished.rundir.best_model) in finished.output
 
 
-def test_where_the_time_went_is_written_down_and_shown(finished: Finished) -> None:
+def test_phase_times_are_recorded_and_shown(finished: Finished) -> None:
     rows = finished.rundir.read_phases()
     assert tuple(row.phase for row in rows) == PHASES
     assert {row.start for row in rows} == {1}
     assert all(row.begin < row.end for row in rows)
     assert all(row.end <= after.begin for row, after in pairwise(rows))
     assert len({row.slots for row in rows if row.phase in ("search", "confirm")}) == 1
-    (begun,) = finished.rundir.read_study()["starts"]
-    loaded = datetime.fromisoformat(begun["time"]).timestamp()
+    (started,) = finished.rundir.read_study()["starts"]
+    loaded = datetime.fromisoformat(started["time"]).timestamp()
     by_phase = {row.phase: row for row in rows}
     assert by_phase["features"].end - 1 <= loaded <= by_phase["hand over"].begin
     for epoch in finished.rundir.read_epochs():
@@ -169,11 +169,11 @@ def test_where_the_time_went_is_written_down_and_shown(finished: Finished) -> No
     assert len(pd.read_csv(finished.rundir.report / "tables" / "time_per_run.csv")) == 7 + 8
 
 
-def test_a_pipe_gets_a_line_per_run_and_no_noise_of_rays(finished: Finished) -> None:
+def test_a_pipe_gets_one_line_per_run_and_no_ray_output(finished: Finished) -> None:
     lines = finished.output.splitlines()
     trials = [line for line in lines if re.match(r"\s*\d/7  (no-)?dropout-\d{3}  ", line)]
     assert len(trials) == 7
-    assert all(line.endswith(")") for line in trials), "a line was cut"
+    assert all(line.endswith(")") for line in trials), "a line was truncated"
     assert "\x1b" not in finished.output
     assert not re.search(r"ray|Traceback|WARNING|INFO", re.sub(r"Used: .*", "", finished.output))
     log = finished.rundir.log.read_text()
@@ -181,7 +181,7 @@ def test_a_pipe_gets_a_line_per_run_and_no_noise_of_rays(finished: Finished) -> 
 
 
 def test_ray_listens_on_loopback_only(tmp_path: Path) -> None:
-    """By the kernel's own table of listening sockets, while a search runs; SIGTERM then ends it."""
+    """Checked in the kernel's table of listening sockets during a search, then ended by SIGTERM."""
     before = listening()
     rundir = RunDir(tmp_path / "sockets")
     process = start(f"--trials 4 --epochs 4 --seeds 0 {SMALL}", rundir.path)
@@ -193,7 +193,7 @@ def test_ray_listens_on_loopback_only(tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode == 143
-    assert opened, "Ray opened no socket that this test could see"
+    assert opened, "the test saw no socket of Ray"
     assert {address for address, _ in opened} <= {"0100007F", IPV6_LOOPBACK, MAPPED_LOOPBACK}
 
 
@@ -202,7 +202,7 @@ MAPPED_LOOPBACK = "0000000000000000FFFF00000100007F"
 
 
 def listening() -> set[tuple[str, int]]:
-    """Address (as /proc writes it) and port of every TCP socket that listens on this machine."""
+    """Address (as in /proc) and port of every listening TCP socket on this machine."""
     found = set()
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
@@ -214,7 +214,7 @@ def listening() -> set[tuple[str, int]]:
 
 
 @pytest.mark.parametrize("options", ["--trials 0", "--spce dose", "--name .."])
-def test_a_mistake_costs_one_line_and_status_2(options: str, tmp_path: Path) -> None:
+def test_a_user_error_gives_one_line_and_status_2(options: str, tmp_path: Path) -> None:
     done = subprocess.run(
         command(options), capture_output=True, text=True, timeout=60, cwd=tmp_path, check=False
     )

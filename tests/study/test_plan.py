@@ -1,4 +1,4 @@
-"""What a study will take: runs on a GPU, disk, and the words for it."""
+"""Planned resources: runs per GPU, disk space, and the printed plan."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +33,7 @@ LOAD = Load(
 @pytest.mark.parametrize(
     ("change", "cpus", "expected"),
     [
-        ({}, 16, 3),  # as many as fill it
+        ({}, 16, 3),  # as many as keep it busy
         ({"busy": 0.01}, 16, 16),  # as many as there are CPU cores
         ({"busy": 0.01}, 99, 16),  # as many as fit: 73.6 / 4.6
         ({"busy": 1.0}, 16, 1),
@@ -41,20 +41,20 @@ LOAD = Load(
         ({"memory": 0, "peak": 0}, 16, 1),  # a CPU
     ],
 )
-def test_runs_share_a_gpu_while_there_is_room(
+def test_runs_share_a_gpu_up_to_its_capacity(
     change: dict[str, float], cpus: int, expected: int
 ) -> None:
     assert runs_per_gpu(replace(LOAD, **change), cpus) == expected  # type: ignore[arg-type]
 
 
-def test_the_measured_load_is_said() -> None:
+def test_the_measured_load_is_described() -> None:
     assert describe_load(LOAD, 3) == (
         "NVIDIA Example: the largest run takes 4.0 of 80 GiB and 4.0 ms a step (25,000 images/s),"
         " and keeps the GPU 30 % busy: 3 runs at once per GPU."
     )
 
 
-def test_the_hungriest_run_has_the_largest_of_everything() -> None:
+def test_the_largest_run_has_the_largest_of_everything() -> None:
     values = largest_run(find_space("finetune"))
     assert (values["head"], values["batch_size"]) == ("1024", 256)
     assert (values["frozen_layers"], values["dropout"]) == ("none", 0.6)
@@ -73,7 +73,7 @@ def test_the_hungriest_run_has_the_largest_of_everything() -> None:
     ],
 )
 def test_resources_on_two_gpus(asked: float, packed: int | None, gpus: float, at_once: int) -> None:
-    """A stand-in for a machine with GPUs, which the tests do not need to have."""
+    """On a stand-in for a machine with GPUs."""
     machines = Machines((Node("localhost", 16 if packed != 49 else 200, 2),), is_cluster=False)
     study = resolve_study(StudyConfig(transfer="finetune", gpus_per_trial=asked))
     resources = plan_resources(study.config, machines, packed)
@@ -90,12 +90,12 @@ def test_resources_on_two_gpus(asked: float, packed: int | None, gpus: float, at
         ({"max_concurrent": 99}, 0, 64),
         ({"cpus_per_trial": 10}, 0, 60),
         ({"gpus_per_trial": 0.5}, 2, 4),
-        ({}, 2, 64),  # how many share a GPU is not known yet
+        ({}, 2, 64),  # runs per GPU are not known yet
         ({"max_concurrent": 3}, 2, 3),
     ],
 )
 def test_cores_that_a_study_can_use(options: dict[str, Any], gpus: int, cores: int) -> None:
-    """A stand-in for a machine with many cores."""
+    """On a stand-in for a machine with many cores."""
     machines = Machines((Node("localhost", 64, gpus),), is_cluster=False)
     assert plan_cores(StudyConfig(**options), machines) == cores
 
@@ -106,18 +106,19 @@ SPREAD = Machines(
 
 
 @pytest.mark.parametrize(
-    ("cpus", "gpus", "room"), [(1, 0, 16), (2, 0, 7), (4, 0, 3), (1, 1, 3), (1, 0.5, 6), (4, 1, 2)]
+    ("cpus", "gpus", "capacity"),
+    [(1, 0, 16), (2, 0, 7), (4, 0, 3), (1, 1, 3), (1, 0.5, 6), (4, 1, 2)],
 )
-def test_runs_are_counted_by_machine(cpus: float, gpus: float, room: int) -> None:
-    """A run needs its cores and its GPU on one and the same machine."""
+def test_runs_are_counted_by_machine(cpus: float, gpus: float, capacity: int) -> None:
+    """A run needs its cores and its GPU on the same machine."""
     study = resolve_study(StudyConfig(transfer="frozen", cpus_per_trial=cpus, gpus_per_trial=gpus))
-    assert plan_resources(study.config, SPREAD).at_once == room
+    assert plan_resources(study.config, SPREAD).at_once == capacity
 
 
-def test_cores_of_machines_without_a_gpu_do_not_pack_more_runs_on_a_gpu(
+def test_cores_of_nodes_without_a_gpu_do_not_increase_runs_per_gpu(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A stand-in for the measuring: a run that leaves its GPU nearly idle."""
+    """With a stand-in for the measurement: a run that leaves its GPU nearly idle."""
     load = replace(LOAD, busy=0.05, peak=GIB)
     monkeypatch.setattr(gpu_sharing, "measure_loads", lambda *_: {"A": load})
     gpu = Node("gpu", 4, 2, "A")
@@ -128,8 +129,8 @@ def test_cores_of_machines_without_a_gpu_do_not_pack_more_runs_on_a_gpu(
         assert (resources.gpus, resources.at_once) == (1 / 2, 4)
 
 
-def test_a_cluster_is_asked_for_as_many_runs_as_the_user_says() -> None:
-    """Those that do not fit wait, so that a cluster that grows on demand grows."""
+def test_max_concurrent_is_requested_from_a_cluster() -> None:
+    """Runs that do not fit stay pending, so that an autoscaling cluster scales up."""
     study = resolve_study(StudyConfig(transfer="frozen", gpus_per_trial=0, max_concurrent=50))
     assert plan_resources(study.config, SPREAD).at_once == 50
     assert plan_resources(study.config, Machines(SPREAD.nodes, is_cluster=False)).at_once == 16
@@ -140,13 +141,13 @@ def test_a_run_that_fits_nowhere_is_refused() -> None:
     with pytest.raises(UserError, match=r"no node of the cluster has 9 CPU for a run \(16 CPUs"):
         plan_resources(study.config, SPREAD)
     nothing_yet = Machines((Node("head", 0, 0),), is_cluster=True)
-    with pytest.raises(UserError, match="where nodes join on demand, say with --max-concurrent"):
+    with pytest.raises(UserError, match="if the cluster autoscales, set the number of runs"):
         plan_resources(StudyConfig(), nothing_yet)
     growing = resolve_study(StudyConfig(transfer="frozen", max_concurrent=4))
     assert plan_resources(growing.config, nothing_yet).at_once == 4
 
 
-def test_disk_is_bounded_by_what_runs_and_what_is_kept() -> None:
+def test_disk_use_covers_running_and_kept_weights() -> None:
     weights = 4 * (23_561_152 + head_parameters("1024", 1000))
     use = plan_disk(resolve_study(StudyConfig(transfer="finetune")), at_once=2)
     assert use.running == 2 * 2 * 4 * weights
@@ -165,7 +166,7 @@ def test_disk_is_bounded_by_what_runs_and_what_is_kept() -> None:
     assert article.kept == (3 + 3) * weights
 
 
-def test_a_disk_that_is_too_small_is_said_before_anything_runs(tmp_path: Path) -> None:
+def test_a_disk_that_is_too_small_is_refused(tmp_path: Path) -> None:
     study = resolve_study(StudyConfig(transfer="frozen", storage=str(tmp_path / "new")))
     check_disk(study.location, DiskUse(running=10**6, kept=10**6))
     with pytest.raises(UserError, match=r"the weights may take .* GB are free there; free some"):
@@ -173,13 +174,13 @@ def test_a_disk_that_is_too_small_is_said_before_anything_runs(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("epochs", "said"),
+    ("epochs", "row"),
     [
         (3, "3 epochs; too few for early stopping; by val_accuracy"),
         (4, "4 epochs; ASHA decides after epochs 3; by val_accuracy"),
     ],
 )
-def test_a_plan_says_when_trials_are_stopped(epochs: int, said: str) -> None:
+def test_the_plan_shows_when_trials_are_stopped(epochs: int, row: str) -> None:
     study = resolve_study(StudyConfig(transfer="frozen", epochs=epochs))
     table = plan_table(study, Machines((Node("localhost", 2, 0),), is_cluster=False))
-    assert said in table.columns[1].cells
+    assert row in table.columns[1].cells

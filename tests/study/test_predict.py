@@ -1,4 +1,4 @@
-"""The command and the function that say what a model sees in image files."""
+"""The command and the function that predict the classes of image files."""
 
 import csv
 import io
@@ -31,7 +31,7 @@ VALUES: dict[str, Any] = {"head": "16", "dropout": 0.5}
 def model(
     random_weights: Weights, small_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """A bundle with dropout, of no use but for its shapes."""
+    """A bundle with dropout and random weights."""
     folder = tmp_path_factory.mktemp("bundle") / "best_model"
     content = ModelParts(
         classes=small_dataset.classes,
@@ -50,7 +50,7 @@ def model(
 
 @pytest.fixture
 def photos(small_dataset: Dataset, tmp_path: Path) -> Path:
-    """70 images at two depths, more than a batch, and a file that is none."""
+    """70 images at two depths, more than a batch, and a file that is not an image."""
     for row in range(70):
         file = tmp_path / "photos" / ("deep/er" if row % 2 else "") / f"{row:02d}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,9 @@ def expected(model: Path, dataset: Dataset, rows: list[int]) -> np.ndarray:
     return bundle.predict_pixels(model, dataset.pixels[rows])
 
 
-def test_files_and_folders_in_python(model: Path, photos: Path, small_dataset: Dataset) -> None:
+def test_python_api_predicts_files_and_folders(
+    model: Path, photos: Path, small_dataset: Dataset
+) -> None:
     answers = predict(model, [photos / "02.png", photos])
     assert len(answers.files) == 71
     assert answers.files[0] == answers.files[2] == str(photos / "02.png")
@@ -77,19 +79,19 @@ def test_files_and_folders_in_python(model: Path, photos: Path, small_dataset: D
     assert answers.entropy is None
 
 
-def test_unreadable_files_are_named_and_the_others_predicted(model: Path, photos: Path) -> None:
+def test_unreadable_files_are_reported_and_the_others_predicted(model: Path, photos: Path) -> None:
     (photos / "50.png").write_bytes(b"\x89PNG")
     done = run_module("study.predict", model, photos)
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
-        f"{photos}/50.png: cannot be read: no image that Pillow can read"
+        f"{photos}/50.png: cannot be read: not an image that Pillow can read"
     ]
     assert len(done.stdout.splitlines()) == 69
     answers = predict(model, [photos])
-    assert answers.unreadable == ((f"{photos}/50.png", "no image that Pillow can read"),)
+    assert answers.unreadable == ((f"{photos}/50.png", "not an image that Pillow can read"),)
 
 
-def test_the_table_is_for_people(model: Path, photos: Path) -> None:
+def test_the_table_lists_classes_with_percentages(model: Path, photos: Path) -> None:
     done = run_module("study.predict", model, photos / "02.png", "--top", "2")
     assert done.returncode == 0, done.stderr
     (name, probability), (second, _) = predict(model, [photos / "02.png"]).top(0, 2)
@@ -97,7 +99,7 @@ def test_the_table_is_for_people(model: Path, photos: Path) -> None:
     assert line.startswith(f"{photos}/02.png   {name} {100 * probability:5.1f} %   {second} ")
 
 
-def test_json_and_csv_hold_the_same(model: Path, photos: Path) -> None:
+def test_json_and_csv_contain_the_same_predictions(model: Path, photos: Path) -> None:
     done = run_module("study.predict", model, photos, "--json", "--top", "10")
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
@@ -114,7 +116,7 @@ def test_json_and_csv_hold_the_same(model: Path, photos: Path) -> None:
     assert [row["rank"] for row in rows[:10]] == [str(rank) for rank in range(1, 11)]
 
 
-def test_dropout_kept_on_gives_a_mean_and_how_unsure_it_is(
+def test_mc_dropout_gives_the_mean_and_its_uncertainty(
     model: Path, photos: Path, small_dataset: Dataset
 ) -> None:
     answers = predict(model, [photos], mc_dropout=30)
@@ -145,7 +147,7 @@ def test_dropout_kept_on_gives_a_mean_and_how_unsure_it_is(
     assert line["entropy"] == pytest.approx(float(one.entropy[0]), abs=1e-5)
 
 
-def test_a_model_without_dropout_has_nothing_to_keep_on(
+def test_invalid_mc_dropout_is_refused(
     model: Path, photos: Path, random_weights: Weights, tmp_path: Path
 ) -> None:
     values = {**VALUES, "dropout": 0.0}
@@ -157,33 +159,33 @@ def test_a_model_without_dropout_has_nothing_to_keep_on(
     bundle.save_config(tmp_path / "model", content, {})
     with pytest.raises(UserError, match=r"--mc-dropout: the model in .* has no dropout"):
         predict(tmp_path / "model", [photos], mc_dropout=10)
-    with pytest.raises(UserError, match="--mc-dropout 1: one prediction has no spread"):
+    with pytest.raises(UserError, match="--mc-dropout 1: must be 2 or more"):
         predict(model, [photos], mc_dropout=1)
 
 
-def test_what_is_no_image(tmp_path: Path) -> None:
+def test_paths_without_images_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="there is no image in this folder"):
+    with pytest.raises(UserError, match="no images in this folder"):
         find_images([tmp_path / "empty"])
-    with pytest.raises(UserError, match="there is no such file"):
+    with pytest.raises(UserError, match="no such file or folder"):
         find_images([tmp_path / "nowhere.png"])
-    with pytest.raises(UserError, match="there is no such file"):
+    with pytest.raises(UserError, match="no such file or folder"):
         find_images([Path("x" * 5000)])
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("{model}", "no images are given"),
+        ("{model}", "no images given"),
         ("{tmp} {photo}", "no config.json here; give the best_model/ folder"),
         ("{model} {photo} --top 0", "--top 0: must be 1 or more"),
-        ("{model} {photo} --json --csv", "--json and --csv: give one of them"),
-        ("{model} {tmp}/nowhere.jpg", "there is no such file"),
+        ("{model} {photo} --json --csv", "--json and --csv: give only one of them"),
+        ("{model} {tmp}/nowhere.jpg", "no such file or folder"),
         ("{model} {photo} --mc-dropuot 3", "did you mean --mc-dropout?"),
         ("{model} {model}/config.json", "none of the files could be read"),
     ],
 )
-def test_a_mistake_costs_one_line(
+def test_a_user_error_is_one_line(
     words: str, message: str, model: Path, photos: Path, tmp_path: Path
 ) -> None:
     words = words.format(model=model, photo=photos / "02.png", tmp=tmp_path)
@@ -194,7 +196,7 @@ def test_a_mistake_costs_one_line(
     assert "Traceback" not in done.stderr
 
 
-def test_predicting_needs_no_ray(model: Path, photos: Path) -> None:
+def test_predicting_does_not_import_ray(model: Path, photos: Path) -> None:
     code = (
         "import sys; from study.predict import predict;"
         f"predict({str(model)!r}, [{str(photos / '02.png')!r}]);"

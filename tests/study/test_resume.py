@@ -1,4 +1,4 @@
-"""A run directory whose files are missing, cut short or garbage, each in turn, and two starts."""
+"""Resuming with missing, truncated or garbage files, and concurrent starts."""
 
 import errno
 import json
@@ -36,7 +36,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes | None]] = {
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The run directory of a study that has ended, export left aside; Ray goes on running."""
+    """The run directory of a finished study, without its export; Ray keeps running."""
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     study = make_study(tmp_path_factory.mktemp("runs"), seeds=2)
     search_study(study)
@@ -51,7 +51,7 @@ def rundir(whole: Path, tmp_path: Path) -> RunDir:
     return RunDir(shutil.copytree(whole, tmp_path / "study"))
 
 
-def go_on(rundir: RunDir, *options: str) -> Study:
+def resume(rundir: RunDir, *options: str) -> Study:
     place = ["--storage", str(rundir.path.parent), "--name", rundir.path.name]
     return resolve_study(parse_config(["--resume", *place, *options]))
 
@@ -72,27 +72,27 @@ def contents(rundir: RunDir) -> dict[Path, bytes]:
     }
 
 
-class WentOnError(Exception):
-    """The study was found to be fit to go on."""
+class ResumedError(Exception):
+    """All checks passed: the study would be resumed."""
 
 
 @pytest.fixture(autouse=True)
 def no_further(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Starts end where Ray would be started: these tests are about what comes before."""
+    """End each start where Ray would start: these tests cover what comes before."""
 
-    def went_on(*_: object, **__: object) -> None:
-        raise WentOnError
+    def resumed(*_: object, **__: object) -> None:
+        raise ResumedError
 
-    monkeypatch.setattr(pipeline, "ray_session", went_on)
-
-
-def test_a_whole_study_goes_on(rundir: RunDir) -> None:
-    with pytest.raises(WentOnError):
-        pipeline.run(go_on(rundir))
+    monkeypatch.setattr(pipeline, "ray_session", resumed)
 
 
-#: What loses no more than rows of confirmation runs, which are trained again; and a study that was
-#: killed before its report has no verdict either.
+def test_an_intact_study_is_resumed(rundir: RunDir) -> None:
+    with pytest.raises(ResumedError):
+        pipeline.run(resume(rundir))
+
+
+#: Damage that only loses rows of confirmation runs, which are retrained; and a missing verdict, as
+#: after a kill before the report.
 HARMLESS = {
     ("epochs.jsonl", "cut in the middle"),
     ("epochs.jsonl", "cut before the end"),
@@ -102,66 +102,68 @@ HARMLESS = {
 
 @pytest.mark.parametrize("how", DAMAGES)
 @pytest.mark.parametrize("name", ["study.json", "optuna.db", "epochs.jsonl", "report/verdict.json"])
-def test_what_cannot_be_made_anew_is_refused_by_name(rundir: RunDir, name: str, how: str) -> None:
+def test_a_damaged_file_that_cannot_be_rebuilt_is_named(
+    rundir: RunDir, name: str, how: str
+) -> None:
     damage(rundir.path / name, how)
     if (name, how) in HARMLESS:
-        with pytest.raises(WentOnError):
-            pipeline.run(go_on(rundir))
+        with pytest.raises(ResumedError):
+            pipeline.run(resume(rundir))
         return
     before = contents(rundir)
     with pytest.raises((UserError, RunDirError)) as error:
-        pipeline.run(go_on(rundir))
+        pipeline.run(resume(rundir))
     assert Path(name).name in str(error.value)
     assert "\n" not in str(error.value)
     assert contents(rundir) == before
 
 
 @pytest.mark.parametrize("content", ["", "garbage\n", '{"start": 1, "phase": "sea'])
-def test_when_phases_ran_is_no_reason_not_to_go_on(rundir: RunDir, content: str) -> None:
+def test_damaged_phases_do_not_prevent_resuming(rundir: RunDir, content: str) -> None:
     rundir.phases.write_text(content)
-    with pytest.raises(WentOnError):
-        pipeline.run(go_on(rundir))
+    with pytest.raises(ResumedError):
+        pipeline.run(resume(rundir))
     last = [json.loads(line)["phase"] for line in rundir.phases.read_text().splitlines()[-2:]]
     assert last == ["start-up", "ray"]
 
 
-def test_rows_of_a_trial_that_ended_are_missed(rundir: RunDir) -> None:
-    """Cut between two rows, where every line that is left makes sense."""
+def test_missing_rows_of_an_ended_trial_are_noticed(rundir: RunDir) -> None:
+    """A whole row is missing, and every remaining row is valid."""
     lines = rundir.epochs.read_text().splitlines(keepends=True)
     last = max(i for i, line in enumerate(lines) if '"dropout-001"' in line)
     rundir.epochs.write_text("".join(lines[:last] + lines[last + 1 :]))
     with pytest.raises(UserError, match=r"epochs\.jsonl lacks epoch \d of trial dropout-001"):
-        pipeline.run(go_on(rundir))
+        pipeline.run(resume(rundir))
 
 
-def test_the_epochs_of_a_trial_that_optuna_does_not_know_are_noticed(rundir: RunDir) -> None:
+def test_epochs_of_a_trial_unknown_to_optuna_are_noticed(rundir: RunDir) -> None:
     text = rundir.epochs.read_text()
     rundir.epochs.write_text(text.replace('"dropout-001"', '"dropout-099"'))
     with pytest.raises(UserError, match=r"lacks (epoch 1 of )?trial dropout-0(01|99)"):
-        pipeline.run(go_on(rundir))
+        pipeline.run(resume(rundir))
 
 
 @pytest.mark.parametrize("how", DAMAGES)
 @pytest.mark.parametrize("name", ["trials.csv", "confirm.csv"])
-def test_tables_are_made_anew(
+def test_tables_are_rebuilt(
     rundir: RunDir, name: str, how: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = rundir.path / name
     before = file.read_bytes()
     damage(file, how)
-    study = go_on(rundir)
+    study = resume(rundir)
     if name == "trials.csv":
         search_study(study)
     else:
         confirm_study(study)
     assert file.read_bytes() == before
-    assert "runs in" not in capsys.readouterr().out, "something was trained again"
+    assert "runs in" not in capsys.readouterr().out, "something was retrained"
 
 
 @pytest.mark.integration
 @pytest.mark.parametrize("how", ["empty", "cut in the middle", "garbage"])
 @pytest.mark.parametrize("kind", ["row", "predictions", "weights", "epochs"])
-def test_a_damaged_confirmation_run_is_trained_again(
+def test_a_damaged_confirmation_run_is_retrained(
     rundir: RunDir, kind: str, how: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {row.run_id: row for row in rundir.read_confirm()}
@@ -176,10 +178,10 @@ def test_a_damaged_confirmation_run_is_trained_again(
             "weights": rundir.weights(run_id),
         }[kind]
         damage(file, how)
-    confirm_study(go_on(rundir))
-    said = capsys.readouterr().out
-    assert run_id in said
-    assert "Confirmation: 1 runs in" in said
+    confirm_study(resume(rundir))
+    output = capsys.readouterr().out
+    assert run_id in output
+    assert "Confirmation: 1 runs in" in output
     for row in rundir.read_confirm():
         same = {**vars(before[row.run_id]), "seconds": row.seconds}
         assert vars(row) == same
@@ -187,32 +189,30 @@ def test_a_damaged_confirmation_run_is_trained_again(
     assert rundir.predictions(run_id).exists()
 
 
-def test_files_beside_a_missing_record_are_not_written_over(tmp_path: Path) -> None:
+def test_a_directory_with_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "study").mkdir()
     (tmp_path / "study" / "letter.txt").write_text("do not touch")
-    with pytest.raises(UserError, match=r"holds no study\.json, but other files"):
-        pipeline.run(go_on(RunDir(tmp_path / "study")))
+    with pytest.raises(UserError, match=r"holds other files but no study\.json"):
+        pipeline.run(resume(RunDir(tmp_path / "study")))
     assert [path.name for path in (tmp_path / "study").iterdir() if path.name != ".lock"] == [
         "letter.txt"
     ]
 
 
-def test_a_start_that_was_killed_in_its_first_moment_begins_anew(tmp_path: Path) -> None:
+def test_a_start_killed_right_away_can_be_repeated(tmp_path: Path) -> None:
     (tmp_path / "study").mkdir()
     (tmp_path / "study" / ".study.json.part").write_text("{")
-    with pytest.raises(WentOnError):
-        pipeline.run(go_on(RunDir(tmp_path / "study"), "--transfer", "frozen"))
+    with pytest.raises(ResumedError):
+        pipeline.run(resume(RunDir(tmp_path / "study"), "--transfer", "frozen"))
 
 
-def test_a_disk_that_is_full_at_the_end_is_said_in_one_line(
-    rundir: RunDir, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_a_one_line_error(rundir: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(pipeline, "run_phases", full)
     with pytest.raises(StorageError, match="No space left on device"):
-        pipeline.run(go_on(rundir))
+        pipeline.run(resume(rundir))
 
 
 def hold(path: Path, held: Event, seconds: float) -> None:
@@ -229,17 +229,19 @@ def test_a_second_start_on_a_run_directory_is_refused(rundir: RunDir) -> None:
     try:
         assert held.wait(60)
         before = contents(rundir)
-        with pytest.raises(UserError, match="another process works on this study"):
-            pipeline.run(go_on(rundir))
+        with pytest.raises(UserError, match="another process is working on this study"):
+            pipeline.run(resume(rundir))
         assert contents(rundir) == before
     finally:
         first.kill()
         first.join()
-    with lock_directory(rundir):  # a process that was killed has let go
+    with lock_directory(rundir):  # the lock of a killed process is released
         pass
 
 
-def test_a_mistake_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_error_in_a_new_study_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.undo()
     monkeypatch.setattr(pipeline, "ray_session", lambda *_, **__: nullcontext())
     (tmp_path / "images").mkdir()
@@ -249,29 +251,29 @@ def test_a_mistake_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
     assert not list(tmp_path.glob("runs/*"))
 
 
-def test_a_space_that_was_changed_is_noticed(
-    rundir: RunDir, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_changed_space_is_refused(rundir: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     changed = replace(spaces.TINY, recipe={**spaces.TINY.recipe, "head": Fixed("64")})
     monkeypatch.setattr(spaces, "TINY", changed)
-    with pytest.raises(UserError, match="space tiny changed since this study's start: its head"):
-        pipeline.run(go_on(rundir))
+    with pytest.raises(
+        UserError, match="space tiny has changed since this study started: its head"
+    ):
+        pipeline.run(resume(rundir))
 
 
-def test_halves_of_files_and_states_of_ended_trials_are_cleared_away(rundir: RunDir) -> None:
+def test_partial_files_and_checkpoints_of_ended_trials_are_deleted(rundir: RunDir) -> None:
     rundir.state("dropout-001").write_bytes(b"stale")
     left = rundir.weights("dropout-001").with_name(".dropout-001.safetensors.part")
     left.write_bytes(b"half")
     rundir.delete_partial()
-    rundir.put_confirm_away()
-    search_study(go_on(rundir))
+    rundir.archive_confirm()
+    search_study(resume(rundir))
     assert not rundir.state("dropout-001").exists()
     assert not left.exists()
 
 
-def test_the_earlier_look_stays_on_record_where_its_verdict_is_lost(rundir: RunDir) -> None:
-    rundir.put_confirm_away()
+def test_the_earlier_look_is_still_counted_if_its_verdict_is_lost(rundir: RunDir) -> None:
+    rundir.archive_confirm()
     rundir.verdict.unlink()
-    confirm_study(go_on(rundir, "--seeds", "3"))
+    confirm_study(resume(rundir, "--seeds", "3"))
     write_report(rundir.path)
     assert '"look": 2' in rundir.verdict.read_text()

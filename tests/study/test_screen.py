@@ -6,7 +6,7 @@ from search_spaces import Value
 from study.screen import EndedRun, PhaseView, Tally
 
 
-def test_names_and_scores_stay_whole_on_a_narrow_terminal() -> None:
+def test_names_and_scores_are_not_truncated_on_a_narrow_terminal() -> None:
     view = PhaseView("Search", "val_accuracy", 15, {"no-dropout": Tally(4), "dropout": Tally(4)})
     view.running["dropout-001"] = (4, 0.8123)
     values: dict[str, Value] = {"head": "512-256-512-128", "weight_decay": 1e-2, "dropout": 0.4}

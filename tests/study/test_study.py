@@ -1,4 +1,4 @@
-"""Options: what is checked before anything is written, in one line each."""
+"""Checks of options before anything is written; errors are one line each."""
 
 import re
 from dataclasses import asdict
@@ -33,12 +33,12 @@ from study.study import parse_config, resolve_study
         ("--time-budget -5", "--time-budget -5: must be a number above 0."),
         ("--trial-timeout 0", "--trial-timeout 0: must be a number above 0."),
         ("--cpus-per-trial inf", "--cpus-per-trial inf: must be a number above 0."),
-        ("--data cifar100", "--data: there is no cifar100; give 'cifar10'"),
+        ("--data cifar100", "--data: cifar100 does not exist; give 'cifar10'"),
         ("--max-failures -1", "--max-failures -1: must be 0 or more."),
         ("--stop-after-failures 0", "--stop-after-failures 0: must be 1 or more."),
-        ("--data no/such/folder", "--data: there is no no/such/folder"),
-        ("--weights no-such-file.pth", "--weights: there is no no-such-file.pth"),
-        ("--name a/b", "use letters, digits"),
+        ("--data no/such/folder", "--data: no/such/folder does not exist"),
+        ("--weights no-such-file.pth", "--weights: no-such-file.pth does not exist"),
+        ("--name a/b", "letters, digits"),
         ("--resume", "there is no study in runs"),
         ("--space article --seeds 0", "nothing to search"),
         ("--gpus-per-trial some", "--gpus-per-trial"),
@@ -46,7 +46,7 @@ from study.study import parse_config, resolve_study
         ("--space tests.support.spaces:WARM_UP --transfer frozen", "give --transfer finetune"),
     ],
 )
-def test_bad_input_is_one_line_that_says_what_to_do(
+def test_invalid_options_give_a_one_line_error_with_a_remedy(
     arguments: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -57,7 +57,7 @@ def test_bad_input_is_one_line_that_says_what_to_do(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_name_that_exists_is_refused(tmp_path: Path) -> None:
+def test_an_existing_run_name_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     config = StudyConfig(storage=str(tmp_path), name="mine")
     with pytest.raises(UserError, match="exists; choose another name, or add --resume"):
@@ -75,7 +75,7 @@ def test_resume_without_a_name_takes_the_latest(tmp_path: Path) -> None:
     assert resolve_study(parse_config([*words, "--name", "first"])).rundir.path.name == "first"
 
 
-def test_the_space_sets_options_that_the_user_left_open(tmp_path: Path) -> None:
+def test_the_space_sets_options_that_the_user_did_not_give(tmp_path: Path) -> None:
     article = resolve_study(StudyConfig(space="article", storage=str(tmp_path)))
     assert (article.config.image_size, article.config.preprocess) == (32, "raw")
     assert article.weights == "keras"
@@ -85,10 +85,10 @@ def test_the_space_sets_options_that_the_user_left_open(tmp_path: Path) -> None:
     assert (default.image_size, default.config.preprocess, default.weights) == (96, "own", "auto")
 
 
-def test_auto_is_finetune_where_there_is_a_gpu(
+def test_transfer_auto_is_finetune_if_there_is_a_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It also picks the space: a head's learning rate would wreck a backbone."""
+    """Auto also picks the space: a head's learning rate would wreck a backbone."""
 
     def chosen(gpus: int, **options: Any) -> tuple[str | None, str, str]:
         monkeypatch.setattr(session, "gpu_count", lambda: gpus)
@@ -105,7 +105,7 @@ def test_auto_is_finetune_where_there_is_a_gpu(
     assert chosen(0, space="article", augment="crop-flip", transfer="finetune")[2] == "crop-flip"
 
 
-def test_what_concerns_a_frozen_backbone_falls_away(tmp_path: Path) -> None:
+def test_a_frozen_backbone_drops_what_only_affects_its_training(tmp_path: Path) -> None:
     study = resolve_study(StudyConfig(space="article", transfer="frozen", storage=str(tmp_path)))
     assert [arm.name for arm in study.space.arms] == ["no-dropout", "dropout"]
     assert study.left_out == ("as-printed",)
@@ -116,8 +116,8 @@ def test_what_concerns_a_frozen_backbone_falls_away(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def begun(tmp_path: Path) -> RunDir:
-    """The run directory of a study that has begun with options of its own."""
+def started(tmp_path: Path) -> RunDir:
+    """The run directory of a study started with non-default options."""
     options = "--transfer finetune --image-size 64 --epochs 7 --time-budget 5 --name a"
     study = resolve_study(parse_config([*options.split(), "--storage", str(tmp_path)]))
     study.rundir.path.mkdir()
@@ -126,44 +126,44 @@ def begun(tmp_path: Path) -> RunDir:
     return study.rundir
 
 
-def go_on(rundir: RunDir, *options: str) -> StudyConfig:
+def resume(rundir: RunDir, *options: str) -> StudyConfig:
     place = ["--storage", str(rundir.path.parent), "--name", rundir.path.name]
     return resolve_study(parse_config(["--resume", *place, *options])).config
 
 
-def test_a_study_that_goes_on_keeps_its_options(begun: RunDir) -> None:
-    """On a machine with a GPU, say, where it began on one without; but how it is run is new."""
-    again = go_on(begun)
+def test_a_resumed_study_keeps_its_options(started: RunDir) -> None:
+    """Even on another machine, such as one with a GPU; only operational options are new."""
+    again = resume(started)
     assert (again.transfer, again.space, again.image_size) == ("finetune", "finetune", 64)
     assert (again.epochs, again.time_budget, again.images) == (7, 5.0, None)
-    assert (again.storage, again.verbose) == (str(begun.path.parent), False)
-    assert go_on(begun, "--trials", "80", "--time-budget", "9").trials == 80
+    assert (again.storage, again.verbose) == (str(started.path.parent), False)
+    assert resume(started, "--trials", "80", "--time-budget", "9").trials == 80
 
 
-def test_the_command_of_an_interrupted_study_goes_on_with_it(begun: RunDir) -> None:
-    command = resume_command(go_on(begun)).split()
+def test_the_resume_command_resumes_the_study(started: RunDir) -> None:
+    command = resume_command(resume(started)).split()
     assert command[:2] == ["python", "run_study.py"]
-    assert resolve_study(parse_config(command[2:])).config == go_on(begun)
+    assert resolve_study(parse_config(command[2:])).config == resume(started)
     assert resume_command(StudyConfig(name="b")) == "python run_study.py --resume --name b"
 
 
-def test_a_record_that_makes_no_sense_is_refused(begun: RunDir) -> None:
+def test_a_record_with_an_invalid_config_is_refused(started: RunDir) -> None:
     for config in ({"epochs": "many"}, {"no_such_option": 1}, {"metric": "luck"}):
-        begun.write_study({"config": config})
-        with pytest.raises(RunDirError, match=r"study\.json: its config makes no sense: ") as error:
-            go_on(begun)
+        started.write_study({"config": config})
+        with pytest.raises(RunDirError, match=r"study\.json: invalid config: ") as error:
+            resume(started)
         assert "\n" not in str(error.value)
 
 
-def test_a_study_that_is_not_there_yet_begins(tmp_path: Path) -> None:
-    """So that a machine that starts the same command again and again needs to know nothing."""
+def test_resume_starts_a_new_study_if_there_is_none(tmp_path: Path) -> None:
+    """So that a restarted machine can always run the same command."""
     config = resolve_study(
         parse_config(["--resume", "--name", "new", "--storage", str(tmp_path)])
     ).config
     assert (config.name, config.trials) == ("new", 40)
 
 
-def test_trials_are_shared_equally_and_the_rest_goes_to_the_first(tmp_path: Path) -> None:
+def test_trials_are_split_equally_and_the_remainder_goes_to_the_first_arms(tmp_path: Path) -> None:
     def shares(space: str, trials: int) -> dict[str, int]:
         config = StudyConfig(space=space, trials=trials, storage=str(tmp_path), transfer="frozen")
         return resolve_study(config).trials_per_arm
@@ -181,21 +181,19 @@ def test_rungs(epochs: int, rungs: tuple[int, ...], tmp_path: Path) -> None:
     assert resolve_study(StudyConfig(epochs=epochs, storage=str(tmp_path))).rungs == rungs
 
 
-def test_the_default_name_says_the_space_and_the_time(tmp_path: Path) -> None:
+def test_the_default_name_has_the_space_and_the_time(tmp_path: Path) -> None:
     name = resolve_study(StudyConfig(space="dose", storage=str(tmp_path))).rundir.path.name
     assert name.startswith("dose-20")
 
 
 @pytest.mark.parametrize(
-    ("address", "says"),
+    ("address", "message"),
     [
-        ("ray://head:10001", "Submit it as a job: ray job submit"),
+        ("ray://head:10001", "Submit a job instead: ray job submit"),
         ("head", "give auto, local, or host:port of the cluster's head"),
         ("head:", "give auto, local, or host:port of the cluster's head"),
     ],
 )
-def test_an_address_that_a_study_cannot_use_is_refused(
-    tmp_path: Path, address: str, says: str
-) -> None:
-    with pytest.raises(UserError, match=f"^--address {re.escape(address)}: .*{says}"):
+def test_an_unsupported_address_is_refused(tmp_path: Path, address: str, message: str) -> None:
+    with pytest.raises(UserError, match=f"^--address {re.escape(address)}: .*{message}"):
         resolve_study(StudyConfig(storage=str(tmp_path), address=address))

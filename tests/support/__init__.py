@@ -1,4 +1,4 @@
-"""What tests are made of: the command, small studies, faults, servers."""
+"""Test helpers: the command, small studies, faults, servers."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The real command in a subprocess."""
+"""Run the real command in a subprocess."""
 
 import signal
 import subprocess
@@ -15,7 +15,7 @@ SMALL = "--images 3000 --image-size 32 --transfer frozen"
 
 
 def command(options: str, rundir: Path | None = None) -> list[str]:
-    """The command with these options, its run directory being this one."""
+    """Return the command line with these options and this run directory."""
     place = ["--storage", str(rundir.parent), "--name", rundir.name] if rundir else []
     return [sys.executable, str(ROOT / "run_study.py"), *options.split(), *place]
 
@@ -40,7 +40,7 @@ def run(options: str, rundir: Path) -> subprocess.CompletedProcess[str]:
 
 
 def start(options: str, rundir: Path) -> subprocess.Popen[bytes]:
-    """Start the command; it hears Ctrl-C even where the tests run in the background."""
+    """Start the command; it receives Ctrl-C even if the tests run in the background."""
     return subprocess.Popen(
         command(options, rundir),
         stdout=subprocess.DEVNULL,
@@ -52,7 +52,7 @@ def start(options: str, rundir: Path) -> subprocess.Popen[bytes]:
 
 ARMS = ("no-dropout", "dropout")
 
-#: The study that most of these tests look at.
+#: Options of the study behind the `finished` fixture.
 STUDY = "--trials 7 --epochs 4 --seeds 2"
 
 

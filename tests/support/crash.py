@@ -1,11 +1,11 @@
-"""Kills studies at random moments, and looks whether they end as they would have.
+"""Kill studies at random moments, and check that they end as if uninterrupted.
 
-    python -m tests.crash --kills 100 --seed 1
+    python -m tests.support.crash --kills 100 --seed 1
 
-Each study is the real command on 3,000 real images, started again and again with `--resume`. A few
-kills hit it, each after a random time, by SIGKILL, SIGTERM or Ctrl-C; then it may end. What it has
-left must fulfil `check_ended`, and its runs must have the results that they have when they are
-trained without an interruption.
+Each study is the real command on 3,000 real images, restarted with `--resume` after each kill. It
+is killed a few times, each time after a random delay, by SIGKILL, SIGTERM or Ctrl-C, and then left
+to finish. Its run directory must pass `check_ended`, and its runs must have the same results as
+when they are trained without an interruption.
 """
 
 import argparse
@@ -49,7 +49,7 @@ OPTIONS = (
     " --transfer frozen"
 )
 
-#: Seconds from a start to the latest kill; the study takes about as long when it is left alone.
+#: Latest kill, in seconds after a start; about as long as an uninterrupted study takes.
 LATEST = 30.0
 
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
@@ -57,15 +57,15 @@ SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
 @dataclass(frozen=True)
 class Kill:
-    """One start of a study that was killed."""
+    """A start of a study, and the kill that ended it."""
 
     after: float
-    """Seconds."""
+    """Seconds from the start to the kill."""
     signal: signal.Signals
     phase: Literal["start", "search", "confirmation", "export and report", "none: it had ended"]
     status: int
     dying: float
-    """Seconds from the signal to the end of the process."""
+    """Seconds from the signal to the exit of the process."""
 
 
 def run_killed(
@@ -74,9 +74,9 @@ def run_killed(
     """Run a study to its end, killing it a few times on the way.
 
     Args:
-        rundir: Where the study comes into being.
-        kills: How many at most; a study that has ended is not killed any more.
-        stream: Of moments and signals.
+        rundir: Run directory of the study, not created yet.
+        kills: Maximum number of kills; a study that has ended is not killed any more.
+        stream: Source of random moments and signals.
         latest: Seconds from a start to the latest kill.
     """
     done: list[Kill] = []
@@ -85,8 +85,8 @@ def run_killed(
         if done[-1].phase == "none: it had ended":
             break
     process = _start(rundir)
-    said, wrong = process.communicate(timeout=900)
-    assert process.returncode == 0, f"{said.decode()[-2000:]}\n{wrong.decode()}"
+    stdout, stderr = process.communicate(timeout=900)
+    assert process.returncode == 0, f"{stdout.decode()[-2000:]}\n{stderr.decode()}"
     return done
 
 
@@ -98,15 +98,16 @@ def _kill_once(rundir: RunDir, after: float, number: signal.Signals) -> Kill:
         phase = _phase(rundir)
         process.send_signal(number)
         start = time.monotonic()
-        said, wrong = process.communicate(timeout=60)
+        stdout, stderr = process.communicate(timeout=60)
         dying = time.monotonic() - start
         expected = -number if number == signal.SIGKILL else 128 + number
-        # With the report written it may have been about to end.
+        # Once the report is written, it may end by itself before the signal arrives.
         ends = (expected, 0) if phase == "export and report" else (expected,)
-        assert process.returncode in ends, f"{process.returncode}\n{said.decode()}{wrong.decode()}"
+        output = stdout.decode() + stderr.decode()
+        assert process.returncode in ends, f"{process.returncode}\n{output}"
         return Kill(after, number, phase, process.returncode, dying)
-    said, wrong = process.communicate()
-    assert process.returncode == 0, f"{said.decode()}\n{wrong.decode()}"
+    stdout, stderr = process.communicate()
+    assert process.returncode == 0, f"{stdout.decode()}\n{stderr.decode()}"
     return Kill(after, number, "none: it had ended", 0, 0.0)
 
 
@@ -130,11 +131,11 @@ def _phase(rundir: RunDir) -> Literal["start", "search", "confirmation", "export
 
 
 def check_ended(rundir: RunDir) -> None:
-    """Make sure that a study has ended like one that was never interrupted."""
+    """Check that a study has ended like one that was never interrupted."""
     trials = rundir.read_trials()
     numbers = {arm: [row.run_id for row in trials if row.arm == arm] for arm in ARMS}
     expected = {arm: [f"{arm}-{i:03d}" for i in range(TRIALS // 2)] for arm in ARMS}
-    assert numbers == expected, "a trial was lost, or ran twice"
+    assert numbers == expected, "a trial was lost or ran twice"
     assert {row.state for row in trials} <= {"completed", "pruned"}
     assert len({json.dumps(dict(row.hyperparameters)) for row in trials}) == TRIALS
 
@@ -170,19 +171,19 @@ def check_ended(rundir: RunDir) -> None:
     kept = {row.run_id for row in confirmed}
     kept |= {r.run_id for arm in ARMS for r in [r for r in full_trials if r.arm == arm][:3]}
     assert {file.stem for file in rundir.weights("any").parent.iterdir()} == kept
-    assert list(rundir.state("any").parent.iterdir()) == [], "a state was left"
-    assert not list(rundir.path.rglob("*.part")), "half a file was left"
+    assert list(rundir.state("any").parent.iterdir()) == [], "a checkpoint was left behind"
+    assert not list(rundir.path.rglob("*.part")), "a partial file was left behind"
     assert json.loads(rundir.verdict.read_text())["look"] == 1
     assert (rundir.report / "index.html").stat().st_size > 10_000
     load(rundir.best_model)
 
 
 def check_results(rundir: RunDir, *, runs: int) -> None:
-    """Make sure that runs have the results of training without an interruption, bit for bit.
+    """Check that runs have the same results, bit for bit, as training without an interruption.
 
     Args:
-        rundir: Of a study that has ended.
-        runs: How many to train again; those with most attempts go first.
+        rundir: Run directory of a study that has ended.
+        runs: Number of runs to retrain; those with the most attempts come first.
     """
     rows = rundir.read_epochs()
     attempts = {row.run_id: row.attempt for row in rows}
@@ -210,7 +211,7 @@ def outcome(epoch: EpochMetrics) -> dict[str, float]:
 
 @lru_cache(maxsize=1)
 def training_data() -> TrainingData:
-    """What the study's trials train on."""
+    """Return the data that the study's trials train on."""
     study = resolve_study(parse_config(OPTIONS.split()))
     dataset = load_dataset("cifar10", study.config.images)
     weights = load_weights(study.weights)
@@ -222,18 +223,18 @@ def training_data() -> TrainingData:
 
 
 def trained_twice(rundir: RunDir) -> int:
-    """How many epochs of trials were trained more than once."""
+    """Return how many epochs of trials were trained more than once."""
     lines = map(json.loads, rundir.epochs.read_text().splitlines())
     written = Counter((row["run_id"], row["epoch"]) for row in lines if row["phase"] == "search")
     return sum(written.values()) - len(written)
 
 
 def main() -> None:
-    """Kill, check and print a line per kill."""
+    """Kill and check studies, and print a line per kill."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--per-study", type=int, default=5)
-    parser.add_argument("--latest", type=float, default=LATEST, help="seconds from a start")
+    parser.add_argument("--latest", type=float, default=LATEST, help="latest kill, in s")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     stream = random.Random(options.seed)

@@ -1,4 +1,4 @@
-"""File systems that are soon full."""
+"""Small file systems, to test full disks."""
 
 import re
 import subprocess
@@ -11,12 +11,12 @@ import pytest
 
 @contextmanager
 def small_disk(folder: Path, size: str) -> Iterator[None]:
-    """A file system of a few megabytes, mounted there."""
+    """Mount a tmpfs of the given size, such as "4m", at a new folder."""
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
     if re.search("permission denied|must be superuser|only root", mounted.stderr.lower()):
-        pytest.skip(f"no right to mount a file system: {mounted.stderr.strip()}")
+        pytest.skip(f"not permitted to mount a file system: {mounted.stderr.strip()}")
     assert mounted.returncode == 0, mounted.stderr
     try:
         yield

@@ -1,4 +1,4 @@
-"""Python environments of their own, for what is to run without this project or beside it."""
+"""Separate Python environments, for tests that must not use this project's packages."""
 
 import shutil
 import subprocess
@@ -8,14 +8,14 @@ from pathlib import Path
 
 
 def make_environment(folder: Path, *packages: str) -> Path:
-    """Make an environment with these packages, with uv where it is there, else with pip.
+    """Create an environment with these packages, using uv if installed, else pip.
 
     Args:
-        folder: Where to.
-        packages: As pip takes them, such as "numpy==2.4.6".
+        folder: Where to create it.
+        packages: Requirements, such as "numpy==2.4.6".
 
     Returns:
-        Its Python.
+        Path of its Python.
     """
     python = folder / "bin" / "python"
     if uv := shutil.which("uv"):
@@ -25,6 +25,6 @@ def make_environment(folder: Path, *packages: str) -> Path:
     else:
         venv.create(folder, with_pip=True)
         install = [str(python), "-m", "pip", "install", "--quiet"]
-    # From elsewhere: in this project's folder uv would hold them to its pins.
+    # From another folder: inside this project uv would apply the project's pins.
     subprocess.run([*install, *packages], cwd=folder, check=True, timeout=600)
     return python

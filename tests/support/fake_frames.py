@@ -1,4 +1,4 @@
-"""Frames with made-up figures, for tests of what is computed from them."""
+"""Study frames with made-up numbers, for tests of what is computed from them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,12 +19,12 @@ def confirmed(
     losses: Sequence[float] = (),
     **changes: Any,
 ) -> StudyFrames:
-    """A study that has confirmation runs only.
+    """Return a study with confirmation runs only.
 
     Args:
-        figures: By recipe and setting, the accuracy of each seed's run, on all parts of the data.
-        losses: By cell, in the same order, the loss of all its runs.
-        changes: Columns of the confirmation runs to set.
+        figures: By recipe and setting, the accuracy of each seed's run on train, val and test.
+        losses: Loss of all runs of each cell, in the order of `figures`; default 1 - accuracy.
+        changes: Columns of the confirmation runs to overwrite.
     """
     rows = []
     for cell, ((recipe, setting), accuracies) in enumerate(figures.items()):
@@ -42,13 +42,13 @@ def confirmed(
 def article_arms(
     dropout: float, warm_up: float, seeds: int = 8, last: tuple[float, float] | None = None
 ) -> StudyFrames:
-    """The three arms of the space `article`, confirmed with the first one's recipe.
+    """Return the three arms of the space `article`, confirmed with the first arm's recipe.
 
     Args:
-        dropout: What dropout adds to the accuracy of every seed, give or take.
-        warm_up: What 15 epochs with an earlier head add to it.
-        seeds: How many.
-        last: The same two at the last epoch; None where they are no different there.
+        dropout: Mean gain in accuracy from dropout.
+        warm_up: Mean gain in accuracy from 15 epochs with an earlier head.
+        seeds: Number of seeds.
+        last: The same two gains at the last epoch; default: (dropout, warm_up).
     """
     added = {"without": 0.0, "with": dropout, "as-printed": warm_up}
     at_last = {"without": 0.0, "with": (last or (dropout, 0))[0]}
@@ -67,12 +67,12 @@ def article_arms(
         backbone_warmup_epochs=setting.map({"without": 0, "with": 0, "as-printed": 15}),
         epochs=15,
     )
-    # As in confirm.csv: seed by seed, each in the order of the arms.
+    # As in confirm.csv: by seed, and within a seed in the order of the arms.
     return frames(confirm=confirm.sort_values("seed", kind="stable", ignore_index=True))
 
 
 def searched(rows: Sequence[Mapping[str, Any]], **record: Any) -> StudyFrames:
-    """A study that has trials only; what a row leaves out has a default."""
+    """Return a study with trials only; omitted fields of a row have a default."""
     default = {"state": "completed", "epochs": 5, "val_accuracy": 0.8, "score": 0.8}
     names = [f"trial-{number}" for number in range(len(rows))]
     trials = pd.DataFrame([{**default, **row} for row in rows]).assign(run_id=names)
@@ -84,7 +84,7 @@ def frames(
     trials: pd.DataFrame | None = None,
     record: Mapping[str, Any] | None = None,
 ) -> StudyFrames:
-    """Frames of which some are empty."""
+    """Return frames of a study; those not given are empty."""
     known = {"head", "learning_rate", "weight_decay", "batch_size"}
     known |= {"dropout", "dropout_1", "dropout_2", "backbone_warmup_epochs"}
     columns = [name for table in (trials, confirm) if table is not None for name in table.columns]

@@ -1,4 +1,4 @@
-"""Training functions that do what a healthy machine does not; workers import them from here."""
+"""Training functions with injected faults; workers import them from here."""
 
 import ctypes
 import os
@@ -24,7 +24,7 @@ from study.runs.worker import AGAIN, Attempt, Confirmation, RunSettings, run_con
 from study.training.data import TrainingArrays
 from study.training.loop import EpochMetrics, NonFiniteLossError, Run, train
 
-#: The run that something happens to, and the epoch after which it happens.
+#: The run that the fault hits, and the epoch after which it does.
 VICTIM, AFTER_EPOCH = "dropout-001", 2
 
 
@@ -33,11 +33,11 @@ def run_trial_short_of_memory(
     shared: "list[ray.ObjectRef[TrainingArrays]]",
     settings: RunSettings,
 ) -> None:
-    """A stand-in for a GPU on which some trials fit only alone, and one not even so.
+    """Simulate a GPU on which some trials fit only alone, and one does not fit at all.
 
-    The exception is the one that CUDA's allocator raises; the training is done on the CPU.
+    Raises the exception of CUDA's allocator; trains on the CPU.
     """
-    assert ray.get_gpu_ids(), "Ray has given the trial no GPU"
+    assert ray.get_gpu_ids(), "Ray has not assigned a GPU to the trial"
     alone = settings.gpu_share == 1
     if config["run_id"].endswith("-001") and not (alone and config["arm"] == "dropout"):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
@@ -48,8 +48,8 @@ def run_trial_short_of_memory(
 def run_confirmation_short_of_memory(
     attempt: Attempt, shared: list[Any], settings: RunSettings
 ) -> Confirmation:
-    """The same for confirmation runs: those of one setting fit only with a whole GPU."""
-    assert ray.get_gpu_ids(), "Ray has given the run no GPU"
+    """The same for confirmation runs: those of one setting fit only on a whole GPU."""
+    assert ray.get_gpu_ids(), "Ray has not assigned a GPU to the run"
     if "-recipe-dropout" in attempt.run_id and settings.gpu_share < 1:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
     with patch("ray.get_gpu_ids", return_value=[]):
@@ -59,12 +59,12 @@ def run_confirmation_short_of_memory(
 def trial_with(
     fault: Callable[[], None], *, attempts: int = 1, victim: str = VICTIM
 ) -> Callable[..., None]:
-    """`run_trial`, but something happens to a trial after its second epoch.
+    """Return `run_trial` with a fault after a trial's second epoch.
 
     Args:
-        fault: What happens, in the trial's own process.
-        attempts: To so many attempts at the trial.
-        victim: To trials with such a run id, a regular expression.
+        fault: Called in the trial's own process.
+        attempts: Number of attempts that it hits.
+        victim: Run ids of the trials that it hits, a regular expression.
     """
 
     def run(
@@ -91,7 +91,7 @@ def trial_that_dies_with_every_epoch(
     shared: "list[ray.ObjectRef[TrainingArrays]]",
     settings: RunSettings,
 ) -> None:
-    """`run_trial`, but every attempt at a trial ends with the first epoch that it trains."""
+    """`run_trial`, but one trial's worker dies after the first epoch that each attempt trains."""
     report = tune.report
 
     def report_or_die(metrics: dict[str, Any]) -> None:
@@ -106,7 +106,7 @@ def trial_that_dies_with_every_epoch(
 
 @contextmanager
 def _reporting_to(report: Callable[..., None]) -> Iterator[None]:
-    """Let trials report to a function, every epoch of theirs saved, however short it is."""
+    """Redirect trials' reports to a function, and save every epoch, however short."""
     with patch("ray.tune.report", report), patch("study.runs.worker.SAVING_SHARE", 1e9):
         yield
 
@@ -116,7 +116,7 @@ def hanging_trial(
     shared: "list[ray.ObjectRef[TrainingArrays]]",
     settings: RunSettings,
 ) -> None:
-    """`run_trial`, but the first attempt at a trial hangs in its third epoch."""
+    """`run_trial`, but the first attempt at a trial hangs after its second epoch."""
 
     def train_and_hang(*arguments: Any, report: Any, **options: Any) -> Run:
         def report_and_hang(metrics: EpochMetrics) -> None:
@@ -132,7 +132,7 @@ def hanging_trial(
 
 
 def confirmation_with(fault: Callable[[], None], victim: str) -> Callable[..., Confirmation]:
-    """`run_confirmation`, but something happens to the first attempt at a run, at its end."""
+    """Return `run_confirmation` with a fault at the end of the first attempt at a run."""
 
     def run(attempt: Attempt, shared: list[Any], settings: RunSettings) -> Confirmation:
         confirmation = run_confirmation(attempt, shared, settings)
@@ -148,7 +148,7 @@ def kill_the_worker() -> None:
 
 
 def kill_the_node() -> None:
-    """The node's own process, and what it started with it."""
+    """Kill the node's main process, and its children with it."""
     os.kill(os.getppid(), signal.SIGKILL)
     time.sleep(60)
 
@@ -162,29 +162,29 @@ def import_nothing_of_mlflow() -> None:
 
 
 def raise_or_diverge() -> None:
-    """The trials of one arm raise, those of the other diverge."""
+    """Raise in trials of one arm, diverge in those of the other."""
     if tune.get_context().get_trial_name().startswith("no-"):
         raise_an_error()
     raise NonFiniteLossError("the loss is not finite after epoch 2")
 
 
 def hang_for_good() -> None:
-    """Where Python itself cannot go on: in C code that holds the interpreter's lock."""
+    """Hang in C code that holds the GIL, so that no Python code can run."""
     ctypes.PyDLL(None).sleep(3600)
 
 
 def eat_memory() -> None:
-    """Until someone stops it."""
+    """Allocate memory until killed."""
     eaten = []
     while True:
         eaten.append(bytearray(os.urandom(1 << 20)) * 100)
 
 
 def part_whose_node_dies_once(marker: Path) -> Callable[..., np.ndarray]:
-    """Computes a part of the features; the first one takes its whole node along.
+    """Return a function that computes a part of the features, but first kills its node once.
 
     Args:
-        marker: Tells whether that has happened.
+        marker: File that records that the node was killed.
     """
 
     def compute(*arguments: Any) -> np.ndarray:
@@ -197,7 +197,7 @@ def part_whose_node_dies_once(marker: Path) -> Callable[..., np.ndarray]:
 
 
 def measure_load_on_big_only(*_: object) -> Load:
-    """A stand-in for measuring a run: it fits on GPUs of the type BIG, twice."""
+    """Return a fake load: two runs fit on a GPU of the type BIG, none on others."""
     if not _is_on_big():
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
     return Load("Big GPU", 80 * 2**30, 4 * 2**30, 0.004, 0.5, 25_000.0)
@@ -208,19 +208,19 @@ def run_trial_on_big_only(
     shared: "list[ray.ObjectRef[TrainingArrays]]",
     settings: RunSettings,
 ) -> None:
-    """`run_trial` on the CPU of a node whose GPUs are of the type BIG; elsewhere it fails."""
+    """`run_trial` on the CPU of a node with GPUs of the type BIG; elsewhere it fails."""
     assert _is_on_big(), "the trial does not fit here"
     with patch("ray.get_gpu_ids", return_value=[]):
         run_trial(config, shared, settings)
 
 
 def run_confirmation_on_big_only(*arguments: Any) -> Confirmation:
-    """`run_confirmation`, likewise."""
+    """`run_confirmation` on the CPU of a node with GPUs of the type BIG; elsewhere it fails."""
     assert _is_on_big(), "the run does not fit here"
     with patch("ray.get_gpu_ids", return_value=[]):
         return run_confirmation(*arguments)
 
 
 def _is_on_big() -> bool:
-    assert ray.get_gpu_ids(), "Ray has given the run no GPU"
+    assert ray.get_gpu_ids(), "Ray has not assigned a GPU to the run"
     return str(ray.get_runtime_context().get_node_labels()[GPU_TYPE_LABEL]) == "BIG"

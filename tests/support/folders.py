@@ -1,4 +1,4 @@
-"""Folders of real image files: CIFAR-10's from this repository, Fashion-MNIST from Debian."""
+"""Folders of real image files: CIFAR-10 from this repository, Fashion-MNIST from Debian."""
 
 import gzip
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from PIL import Image
 
 from study.data.dataset import Dataset
 
-#: Where Debian's package dataset-fashion-mnist puts it.
+#: Where Debian's package dataset-fashion-mnist installs it.
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 FASHION_CLASSES = (
     "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot",
@@ -23,9 +23,9 @@ def write_cifar10(
 
     Args:
         dataset: The images.
-        folder: Where to.
-        place: Given row and class, the folder inside.
-        rows: Which; None: all.
+        folder: Where to write.
+        place: Maps row and class name to a subfolder.
+        rows: Rows to write; default: all.
     """
     for row in range(len(dataset.labels)) if rows is None else rows:
         to = folder / place(row, dataset.classes[dataset.labels[row]]) / f"{row:03d}.png"

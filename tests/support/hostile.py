@@ -1,4 +1,4 @@
-"""A run directory whose names and texts try to be more than text in the report."""
+"""A run directory whose names and texts try to inject markup into the report."""
 
 import json
 import shutil
@@ -14,14 +14,14 @@ from tests.support import FIXTURES
 
 STUDY = FIXTURES / "study"
 
-#: Ends an attribute, an element, a formula and a style, whichever it stands in.
+#: Breaks out of an attribute, an element, a formula or a style.
 EVIL = "\"'><script>evil()</script><img src=x onerror=evil()>&lt;$\\frac{$[/bold][red]"
-#: The same for what is a file's name, too.
+#: The same for names that are also file names.
 EVIL_NAME = "\"'><img src=x onerror=evil()>&lt;$\\frac{$[red]"
 
 
 def make_hostile_study(folder: Path) -> RunDir:
-    """The small study of the fixtures in a folder, every name and text of it hostile."""
+    """Copy the small study of the fixtures to a folder and make every name and text hostile."""
     path = Path(shutil.copytree(STUDY, folder / f"study{EVIL_NAME}"))
     run = RunDir(path)
     epochs = [
@@ -39,7 +39,7 @@ def make_hostile_study(folder: Path) -> RunDir:
                 "head": f"{trial.hyperparameters['head']}{EVIL}",
                 f"own{EVIL}": EVIL,
             },
-            # Some that broke, so that the report speaks of their region.
+            # Some failed trials, so that the report describes their region.
             **({"state": "failed"} if number % 3 == 0 else {}),  # type: ignore[arg-type]
         )
         for number, trial in enumerate(run.read_trials())

@@ -1,7 +1,7 @@
-"""What the test of slurm.sh runs in place of a study.
+"""Stand-in for a study in the test of slurm.sh.
 
-The first time it looks around and waits until it is told to stop; when the job is queued again it
-says that it went on.
+The first run prints what it finds and waits for SIGTERM; after a requeue it reports that it
+resumed.
 """
 
 import os
@@ -14,7 +14,7 @@ from pathlib import Path
 import ray
 
 if os.environ.get("SLURM_RESTART_COUNT"):
-    print("went on", flush=True)
+    print("resumed", flush=True)
     sys.exit(3)
 
 ray.init("auto", log_to_driver=False)
@@ -22,7 +22,7 @@ ray.init("auto", log_to_driver=False)
 
 @ray.remote(num_gpus=1)
 def where() -> str:
-    """The Ray node that this runs on, which it keeps busy for a moment."""
+    """Return the Ray node that this runs on, keeping it busy for a moment."""
     time.sleep(1)
     return str(ray.get_runtime_context().get_node_id())
 
@@ -49,11 +49,11 @@ for name, changed in (
 
 
 def stop(*_: object) -> None:
-    """End as a study does."""
-    print("told to stop", flush=True)
+    """Exit as a study does."""
+    print("stopping", flush=True)
     sys.exit(143)
 
 
 signal.signal(signal.SIGTERM, stop)
-print("waits", flush=True)
+print("waiting", flush=True)
 time.sleep(300)

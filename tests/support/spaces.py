@@ -1,19 +1,19 @@
-"""Spaces for tests, as a user would write their own: `--space tests.support.spaces:NAME`."""
+"""User-defined spaces for tests: `--space tests.support.spaces:NAME`."""
 
 from search_spaces import Arm, Choice, Fixed, Float, Space
 
-#: Every second trial or so diverges at once.
+#: About every second trial diverges at once.
 DIVERGING = Space(
     name="diverging",
-    question="What becomes of trials that diverge?",
+    question="What happens to trials that diverge?",
     arms=(Arm("no-dropout", {"dropout": Fixed(0.0)}), Arm("dropout", {"dropout": Float(0.1, 0.5)})),
     recipe={"head": Fixed("64"), "learning_rate": Choice((1e-3, 1e30)), "batch_size": Fixed(128)},
 )
 
-#: Means nothing where the backbone is frozen.
+#: Has no effect with a frozen backbone.
 WARM_UP = Space(
     name="warm-up",
-    question="Does a backbone that is warmed up do better?",
+    question="Does warming up the backbone help?",
     arms=(
         Arm("cold", {"backbone_warmup_epochs": Fixed(0)}),
         Arm("warm", {"backbone_warmup_epochs": Fixed(2)}),
@@ -21,10 +21,10 @@ WARM_UP = Space(
     recipe={"learning_rate": Float(1e-4, 1e-3)},
 )
 
-#: Trains in no time.
+#: Trains almost instantly.
 TINY = Space(
     name="tiny",
-    question="What becomes of trials that something happens to?",
+    question="What happens to trials that are hit by a fault?",
     arms=(Arm("no-dropout", {"dropout": Fixed(0.0)}), Arm("dropout", {"dropout": Float(0.1, 0.5)})),
     recipe={"head": Fixed("32"), "learning_rate": Float(1e-4, 1e-2), "batch_size": Fixed(64)},
 )

@@ -1,4 +1,4 @@
-"""Studies that train in no time, on made-up features, for tests of what surrounds the training."""
+"""Studies that train almost instantly, on made-up features, to test everything but training."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,13 +28,13 @@ AT_ONCE = Resources(1, 0.0, 2)
 
 
 def start_ray() -> None:
-    """A Ray of two cores for the tests of a module."""
+    """Start Ray with two cores for the tests of a module."""
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Train in here as a worker does: with more threads, sums have another order."""
+    """Use one thread, as a worker does: with more, sums have another order."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -44,7 +44,7 @@ def one_thread() -> Iterator[None]:
 
 
 def part(rows: int) -> PartArrays:
-    """Made-up features of ten classes that can be told apart."""
+    """Return made-up features of ten separable classes."""
     random = np.random.default_rng(rows)
     labels = np.arange(rows) % 10
     values = random.normal(size=(rows, 16)) + 3 * np.eye(10, 16)[labels]
@@ -56,7 +56,7 @@ TRAINING = TrainingArrays(part(600), part(100), part(101), 10)
 
 
 def make_study(folder: Path, **options: Any) -> Study:
-    """A study whose run directory is there, with study.json as its start leaves it."""
+    """Return a study whose run directory exists, with study.json as its start writes it."""
     defaults = {
         "trials": 6,
         "epochs": EPOCHS,
@@ -70,7 +70,7 @@ def make_study(folder: Path, **options: Any) -> Study:
 
 
 def in_store(study: Study, storage: str, **options: Any) -> tuple[Study, DriverMirror]:
-    """The study as one that is kept at a URI, and its mirror; `options` are the mirror's."""
+    """Return the study with an object store as storage, and its mirror with these options."""
     study = replace(study, config=replace(study.config, storage=storage))
     assert study.remote is not None
     mirror = DriverMirror(study.rundir.path, study.remote, **options)
@@ -80,13 +80,13 @@ def in_store(study: Study, storage: str, **options: Any) -> tuple[Study, DriverM
 
 
 def search_study(study: Study, resources: Resources = AT_ONCE) -> dict[str, tuple[str, int]]:
-    """Search; state and attempts of each trial."""
+    """Run the search; return state and attempts of each trial."""
     run_search(study, context_of(study, resources))
     return {row.run_id: (row.state, row.attempts) for row in study.rundir.read_trials()}
 
 
 def confirm_study(study: Study, resources: Resources = AT_ONCE) -> None:
-    """Confirm two made-up champions."""
+    """Run the confirmation of two made-up champions."""
     values = study.space.fixed_values(study.space.arms[0])
     champions = [
         Champion("no-dropout", {**values, "learning_rate": 1e-3}, "no-dropout-000", 0.5),
@@ -96,5 +96,5 @@ def confirm_study(study: Study, resources: Resources = AT_ONCE) -> None:
 
 
 def context_of(study: Study, resources: Resources) -> RunContext:
-    """Runs on the made-up features."""
+    """Return the context of runs on the made-up features."""
     return RunContext(ray.put(TRAINING), run_settings(study, resources), resources, Screen())

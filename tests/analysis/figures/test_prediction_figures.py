@@ -1,4 +1,4 @@
-"""The figures of what the confirmation runs answered, and of when each run trained."""
+"""The figures of test predictions, and the timeline."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -52,7 +52,7 @@ def confirmation(
     score: float = 0.5,
     classes: int = 3,
 ) -> ConfirmRow:
-    """A confirmation run that is wholly sure of its guesses; without guesses, none are stored."""
+    """A confirmation run that is fully confident; without guesses, no predictions are stored."""
     row = ConfirmRow(
         run_id=f"{recipe}-{setting}-{seed}",
         recipe=recipe,
@@ -111,10 +111,10 @@ def timeline_of(run_dir: RunDir, *epochs: EpochRow) -> StudyFrames:
     return study(run_dir, ())
 
 
-# --- class by class -----------------------------------------------------------------------------
+# --- by class -----------------------------------------------------------------------------
 
 
-def test_classes_have_the_names_that_the_record_knows(frames: StudyFrames) -> None:
+def test_class_names_come_from_the_record(frames: StudyFrames) -> None:
     assert class_names(frames, 10)[3] == "cat"
     assert class_names(frames, 3) == ("class 0", "class 1", "class 2")
     own = replace(frames, record={"data": {"name": "cifar10", "classes": ["a", "b"]}})
@@ -136,7 +136,7 @@ def test_accuracy_by_class_by_hand(tmp_path: Path) -> None:
     assert found is not None
     without, with_ = found.settings
     assert (without.setting, without.n, with_.setting, with_.n) == ("without", 2, "with", 1)
-    # Without: 4 and 2 of 4 images of class 0, 1 and 1 of 2 of class 1; none is of class 2.
+    # Without: 4 and 2 of 4 images of class 0, 1 and 1 of 2 of class 1; class 2 has no images.
     np.testing.assert_allclose(without.mean, [0.75, 0.5, math.nan])
     np.testing.assert_allclose(without.sd, [math.sqrt(0.125), 0, math.nan])
     np.testing.assert_allclose(with_.mean, [0.25, 1, math.nan])
@@ -152,7 +152,7 @@ def test_accuracy_by_class_by_hand(tmp_path: Path) -> None:
     )
 
 
-def test_of_many_classes_those_are_shown_where_settings_differ_most(
+def test_of_many_classes_those_that_differ_most_between_settings_are_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(classes, "MOST_CLASSES", 2)
@@ -164,7 +164,7 @@ def test_of_many_classes_those_are_shown_where_settings_differ_most(
     ]
     found = compute_classes(study(run_dir, rows))
     assert found is not None
-    # They differ by 1, 0 and 0.5; class 0 is recognised to 0.5, class 2 to 0.25.
+    # They differ by 1, 0 and 0.5; class 0 has an accuracy of 0.5, class 2 of 0.25.
     assert choose_classes(found) == [0, 2]
     alone = replace(found, settings=found.settings[:1])
     assert choose_classes(alone) == [0, 2]
@@ -188,14 +188,15 @@ def test_confusions_of_the_cell_that_is_best_on_val(tmp_path: Path) -> None:
     found = compute_confusion(frames)
     assert found is not None
     assert (found.recipe, found.setting, found.n) == ("first", "with", 2)
-    # Class 0 is taken for class 1 in 1 and in 3 of 4 images, class 1 for class 0 in 1 and 2 of 2.
+    # Class 0 is classified as 1 in 1 and 3 of 4 images, class 1 as class 0 in 1 and 2 of 2.
     np.testing.assert_allclose(found.shares[:2], [[50, 50, 0], [75, 25, 0]])
     assert np.isnan(found.shares[2]).all()
     picture = make_confusion(frames)
     assert picture is not None
     assert picture.caption == (
-        "The most frequent confusion: 75.0 % of the images of class 1 are taken for class 0, and"
-        " 50.0 % the other way round (recipe first, setting with, the best on val; mean of 2 runs)."
+        "The most frequent confusion: 75.0 % of the images of class 1 are classified as class 0,"
+        " and 50.0 % the other way round (recipe first, setting with, the best on val; mean of 2"
+        " runs)."
     )
     by_loss = replace(frames, record={"config": {"metric": "val_loss"}})
     lowest = compute_confusion(by_loss)
@@ -203,14 +204,14 @@ def test_confusions_of_the_cell_that_is_best_on_val(tmp_path: Path) -> None:
     assert lowest.setting == "without"
     perfect = make_confusion(by_loss)
     assert perfect is not None
-    assert perfect.caption.startswith("No test image is taken for another class")
+    assert perfect.caption.startswith("No test image is misclassified")
 
 
 # --- confidence ---------------------------------------------------------------------------------
 
 
 def test_expected_calibration_error_by_hand() -> None:
-    # Four answers with a confidence of 3/4, two of them right; one with 9/10, and right.
+    # Four predictions with confidence 3/4, two of them right; one with 9/10, right.
     logits = np.log([[3, 1], [3, 1], [1, 3], [1, 3], [9, 1]]).astype(np.float32)
     bins = bin_predictions(Predictions(logits, np.array([0, 0, 0, 0, 0])))
     # Bins are 1/15 wide: 3/4 lies in the twelfth, 9/10 in the fourteenth.
@@ -223,7 +224,7 @@ def test_expected_calibration_error_by_hand() -> None:
     assert (bins + bins).ece == pytest.approx(22)
 
 
-def test_full_confidence_lies_in_the_last_bin() -> None:
+def test_full_confidence_is_in_the_last_bin() -> None:
     bins = bin_predictions(Predictions(np.array([[100, 0]], np.float32), np.array([1])))
     assert np.flatnonzero(bins.images).tolist() == [14]
     assert bins.ece == 100
@@ -239,7 +240,7 @@ def test_reliability_is_compared_by_matched_pairs(tmp_path: Path) -> None:
         3: [0, 1, 1, 1],
         4: [1, 1, 1, 1],
     }
-    # Wholly sure, a run's error is the share of its wrong answers: a number for every run.
+    # At full confidence, the calibration error is the error rate: wrong answers per run.
     wrong: dict[tuple[str, str], Sequence[int | None]] = {
         ("first", "without"): (None, 2, 4),
         ("first", "with"): (0, 1, 2),
@@ -258,7 +259,7 @@ def test_reliability_is_compared_by_matched_pairs(tmp_path: Path) -> None:
     assert (without.setting, with_.setting) == ("without", "with")
     assert sorted(without.eces) == pytest.approx([25, 50, 75, 75, 100])
     assert sorted(with_.eces) == pytest.approx([0, 25, 25, 50, 50, 75])
-    # All 20 images lie in one bin, 13 of them wrong.
+    # All 20 images are in one bin, 13 of them wrong.
     assert without.bins.ece == pytest.approx(65)
     # Seed 0 lacks a run. Seed 1: -25 and -25; seed 2: -50 and 0.
     assert found.effect is not None
@@ -271,7 +272,7 @@ def test_reliability_is_compared_by_matched_pairs(tmp_path: Path) -> None:
     assert "p = 0.5, 2 seeds" in picture.caption
 
 
-def test_reliability_of_one_or_of_three_settings_claims_no_effect(frames: StudyFrames) -> None:
+def test_reliability_of_one_or_three_settings_claims_no_effect(frames: StudyFrames) -> None:
     one = replace(frames, confirm=frames.confirm[frames.confirm["setting"] == "dropout"])
     again = one.confirm.assign(setting="more-dropout")
     three = replace(frames, confirm=pd.concat([frames.confirm, again], ignore_index=True))
@@ -294,7 +295,7 @@ def test_timeline_by_hand(tmp_path: Path) -> None:
             epoch("t-0", (0, 2), "host:1"),
             epoch("t-1", (1, 4), "host:2"),
             epoch("t-0", (2, 3), "host:1", number=2),
-            # Taken up again by the other worker.
+            # Resumed by the other worker.
             epoch("t-0", (4, 6), "host:2", number=3),
             epoch("first-with-1", (6, 10), "host:1", "confirm"),
             epoch("first-with-2", (6, 9), "host:2", "confirm"),
@@ -309,7 +310,7 @@ def test_timeline_by_hand(tmp_path: Path) -> None:
         ("t-1", "without", 1, 1, 4),
         ("t-0", "without", 1, 4, 6),
         ("first-with-1", "with", 0, 6, 10),
-        ("first-with-2", "setting not written yet", 1, 6, 9),
+        ("first-with-2", "setting not recorded yet", 1, 6, 9),
     ]
     assert (timeline.lanes, timeline.by_worker, timeline.pauses) == (2, True, ())
     # 3 + 3 + 2 + 4 + 3 minutes of two times ten.
@@ -318,8 +319,8 @@ def test_timeline_by_hand(tmp_path: Path) -> None:
     picture = make_timeline(frames)
     assert picture is not None
     assert picture.caption == (
-        "Room for 2 runs at once was in use 75 % of 10 min 00 s; the longest run, t-0, took"
-        " 5 min 00 s."
+        "Up to 2 runs trained at once, using 75 % of that capacity over 10 min 00 s; the longest"
+        " run, t-0, took 5 min 00 s."
     )
 
 
@@ -331,14 +332,14 @@ def test_runs_of_many_workers_share_rows(tmp_path: Path) -> None:
     assert (timeline.lanes, timeline.by_worker) == (2, False)
 
 
-def test_runs_that_a_worker_trains_together_do_not_hide_each_other(tmp_path: Path) -> None:
+def test_concurrent_runs_of_one_worker_do_not_overlap(tmp_path: Path) -> None:
     runs = [epoch(f"t-{n}", (0, 1), "host:1") for n in range(3)]
     timeline = compute_timeline(timeline_of(RunDir(tmp_path), *runs))
     assert timeline is not None
     assert ([bar.lane for bar in timeline.bars], timeline.by_worker) == ([0, 1, 2], False)
 
 
-def test_a_pause_of_the_study_is_left_out(tmp_path: Path) -> None:
+def test_a_pause_of_the_study_is_cut_out(tmp_path: Path) -> None:
     frames = timeline_of(
         RunDir(tmp_path),
         epoch("t-0", (0, 8), "host:1"),
@@ -358,14 +359,14 @@ def test_a_pause_of_the_study_is_left_out(tmp_path: Path) -> None:
     assert timeline.pauses == ((17.5, 83),)
     picture = make_timeline(frames)
     assert picture is not None
-    assert b"without 1 h 23 min in which nothing trained" in render_file(picture, "", "svg")
+    assert b"excluding 1 h 23 min without training" in render_file(picture, "", "svg")
 
 
 # --- every figure -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("make", MAKERS)
-def test_without_data_there_is_no_figure(make: Maker, tmp_path: Path) -> None:
+def test_no_figure_without_data(make: Maker, tmp_path: Path) -> None:
     run_dir = RunDir(tmp_path)
     assert make(study(run_dir, ())) is None
     assert make(study(run_dir, [confirmation(run_dir, "with", 1, [0], None)])) is None

@@ -1,4 +1,4 @@
-"""The figures about dropout rates and the search, with numbers that can be worked by hand."""
+"""The figures about dropout rates and the search, with numbers worked out by hand."""
 
 import math
 import warnings
@@ -90,7 +90,7 @@ def study(
     epochs: Sequence[dict[str, Any]] = (),
     metric: str = "val_accuracy",
 ) -> StudyFrames:
-    """The frames of such a study; without rows they have the columns that reading gives them."""
+    """Make the frames of a study; without rows they have the columns of a real study."""
     empty = load_frames(STUDY)
     return replace(
         empty,
@@ -103,12 +103,12 @@ def study(
 
 
 def without_rows(rows: pd.DataFrame) -> pd.DataFrame:
-    """Hyperparameters are known by the rows alone."""
+    """Drop all rows, and the hyperparameters, which only rows have."""
     return rows.iloc[:0].drop(columns=["dropout", "head"], errors="ignore")
 
 
 def doses(seeds: int) -> list[dict[str, Any]]:
-    """Every rate is better than the one before by 0.5 points at each seed."""
+    """Make runs in which every rate beats the one before by 0.5 points at each seed."""
     return [
         confirmation(f"dropout-{rate}", seed, 0.8 + 0.01 * seed + 0.05 * rate, dropout=rate)
         for seed in range(seeds)
@@ -124,14 +124,14 @@ def test_drawn_from_a_real_study(make: Make) -> None:
     frames = load_frames(STUDY)
     picture = make(frames)
     if make is make_importance:
-        # Each arm has three completed trials only.
+        # Each arm has only three completed trials.
         assert picture is None
         return
     assert picture is not None
     assert picture.caption.endswith(".")
     assert "nan" not in picture.caption
     inline, again = render_inline(picture), make(frames)
-    # No pixels: what is drawn takes on the colours of the page.
+    # No pixels: everything drawn takes the colours of the page.
     assert "<image" not in inline
     assert render_file(picture, "inputs", "png").startswith(b"\x89PNG")
     assert again is not None
@@ -139,17 +139,17 @@ def test_drawn_from_a_real_study(make: Make) -> None:
 
 
 @pytest.mark.parametrize("make", MAKERS)
-def test_nothing_without_rows(make: Make) -> None:
+def test_no_figure_without_rows(make: Make) -> None:
     assert make(study()) is None
 
 
 @pytest.mark.parametrize("make", MAKERS)
-def test_nothing_but_epochs_while_the_search_goes_on(make: Make) -> None:
+def test_no_figure_while_the_search_is_running(make: Make) -> None:
     assert make(study(epochs=[epoch("dropout", 1, 3, "continue")])) is None
 
 
 @pytest.mark.parametrize("make", MAKERS)
-def test_nothing_where_no_trial_was_completed(make: Make) -> None:
+def test_no_figure_without_a_completed_trial(make: Make) -> None:
     rows = [
         trial("no-dropout", 1, math.nan, state="failed"),
         trial("dropout", 2, 0.5, state="pruned"),
@@ -192,7 +192,7 @@ def test_gap_by_hand() -> None:
         ("confirmation", "no-dropout"),
         ("confirmation", "dropout"),
     ]
-    # 90 % on train, minus what each has on the images that it has not seen.
+    # 90 % on train, minus the accuracy on unseen images.
     assert [list(group.gaps) for group in gaps] == [
         pytest.approx([20]),
         pytest.approx([10, 5]),
@@ -208,7 +208,7 @@ def test_gap_by_hand() -> None:
     )
 
 
-def test_rates_of_single_layers_are_averaged_and_it_is_said() -> None:
+def test_rates_per_layer_are_averaged_and_labelled() -> None:
     rows = [
         {**trial("dropout", n, 0.8), "dropout_1": rate, "dropout_2": 0.4}
         for n, rate in ((1, 0.2), (2, 0.1))
@@ -222,7 +222,7 @@ def test_rates_of_single_layers_are_averaged_and_it_is_said() -> None:
     assert picture.figure.axes[0].get_xlabel() == "dropout rate, mean of the layers"
 
 
-def test_no_gap_to_show_at_one_rate_only() -> None:
+def test_no_gap_figure_at_a_single_rate() -> None:
     assert make_gap(study([trial("no-dropout", 1, 0.7), trial("no-dropout", 2, 0.8)])) is None
 
 
@@ -246,7 +246,7 @@ def test_rates_by_recipe() -> None:
     ]
     assert rates.doses[0].accuracies == pytest.approx((70, 71))
     assert [dose.mean for dose in rates.doses] == pytest.approx([70.5, 72.5, 71.5, 69.5])
-    # The one difference is shown in a figure of its own.
+    # A single difference has its own figure.
     assert rates.effects == ()
 
 
@@ -261,12 +261,12 @@ def test_dose_response_has_simultaneous_intervals() -> None:
     picture = make_rates(study(confirm=doses(seeds=7)))
     assert picture is not None
     assert picture.caption == (
-        "Of the mean differences to dropout-0.0 that of dropout-0.3 is best, +1.50 points"
+        "The best mean difference from dropout-0.0 is that of dropout-0.3, +1.50 points"
         " (simultaneous 95 % CI +1.50 to +1.50); 3 of 3 intervals exclude zero."
     )
 
 
-def test_infinite_intervals_are_left_out() -> None:
+def test_infinite_intervals_are_omitted() -> None:
     # At 6 seeds 64 patterns are too few: 64 × 0.05 / 3 / 2 is below 1.
     picture = make_rates(study(confirm=doses(seeds=6)))
     assert picture is not None
@@ -288,7 +288,7 @@ def test_no_rates_where_dropout_belongs_to_the_recipe(rates: dict[str, list[floa
     assert make_rates(study(confirm=runs)) is None
 
 
-def test_a_setting_that_differs_in_more_than_dropout_is_no_dose() -> None:
+def test_a_setting_that_differs_in_more_than_dropout_is_omitted() -> None:
     arms = [{**row, "backbone_warmup_epochs": 0} for row in doses(seeds=7)]
     others = [
         confirmation("both", seed, 0.9, dropout=0.5, backbone_warmup_epochs=15) for seed in range(7)
@@ -303,7 +303,7 @@ def test_a_setting_that_differs_in_more_than_dropout_is_no_dose() -> None:
     assert picture is not None
     assert gap is not None
     for caption in (picture.caption, gap.caption):
-        assert caption.endswith(" Left out, since it differs in more than dropout: both.")
+        assert caption.endswith(" Omitted because it differs in more than dropout: both.")
 
 
 def test_the_articles_arms_have_two_rates() -> None:
@@ -313,7 +313,7 @@ def test_the_articles_arms_have_two_rates() -> None:
     assert [group.name for group in compute_gap(frames)] == ["without", "with"]
 
 
-def test_an_arm_that_is_no_dose_has_no_gap_by_rate_either() -> None:
+def test_an_arm_that_differs_in_more_than_dropout_has_no_gap() -> None:
     trials = [trial("without", 1, 0.7), trial("as-printed", 2, 0.9, dropout=0.0)]
     frames = article_arms(-0.003, 0.0105)
     gaps = compute_gap(replace(frames, trials=pd.DataFrame(trials)))
@@ -324,14 +324,14 @@ def test_an_arm_that_is_no_dose_has_no_gap_by_rate_either() -> None:
     ]
 
 
-def test_where_the_factor_is_not_dropout_every_setting_keeps_its_gap() -> None:
+def test_every_setting_has_a_gap_if_the_factor_is_not_dropout() -> None:
     runs = [confirmation(name, 1, 0.8, dropout=0.3, optimizer=name) for name in ("adam", "adamw")]
     frames = replace(study(confirm=runs), hyperparameters=("dropout", "optimizer"))
     assert [group.name for group in compute_gap(frames)] == ["adam", "adamw"]
 
 
 @pytest.mark.parametrize("make", [make_gap, make_rates, make_heatmap])
-def test_nothing_where_dropout_is_no_hyperparameter(make: Make) -> None:
+def test_no_figure_if_dropout_is_not_a_hyperparameter(make: Make) -> None:
     frames = load_frames(STUDY)
     assert make(frames) is not None
     trials, confirm = frames.trials.drop(columns="dropout"), frames.confirm.drop(columns="dropout")
@@ -353,7 +353,7 @@ def test_heatmap_by_hand() -> None:
     heatmap = compute_heatmap(study(rows))
     assert heatmap is not None
     assert heatmap.heads == ("512", "2048", "512-256")
-    # An end belongs to the bin below it, also where floats put it a little above: 3 × 0.1.
+    # An edge belongs to the bin below, even if rounding puts it slightly above: 3 × 0.1.
     assert heatmap.rates == ("0", "up to 0.1", "0.1–0.2", "0.2–0.3")
     nan = math.nan
     np.testing.assert_allclose(
@@ -363,7 +363,7 @@ def test_heatmap_by_hand() -> None:
     assert heatmap.trials.tolist() == [[3, 0, 0, 0], [0, 1, 0, 1], [0, 1, 0, 0]]
 
 
-def test_heatmap_says_which_cells_are_empty() -> None:
+def test_heatmap_counts_empty_cells() -> None:
     rows = [
         trial("dropout", 1, 0.5, dropout=0.15),
         trial("dropout", 2, 0.4, dropout=0.15, head="1024"),
@@ -374,8 +374,8 @@ def test_heatmap_says_which_cells_are_empty() -> None:
         picture = make_heatmap(study(rows, metric=metric))
         assert picture is not None
         assert picture.caption == (
-            f"The best mean is {words} and dropout rate 0.1–0.2 (1 of 1 trials completed); of 4"
-            " cells, 1 hold no trial and 1 none that completed."
+            f"The best mean is {words} and dropout rate 0.1–0.2 (1 of 1 trials completed)."
+            " Cells without trials: 1 of 4; with trials but none completed: 1."
         )
         texts = [text.get_text() for text in picture.figure.axes[0].texts]
         assert len(texts) == 3
@@ -386,7 +386,7 @@ def test_heatmap_says_which_cells_are_empty() -> None:
 
 
 def test_progress_by_hand() -> None:
-    # Written in another order than they ended in.
+    # Not in the order in which they finished.
     rows = [
         trial("no-dropout", 3, 0.6),
         trial("no-dropout", 1, 0.9, state="pruned"),
@@ -395,7 +395,7 @@ def test_progress_by_hand() -> None:
         trial("dropout", 2, 0.5, start=100.0),
         trial("dropout", 5, 0.4, start=100.0),
     ]
-    # The first attempt at a trial began a minute before the attempt that its row tells of.
+    # The first attempt at a trial began a minute before the attempt that its row covers.
     early = {**epoch("no-dropout", 1, 1, ""), "start": -60.0}
     progress = compute_progress(study(rows, epochs=[early]))
     assert progress.equal_n == 2
@@ -413,13 +413,13 @@ def test_progress_of_a_loss_goes_down() -> None:
     picture = make_progress(frames)
     assert picture is not None
     assert picture.caption == (
-        "In the order in which trials ended, dropout reaches 0.400 nats with trial 3 of 3, after"
+        "In the order in which trials finished, dropout reaches 0.400 nats at trial 3 of 3, after"
         " 3.0 of 3.0 minutes."
     )
     assert picture.figure.axes[0].get_ylabel() == "best val loss (nats per image)"
 
 
-def test_progress_leaves_out_an_arm_without_a_completed_trial() -> None:
+def test_progress_omits_an_arm_without_a_completed_trial() -> None:
     rows = [
         trial("no-dropout", 1, 0.5),
         trial("no-dropout", 2, 0.6),
@@ -462,8 +462,8 @@ def test_rungs_by_hand() -> None:
     picture = make_rungs(study(trials, epochs=epochs))
     assert picture is not None
     assert picture.caption == (
-        "ASHA let through, of 2 trials of no-dropout, 1 at epoch 3 and 1 at epoch 9 (1 reached the"
-        " last epoch); of 3 trials of dropout, 2 at epoch 3 and 0 at epoch 9 (0 reached the last"
+        "Promoted by ASHA: no-dropout 1 at epoch 3 and 1 at epoch 9, of 2 trials (1 reached the"
+        " last epoch); dropout 2 at epoch 3 and 0 at epoch 9, of 3 trials (0 reached the last"
         " epoch)."
     )
 
@@ -477,7 +477,7 @@ def test_no_rungs_in_a_study_too_short_for_them() -> None:
 
 
 def write_search(path: Path, arm: str, scores: Sequence[float], pruned: int = 0) -> None:
-    """An Optuna study whose scores follow the learning rate; batch sizes take turns."""
+    """Write an Optuna study whose scores follow the learning rate; batch sizes alternate."""
     storage = optuna.storages.RDBStorage(f"sqlite:///{RunDir(path).optuna_db}")
     search = optuna.create_study(storage=storage, study_name=arm, direction="maximize")
     for number, score in enumerate([*scores, *[0.1] * pruned]):
@@ -505,7 +505,7 @@ def test_importance_rests_on_completed_trials(tmp_path: Path) -> None:
         warnings.simplefilter("error")
         (arm,) = compute_importance(frames)
     assert (optuna.logging.get_verbosity(), list(warnings.filters)) == (verbosity, filters)
-    # Half of the eight, since five would be more; the other arm has too few.
+    # Half of the eight, since five would exceed that; the other arm has too few trials.
     assert (arm.arm, arm.completed, arm.top) == ("no-dropout", 8, 4)
     assert sum(arm.shares.values()) == pytest.approx(1)
     # Both batch sizes are as common among the best half as among all.
@@ -513,12 +513,12 @@ def test_importance_rests_on_completed_trials(tmp_path: Path) -> None:
     picture = make_importance(frames)
     assert picture is not None
     assert picture.caption.startswith(
-        "What sets the best trials apart most is learning_rate in no-dropout (100 %, the best 4"
-        " against all 8 completed trials); with few trials this is a hint only"
+        "The most important hyperparameter is learning_rate in no-dropout (100 %, best 4 against"
+        " all 8 completed trials); with few trials this is only a hint"
     )
 
 
-def test_no_importance_where_all_are_equally_good(tmp_path: Path) -> None:
+def test_no_importance_if_all_trials_are_equally_good(tmp_path: Path) -> None:
     write_search(tmp_path, "dropout", [0.5] * 6)
     frames = replace(study([trial("dropout", 1, 0.5)]), path=tmp_path)
     assert compute_importance(frames) == ()

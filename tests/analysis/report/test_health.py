@@ -1,4 +1,4 @@
-"""Health checks: each seen to pass and to warn."""
+"""Every health check passes and warns where it should."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -24,7 +24,7 @@ def findings(study: StudyFrames) -> Mapping[str, Finding]:
 
 
 def trials(**counts: Sequence[int]) -> list[dict[str, Any]]:
-    """As many trials of each state in the two arms."""
+    """Rows of trials: per state, the number in each of the two arms."""
     rows = []
     for state, of_arms in counts.items():
         for arm, number in zip(ARMS, of_arms, strict=True):
@@ -37,74 +37,78 @@ def trials(**counts: Sequence[int]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("rows", "check", "passed"),
     [
-        (trials(completed=(5, 5)), "completed trials", True),
-        (trials(completed=(5, 4)), "completed trials", False),
-        (trials(completed=(6, 5), pruned=(4, 5)), "early stopping", True),
-        (trials(completed=(9, 5), pruned=(1, 5)), "early stopping", False),
-        (trials(completed=(6, 5), pruned=(4, 5)), "effort per arm", True),
-        (trials(completed=(10, 5), pruned=(10, 5)), "effort per arm", False),
+        (trials(completed=(5, 5)), "too few completed trials", True),
+        (trials(completed=(5, 4)), "too few completed trials", False),
+        (trials(completed=(6, 5), pruned=(4, 5)), "uneven early stopping", True),
+        (trials(completed=(9, 5), pruned=(1, 5)), "uneven early stopping", False),
+        (trials(completed=(6, 5), pruned=(4, 5)), "uneven search effort", True),
+        (trials(completed=(10, 5), pruned=(10, 5)), "uneven search effort", False),
     ],
 )
-def test_what_became_of_the_trials(rows: list[dict[str, Any]], check: str, passed: bool) -> None:
+def test_checks_of_trial_counts(rows: list[dict[str, Any]], check: str, passed: bool) -> None:
     finding = findings(searched(rows))[check]
     assert finding.passed is passed
     assert bool(finding.remedy) is not passed
 
 
 @pytest.mark.parametrize("value", ["text", None, 0.0, 3.0])
-def test_a_storage_of_other_trials_says_nothing(
+def test_the_optuna_storage_of_other_trials_raises_no_warning(
     monkeypatch: pytest.MonkeyPatch, value: object
 ) -> None:
     ranges = {"dropout": {"learning_rate": SearchedRange(1e-4, 1e-2, log=True)}}
     monkeypatch.setattr("analysis.report.health.searched_ranges", lambda _: ranges)
     study = searched([{"arm": "dropout", "learning_rate": value}])
-    assert findings(study)["edges of the ranges"].passed
+    assert findings(study)["a champion at the edge of its search range"].passed
     at_edge = searched([{"arm": "dropout", "learning_rate": 1e-2}])
-    assert not findings(at_edge)["edges of the ranges"].passed
+    assert not findings(at_edge)["a champion at the edge of its search range"].passed
 
 
-def test_a_budget_that_cut_one_arm_is_said() -> None:
+def test_trials_cut_by_a_budget_raise_a_warning() -> None:
     planned = {arm: {"trials": 5} for arm in ARMS}
-    assert findings(searched(trials(completed=(5, 5)), arms=planned))["trials per arm"].passed
-    cut = findings(searched(trials(completed=(5, 4)), arms=planned))["trials per arm"]
+    assert findings(searched(trials(completed=(5, 5)), arms=planned))["missing trials"].passed
+    cut = findings(searched(trials(completed=(5, 4)), arms=planned))["missing trials"]
     assert not cut.passed
     assert cut.seen == "no-dropout: 5 of 5 trials; dropout: 4 of 5 trials"
 
 
-def test_failures_that_gather_in_a_region_are_said() -> None:
+def test_failures_clustered_in_a_region_raise_a_warning() -> None:
     rates = [0.001 * (1 + k % 10) for k in range(20)]
-    gathered = [
+    clustered = [
         {"arm": "a", "learning_rate": rate, "state": "diverged" if rate > 0.007 else "completed"}
         for rate in rates
     ]
-    finding = findings(searched(gathered))["failures"]
+    check = "failures in one region of the search space"
+    finding = findings(searched(clustered))[check]
     assert not finding.passed
     assert finding.seen.startswith(
         "6 of 20 trials diverged or failed, mostly at high learning_rate"
     )
-    anywhere = [
-        {**row, "state": "failed" if k in (3, 8) else "completed"} for k, row in enumerate(gathered)
+    scattered = [
+        {**row, "state": "failed" if k in (3, 8) else "completed"}
+        for k, row in enumerate(clustered)
     ]
-    assert findings(searched(anywhere))["failures"].passed
+    assert findings(searched(scattered))[check].passed
 
 
-def test_a_champion_at_the_edge_of_its_range_is_said() -> None:
+def test_a_champion_at_the_edge_of_its_range_raises_a_warning() -> None:
     study = load(STUDY)
     # The champion without dropout has a learning rate of 0.00292 in 0.0001 to 0.003.
-    finding = findings(study)["edges of the ranges"]
+    finding = findings(study)["a champion at the edge of its search range"]
     assert not finding.passed
     assert finding.seen == "no-dropout: learning_rate 0.00292 in 0.0001 to 0.003"
     inside = study.trials.assign(learning_rate=5e-4, weight_decay=1e-3, dropout=0.3)
-    assert findings(replace(study, trials=inside))["edges of the ranges"].passed
+    found = findings(replace(study, trials=inside))
+    assert found["a champion at the edge of its search range"].passed
 
 
-def test_runs_that_are_best_at_the_last_epoch_are_said() -> None:
+def test_runs_that_peak_at_the_last_epoch_raise_a_warning() -> None:
     cells = {("a", "no-dropout"): [0.7] * 6, ("a", "dropout"): [0.71] * 6}
-    assert findings(confirmed(cells))["number of epochs"].passed
-    assert not findings(confirmed(cells, best_epoch=5))["number of epochs"].passed
+    check = "runs still improving at the last epoch"
+    assert findings(confirmed(cells))[check].passed
+    assert not findings(confirmed(cells, best_epoch=5))[check].passed
 
 
-def test_a_champion_that_cannot_repeat_its_score_is_said() -> None:
+def test_a_champion_that_cannot_repeat_its_score_raises_a_warning() -> None:
     again = [0.70, 0.71, 0.72, 0.70, 0.71, 0.72]
     study = confirmed({("a", "a"): again})
     for score, passed in ((0.72, True), (0.75, False)):
@@ -117,43 +121,43 @@ def test_a_champion_that_cannot_repeat_its_score_is_said() -> None:
     assert finding.seen == "a: +4.00 points better than its confirmation runs (sd 0.89)"
 
 
-def test_recipes_that_disagree_are_said() -> None:
+def test_recipes_that_disagree_raise_a_warning() -> None:
     base = [0.7, 0.701, 0.702, 0.699, 0.7, 0.7]
     up, down = [x + 0.01 for x in base], [x - 0.01 for x in base]
     cells = {("a", "a"): base, ("a", "b"): up, ("b", "a"): base}
-    check = "agreement of the recipes, b"
+    check = "disagreement between recipes for b"
     assert findings(confirmed({**cells, ("b", "b"): up}))[check].passed
     finding = findings(confirmed({**cells, ("b", "b"): down}))[check]
     assert not finding.passed
     assert finding.seen == "recipe a: +1.00 points; recipe b: \N{MINUS SIGN}1.00 points"
 
 
-def test_val_and_test_that_disagree_are_said() -> None:
+def test_val_and_test_that_disagree_raise_a_warning() -> None:
     base = [0.7, 0.701, 0.702, 0.699, 0.7, 0.7]
     study = confirmed({("a", "a"): base, ("a", "b"): [x + 0.01 for x in base]})
-    check = "val against test, b"
+    check = "disagreement between val and test for b"
     assert findings(study)[check].passed
     swapped = study.confirm.assign(val_accuracy=1 - study.confirm["val_accuracy"])
     assert not findings(replace(study, confirm=swapped))[check].passed
 
 
-def test_a_study_that_has_only_begun_is_not_judged() -> None:
+def test_a_study_that_has_just_started_has_no_findings() -> None:
     study = load(STUDY)
     nothing = replace(study, trials=study.trials[:0], confirm=study.confirm[:0])
     assert findings(nothing) == {}
 
 
 def of_images(metric: str = "val_accuracy", **data: Any) -> Mapping[str, Finding]:
-    """Findings about a study of two classes of images."""
+    """Return the findings of a study of images of two classes."""
     nothing = replace(load(STUDY), trials=load(STUDY).trials[:0], confirm=load(STUDY).confirm[:0])
     record = {"config": {"metric": metric}, "data": {"classes": ["cat", "dog"], **data}}
     return findings(replace(nothing, record=record))
 
 
-def test_uneven_classes_are_said() -> None:
-    check = "balance of the classes"
+def test_imbalanced_classes_raise_a_warning() -> None:
+    check = "class imbalance"
     even = of_images(images_per_class={"train": [50, 50]})[check]
-    assert (even.passed, even.seen) == (True, "50 training images of each class")
+    assert (even.passed, even.seen) == (True, "50 training images per class")
     assert of_images(images_per_class={"train": [50, 26]})[check].passed
     finding = of_images(images_per_class={"train": [50, 25]})[check]
     assert not finding.passed
@@ -162,21 +166,21 @@ def test_uneven_classes_are_said() -> None:
     assert of_images("val_balanced_accuracy", images_per_class={"train": [50, 25]})[check].passed
 
 
-def test_images_in_two_parts_are_named() -> None:
-    check = "images that stand in two parts"
-    assert check not in of_images()  # CIFAR-10's are not compared
+def test_images_in_two_splits_are_listed() -> None:
+    check = "near-duplicate images across splits"
+    assert check not in of_images()  # not compared for CIFAR-10
     assert of_images(duplicates=[])[check].passed
     pair = {"part": "test", "file": "test/cat/1.png", "like_part": "train", "like": "cat/2.png"}
     finding = of_images(duplicates=[pair] * 12)[check]
     assert not finding.passed
-    assert finding.seen.startswith("12 of test and 0 of val look like an image of another part:")
+    assert finding.seen.startswith("12 test and 0 val images look like an image of another split:")
     assert "test/cat/1.png is like cat/2.png" in finding.seen
     assert finding.seen.endswith("; and 2 more")
 
 
-def test_unreadable_files_are_named() -> None:
+def test_unreadable_files_are_listed() -> None:
     check = "unreadable files"
     assert of_images(unreadable=[])[check].passed
     finding = of_images(unreadable=["cat/1.png: truncated"])[check]
     assert not finding.passed
-    assert finding.seen == "1 file left out: cat/1.png: truncated"
+    assert finding.seen == "1 file skipped: cat/1.png: truncated"

@@ -1,4 +1,4 @@
-"""The report of a study whose names and texts are hostile: they stay text, wherever they stand."""
+"""The report of a study with hostile names and texts: they stay text everywhere."""
 
 import sys
 from html.parser import HTMLParser
@@ -14,12 +14,12 @@ from analysis.report.write import Report, write_report
 from analysis.rundir import RunDir
 from tests.support.hostile import EVIL, EVIL_NAME, make_hostile_study
 
-#: Matplotlib says that such long names leave no room for the axes.
+#: Matplotlib warns that such long names leave no room for the axes.
 pytestmark = pytest.mark.filterwarnings("ignore:constrained_layout not applied")
 
 
 class Elements(HTMLParser):
-    """The elements of a page, and its texts."""
+    """The elements, attributes and texts of a page."""
 
     def __init__(self, page: Path) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ def report(run: RunDir) -> Report:
 
 
 def check_page(elements: Elements) -> None:
-    """The page's own script is the only one, and nothing is fetched or called."""
+    """Check that the only script is the page's own, and that nothing is fetched or called."""
     assert elements.tags.count("script") == 1
     assert not {"img", "image", "iframe", "object", "a", "foreignobject"} & {*elements.tags}
     names = {name for name, _ in elements.attributes}
@@ -61,7 +61,7 @@ def check_page(elements: Elements) -> None:
 def test_names_and_texts_stay_text_in_the_page(report: Report) -> None:
     elements = Elements(report.path)
     check_page(elements)
-    said = " ".join(elements.texts)
+    shown = " ".join(elements.texts)
     for text in (
         f"study{EVIL_NAME}",  # the title
         f"no-dropout{EVIL}",
@@ -72,7 +72,7 @@ def test_names_and_texts_stay_text_in_the_page(report: Report) -> None:
         f"own{EVIL} {EVIL}",  # a hyperparameter and its value
         f"damaged{EVIL_NAME}.npz cannot be read",
     ):
-        assert text in said
+        assert text in shown
     assert any(name == "aria-label" and EVIL in value for name, value in elements.attributes)
 
 
@@ -95,7 +95,7 @@ def test_names_stay_text_on_the_screen(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """In rich's markup, [/bold] is an error and [red] vanishes."""
+    """In rich markup, [/bold] would be an error and [red] would vanish."""
     monkeypatch.setattr(command, "write_report", lambda _: report)
     monkeypatch.setattr(sys, "argv", ["analysis", str(run.path)])
     assert command.main() == 0
@@ -111,5 +111,5 @@ def test_names_stay_text_in_a_comparison(run: RunDir, tmp_path: Path) -> None:
     assert f"dropout{EVIL}" in " ".join(elements.texts)
 
 
-def test_error_of_a_trial_comes_back_as_it_is(run: RunDir) -> None:
+def test_the_error_of_a_trial_is_read_back_unchanged(run: RunDir) -> None:
     assert {trial.error for trial in run.read_trials()} == {EVIL}

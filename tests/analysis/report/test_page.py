@@ -1,4 +1,4 @@
-"""The report's page in a real browser: Chromium, without a screen.
+"""The report's page in a real browser: headless Chromium.
 
 Needs chromium and chromedriver (Debian: `apt-get install chromium chromium-driver`).
 """
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(DRIVER is None, reason="needs chromium and chrom
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page, alone: what it needs must be in it."""
+    """The page moved away from its folder: it must be self-contained."""
     folder = tmp_path_factory.mktemp("page")
     report = write_report(Path(shutil.copytree(STUDY, folder / "study")))
     return Path(shutil.move(report.path, folder / "index.html"))
@@ -53,24 +53,24 @@ def browser(page: Path) -> Iterator[webdriver.Chrome]:
     driver.quit()
 
 
-def test_no_request_leaves_the_file(browser: webdriver.Chrome, page: Path) -> None:
+def test_the_page_requests_nothing_else(browser: webdriver.Chrome, page: Path) -> None:
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    asked = {
+    requested = {
         message["params"]["request"]["url"]
         for message in messages
         if message["method"] == "Network.requestWillBeSent"
     }
-    assert asked == {page.as_uri()}
+    assert requested == {page.as_uri()}
     assert browser.get_log("browser") == []
 
 
-def test_the_verdict_stands_on_top(browser: webdriver.Chrome) -> None:
+def test_the_verdict_is_at_the_top(browser: webdriver.Chrome) -> None:
     verdict = browser.find_element(By.ID, "verdict")
-    assert verdict.text.startswith("No difference shown: dropout")
+    assert verdict.text.startswith("No difference shown: the estimated effect of dropout is")
     assert verdict.location["y"] < 150
 
 
-def test_every_figure_is_drawn_and_has_its_sentence(browser: webdriver.Chrome) -> None:
+def test_every_figure_is_drawn_with_a_caption(browser: webdriver.Chrome) -> None:
     figures = browser.find_elements(By.TAG_NAME, "figure")
     assert len(figures) > 10
     for figure in figures:
@@ -82,7 +82,7 @@ def test_every_figure_is_drawn_and_has_its_sentence(browser: webdriver.Chrome) -
         assert figure.find_element(By.TAG_NAME, "h3").text
 
 
-def test_a_click_on_a_heading_sorts(browser: webdriver.Chrome) -> None:
+def test_clicking_a_heading_sorts(browser: webdriver.Chrome) -> None:
     table = browser.find_element(By.CSS_SELECTOR, "#effects table")
     heading = table.find_elements(By.TAG_NAME, "button")[-1]
     unsorted = column(table, -1)
@@ -115,7 +115,7 @@ def test_durations_sort_by_their_length(browser: webdriver.Chrome) -> None:
     assert column(table, 1) == ["50 s", "1 min 00 s", "3 min 05 s", "2 h 07 min"]
 
 
-def test_a_phone_need_not_scroll_sideways(browser: webdriver.Chrome) -> None:
+def test_no_horizontal_scrolling_on_a_phone(browser: webdriver.Chrome) -> None:
     browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
         {"width": 390, "height": 800, "deviceScaleFactor": 2, "mobile": True},
@@ -143,13 +143,13 @@ def test_dark_is_dark_and_readable(browser: webdriver.Chrome) -> None:
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
     assert brightness(light[0]) > 200 > 60 > brightness(light[1])
     assert brightness(dark[0]) < 60 < 200 < brightness(dark[1])
-    # The words in the figures go with the page's.
+    # Text in the figures follows the colour of the page.
     assert (light[2], dark[2]) == (light[1], dark[1])
 
 
 @pytest.mark.filterwarnings("ignore:constrained_layout not applied")
 def test_hostile_names_do_nothing(browser: webdriver.Chrome, page: Path, tmp_path: Path) -> None:
-    """Were one of them run or loaded, the browser would complain: there is no evil() and no x."""
+    """If any were run or loaded, the browser would log an error: evil() and x do not exist."""
     browser.get_log("browser")
     try:
         browser.get(write_report(make_hostile_study(tmp_path).path).path.as_uri())
@@ -165,6 +165,6 @@ def column(table: WebElement, index: int) -> list[str]:
 
 
 def brightness(colour: str) -> float:
-    """Mean of red, green and blue of "rgb(1, 2, 3)", 0 to 255."""
+    """Return the mean of red, green and blue of "rgb(1, 2, 3)", 0 to 255."""
     parts = colour[colour.index("(") + 1 : -1].split(",")[:3]
     return sum(map(float, parts)) / 3

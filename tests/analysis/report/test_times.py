@@ -1,4 +1,4 @@
-"""Where the time went, from made-up phases and epochs; times in seconds since the study began."""
+"""Time accounting of made-up phases and epochs; times in seconds since the study began."""
 
 import json
 import math
@@ -21,9 +21,9 @@ from study.system.phase_timer import PhaseTimer
 from tests.support.fake_frames import frames
 
 BEGAN = 1e9
-#: A phase of a start: start, name, begin, end, slots.
+#: A phase of a start: number of the start, name, begin, end, slots.
 Phase = tuple[int, str, float, float, int]
-#: Epochs of a run without a break: run, worker, begin of each, seconds that each takes.
+#: Consecutive epochs of a run: run, worker, begin of each, seconds per epoch.
 Run = tuple[str, str, Sequence[float], float]
 
 
@@ -34,15 +34,15 @@ def study(
     seconds: Mapping[str, float] | None = None,
     epochs: int = 9,
 ) -> StudyFrames:
-    """A study.
+    """Make the frames of a study.
 
     Args:
         phases: The rows of phases.jsonl.
-        runs: A run whose name begins with "c" is a confirmation run; more than one entry of a name
-            are its attempts.
-        trials: States of trials by run id; an arm is the run id's first letter.
-        seconds: Of the confirmation runs, by run id.
-        epochs: Of a full run.
+        runs: Names that begin with "c" are confirmation runs; several entries of one name are its
+            attempts.
+        trials: States of trials by run id; the arm is the run id's first letter.
+        seconds: Durations of the confirmation runs, by run id.
+        epochs: Number of epochs of a full run.
     """
     rows: list[dict[str, Any]] = []
     attempts = Counter[str]()
@@ -86,7 +86,7 @@ def rounded(time: SlotTime) -> list[float]:
     return [round(part, 3) for part in astuple(time)]
 
 
-#: Two workers: the first trains two trials and waits a second between them, the other one.
+#: Two workers: the first trains two trials with a second between them, the other trains one.
 WHOLE: tuple[Phase, ...] = (
     (1, "start-up", 0, 8, 1),
     (1, "data", 8, 10, 1),
@@ -96,7 +96,7 @@ WHOLE: tuple[Phase, ...] = (
     (1, "export", 65, 70, 1),
 )
 RUNS: tuple[Run, ...] = (
-    ("a-0", "h:1", (15, 18.5, 22), 3),  # to 25, twice half a second between its epochs
+    ("a-0", "h:1", (15, 18.5, 22), 3),  # to 25, with half a second between epochs, twice
     ("a-1", "h:1", (26, 29), 3),  # to 32
     ("b-0", "h:2", (17, 22, 27), 5),  # to 32
 )
@@ -117,11 +117,11 @@ def test_a_whole_study_by_hand() -> None:
 def test_confirmation_runs_measure_beyond_their_epochs() -> None:
     runs = [("c-0", "h:1", (45, 47), 2.0), ("c-1", "h:1", (53, 55), 2.0), *RUNS]
     times = compute_times(study(WHOLE, runs, seconds={"c-0": 7, "c-1": 6}))
-    # Until 52 and 59; 45 - 40 until the first epoch; the other slot has nothing to do.
+    # Until 52 and 59; 45 - 40 until the first epoch; the other slot is idle.
     assert rounded(slots(times, "confirm")) == [8, 0, 5, 1, 5, 23]
 
 
-def test_a_resumed_study_adds_its_starts_up() -> None:
+def test_the_starts_of_a_resumed_study_add_up() -> None:
     phases = [
         (1, "search", 10, 30, 2),
         (2, "start-up", 5000, 5010, 1),
@@ -131,7 +131,7 @@ def test_a_resumed_study_adds_its_starts_up() -> None:
     times = compute_times(study(phases, runs))
     found = phase(times, "search")
     assert (found.wall, found.slots, found.unrecorded) == (40, 2, False)
-    # The time in which the study stood still, 30 to 5000, is nobody's.
+    # The pause between the starts, 30 to 5000, does not count.
     assert rounded(slots(times)) == [20, 0, 0, 0, 7, 33]
     assert (times.total, times.other) == (50, 0)
     (run,) = times.runs
@@ -140,7 +140,7 @@ def test_a_resumed_study_adds_its_starts_up() -> None:
 
 
 def test_an_interrupted_confirmation_run_measures_in_its_last_attempt_only() -> None:
-    """All its rows are written at the end, under the last attempt and worker."""
+    """All its rows are written at its end, under its last attempt and worker."""
     phases = [
         (1, "confirm", 10, 40, 1),
         (2, "start-up", 5000, 5010, 1),
@@ -148,7 +148,7 @@ def test_an_interrupted_confirmation_run_measures_in_its_last_attempt_only() -> 
     ]
     runs = [("c-0", "h:9", (12, 22, 5015, 5025), 10.0)]
     times = compute_times(study(phases, runs, seconds={"c-0": 23}))
-    # In the first start 2 s until it trains and 8 s at its end, in which an epoch was lost.
+    # In the first start: 2 s until it trains, and 8 s at the end, in which an epoch was lost.
     assert rounded(slots(times, "confirm")) == [40, 0, 3, 0, 7, 10]
 
 
@@ -159,16 +159,16 @@ def test_a_worker_that_dies_leaves_its_slot_to_another() -> None:
         ("a-0", "h:3", (30,), 3.0),
         ("b-1", "h:2", (21.5,), 3.0),
     ]
-    # 9 s are lost with the worker, and 7 + 15.5 idle at the end: no start-up of a third slot.
+    # 9 s are lost with the worker, and 7 + 15.5 s idle at the end; no third slot starts up.
     times = compute_times(study(WHOLE, runs))
     assert rounded(slots(times)) == [18, 0, 0, 0.5, 6, 31.5]
     dying = [("c-0", "h:3", (42, 45, 55), 3.0), *RUNS]
     times = compute_times(study(WHOLE, dying, seconds={"c-0": 5}))
-    # Nor do seven seconds without a worker lie between epochs: the last attempt took 5 s.
+    # The seven seconds without a worker are not between epochs: the last attempt took 5 s.
     assert rounded(slots(times, "confirm")) == [9, 0, 2, 0, 2, 29]
 
 
-def test_more_workers_than_slots_do_not_take_more_than_there_is() -> None:
+def test_more_workers_than_slots_do_not_exceed_the_slot_time() -> None:
     runs = [(f"a-{n}", f"h:{n}", (13 + n,), 12.0) for n in range(8)]
     times = compute_times(study(WHOLE, runs))
     assert rounded(slots(times)) == [56, 0, 0, 0, 0, 0]
@@ -176,7 +176,7 @@ def test_more_workers_than_slots_do_not_take_more_than_there_is() -> None:
 
 
 @pytest.mark.parametrize("apart", [-4.0, 4.0, 30.0])
-def test_clocks_that_differ_move_time_between_start_up_and_end_only(apart: float) -> None:
+def test_clock_differences_only_move_time_between_start_up_and_idle(apart: float) -> None:
     here, there = (
         compute_times(
             study(WHOLE, [(n, w, [b + by for b in begins], s) for n, w, begins, s in RUNS])
@@ -188,7 +188,7 @@ def test_clocks_that_differ_move_time_between_start_up_and_end_only(apart: float
     assert min(astuple(slots(there))) >= 0
 
 
-def test_a_phase_of_no_length_has_no_efficiency() -> None:
+def test_a_phase_of_zero_length_has_no_efficiency() -> None:
     times = compute_times(study([(1, "search", 10, 10, 2)], []))
     assert rounded(slots(times)) == [0, 0, 0, 0, 0, 0]
     assert show_slot_times(times).rows[0][-1] == ""
@@ -200,10 +200,10 @@ def test_a_search_that_trained_nothing_is_idle() -> None:
     assert rounded(slots(times)) == [0, 0, 0, 0, 0, 56]
     assert not times.runs
     assert not times.savings
-    assert "computed" not in " ".join(describe_times(times))
+    assert "computing" not in " ".join(describe_times(times))
 
 
-def test_trials_that_failed_before_an_epoch_are_listed() -> None:
+def test_trials_that_failed_in_their_first_epoch_are_listed() -> None:
     times = compute_times(study(WHOLE, RUNS, {"b-1": "failed", "a-0": "completed"}))
     assert [run.run_id for run in times.runs] == ["a-0", "b-0", "a-1", "b-1"]
     failed = times.runs[-1]
@@ -211,25 +211,25 @@ def test_trials_that_failed_before_an_epoch_are_listed() -> None:
     assert math.isnan(failed.began)
 
 
-def test_without_phases_the_epochs_tell_and_the_start_up_is_unknown() -> None:
+def test_without_phases_epochs_are_used_and_the_start_up_is_unknown() -> None:
     later = [(f"{n}-later", w, [b + 7200 for b in begins], s) for n, w, begins, s in RUNS]
     times = compute_times(study((), [*RUNS, *later]))
     found = phase(times, "search")
-    # From 15 to 32, and two hours later again.
+    # From 15 to 32, and again two hours later.
     assert (found.wall, found.slots, found.unrecorded) == (34, 2, True)
     assert rounded(slots(times)) == [60, 2, 0, 2, 0, 4]
     assert times.total == 34
     assert math.isnan(times.runs[0].began)
     grid = show_slot_times(times)
     assert grid.rows[0][grid.header.index("start-up")] == "unknown"
-    said = " ".join(describe_times(times))
-    assert said == "In the search 2 slots computed for 88 % of 34 s."
-    assert "from their first epoch to their last" in show_times(times).note
+    text = " ".join(describe_times(times))
+    assert text == "During the search, 2 slots spent 88 % of 34 s computing."
+    assert "from its first epoch to its last" in show_times(times).note
     assert "python -m analysis" not in show_times(times).note
 
 
-def test_a_start_that_was_killed_is_told_by_its_epochs() -> None:
-    """Its search has no row; it is not taken for the next start's."""
+def test_a_killed_start_is_reconstructed_from_its_epochs() -> None:
+    """Its search has no row, and is not mistaken for that of the next start."""
     phases = [(1, "start-up", 0, 10, 1), (2, "start-up", 40, 50, 1), (2, "search", 50, 70, 1)]
     runs = [("a-0", "h:1", (12, 15), 3.0), ("a-1", "h:7", (60,), 3.0)]
     times = compute_times(study(phases, runs))
@@ -252,24 +252,26 @@ def test_what_asha_saved_by_hand() -> None:
     assert (b.arm, b.trained, b.full, b.compute, b.saved) == ("b", 9, 9, 9, 0)
     assert {run.run_id: run.saved for run in times.runs if run.saved} == {"a-1": 12}
     assert describe_times(times)[-1] == (
-        "ASHA trained 21 of 27 epochs: about 12 s of compute saved of 36 s (a: 12 of 18; b: 9 of"
-        " 9). 2 diverged or failed trials are left out."
+        "ASHA trained 21 of 27 epochs, saving about 12 s of 36 s of compute (a: 12 of 18; b: 9 of"
+        " 9). 2 diverged or failed trials are not counted."
     )
 
 
-def test_where_asha_stopped_nothing_that_is_said() -> None:
+def test_the_description_says_if_asha_stopped_nothing() -> None:
     runs = [("a-0", "h:1", range(100, 109), 1.0)]
-    said = describe_times(compute_times(study((), runs, {"a-0": "completed"})))
-    assert said[-1] == "ASHA stopped no trial: all 9 epochs were trained."
+    texts = describe_times(compute_times(study((), runs, {"a-0": "completed"})))
+    assert texts[-1] == "ASHA stopped no trials: all 9 epochs were trained."
 
 
-def test_the_page_says_that_it_comes_before_the_export() -> None:
+def test_the_page_says_that_the_export_is_not_included() -> None:
     until_now = compute_times(study(WHOLE[:-2], RUNS))
     assert "python -m analysis RUN adds them" in show_times(until_now).note
     assert describe_times(until_now)[0].startswith("The study took 1 min 01 s until this report")
     whole = compute_times(study(WHOLE, RUNS))
     assert "python -m analysis" not in show_times(whole).note
-    assert describe_times(whole)[0].startswith("The study took 1 min 10 s. In the search 2 slots")
+    assert describe_times(whole)[0].startswith(
+        "The study took 1 min 10 s. During the search, 2 slots"
+    )
 
 
 def test_shares_and_the_time_between_phases_are_shown() -> None:
@@ -279,7 +281,7 @@ def test_shares_and_the_time_between_phases_are_shown() -> None:
     assert rows["all"] == ("1 min 10 s", "100 %")
 
 
-def test_times_that_make_no_sense_do_no_harm() -> None:
+def test_invalid_times_are_ignored() -> None:
     phases = [
         (1, "search", 50, 10, 2),
         (1, "confirm", math.nan, 10, 2),
@@ -295,7 +297,7 @@ def test_times_that_make_no_sense_do_no_harm() -> None:
 
 @pytest.mark.parametrize("seed", range(100))
 def test_the_parts_add_up_to_the_slot_time(seed: int) -> None:
-    """Whatever starts, workers that die, and clocks a few seconds apart make of it."""
+    """With random starts, dying workers, and clocks a few seconds apart."""
     chance = random.Random(seed)
     phases: list[Phase] = []
     runs: list[Run] = []
@@ -342,7 +344,7 @@ def run(tmp_path: Path) -> RunDir:
     return made
 
 
-def test_a_line_cut_short_is_left_out_and_overwritten(run: RunDir) -> None:
+def test_a_truncated_line_is_skipped_and_overwritten(run: RunDir) -> None:
     rows = [PhaseRow(1, "data", 1.5, 2.5, 1), PhaseRow(1, "search", 2.5, 9, 2)]
     for row in rows:
         run.append_phase(row)
@@ -353,7 +355,7 @@ def test_a_line_cut_short_is_left_out_and_overwritten(run: RunDir) -> None:
     assert run.read_phases() == rows
 
 
-def test_the_clock_counts_starts_and_ends_what_is_interrupted(run: RunDir) -> None:
+def test_the_timer_counts_starts_and_ends_interrupted_phases(run: RunDir) -> None:
     clock = PhaseTimer(run, 100.0)
     assert not run.phases.exists()
     clock.started()
@@ -365,13 +367,13 @@ def test_the_clock_counts_starts_and_ends_what_is_interrupted(run: RunDir) -> No
     assert first.end <= second.begin <= second.end
     PhaseTimer(run, 200.0).started()
     assert run.read_phases()[-1].start == 2
-    # Starts of an earlier version stand in study.json only.
+    # Starts that are in study.json only count too.
     run.write_study({"starts": [{}, {}, {}]})
     PhaseTimer(run, 300.0).started()
     assert run.read_phases()[-1].start == 4
 
 
-def test_a_full_disk_does_not_hide_what_ended_a_phase(run: RunDir) -> None:
+def test_a_write_error_does_not_hide_the_exception_of_a_phase(run: RunDir) -> None:
     clock = PhaseTimer(run, 100.0)
     run.phases.mkdir()
     with pytest.raises(ValueError, match="the reason"), clock.phase("search"):
@@ -380,7 +382,7 @@ def test_a_full_disk_does_not_hide_what_ended_a_phase(run: RunDir) -> None:
         pass
 
 
-def test_a_damaged_file_is_said_and_stops_nothing(run: RunDir) -> None:
+def test_a_damaged_file_is_reported_and_does_not_stop_the_study(run: RunDir) -> None:
     run.write_study({"starts": [{}]})
     run.phases.write_text("garbage\n")
     with pytest.raises(RunDirError, match=r"phases\.jsonl, line 1"):

@@ -46,7 +46,7 @@ def unconfirmed(frames: StudyFrames) -> StudyFrames:
 
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
-    """A copy of the fixture that may be written to."""
+    """A writable copy of the fixture."""
     return Path(shutil.copytree(FIXTURE, tmp_path / "run"))
 
 
@@ -81,7 +81,7 @@ def test_article_table_by_hand(frames: StudyFrames) -> None:
     ]
 
 
-def test_article_table_in_words(frames: StudyFrames) -> None:
+def test_article_table_as_text(frames: StudyFrames) -> None:
     grid = show_article_table(compute_article_table(frames))
     assert grid.header[1:3] == ("no-dropout (n = 6)", "dropout (n = 6)")
     assert grid.rows[1] == (
@@ -96,7 +96,7 @@ def test_article_table_in_words(frames: StudyFrames) -> None:
     assert "| Testing accuracy (test) " in grid.to_markdown()
 
 
-def test_without_confirmation_runs_the_champions_stand_in(unconfirmed: StudyFrames) -> None:
+def test_champions_are_shown_without_confirmation_runs(unconfirmed: StudyFrames) -> None:
     table = compute_article_table(unconfirmed)
     assert table.evidence == "champions"
     assert [row.measured_on for row in table.rows] == [
@@ -125,7 +125,7 @@ def test_the_table_with_intervals_fits_a_terminal(frames: StudyFrames) -> None:
     assert sum(" to " in line for line in captured.get().splitlines()) == 4
 
 
-def test_many_settings_stand_in_rows_and_fit_a_terminal(frames: StudyFrames) -> None:
+def test_many_settings_become_rows_and_fit_a_terminal(frames: StudyFrames) -> None:
     doses = [f"dropout-0.{row // 3}" for row in range(len(frames.confirm))]  # three seeds each
     table = compute_article_table(replace(frames, confirm=frames.confirm.assign(setting=doses)))
     assert table.settings == ("dropout-0.0", "dropout-0.1", "dropout-0.2", "dropout-0.3")
@@ -150,7 +150,7 @@ def test_three_settings_with_intervals_fit_a_terminal() -> None:
     console = Console(width=120)
     with console.capture() as captured:
         console.print(grid.to_rich())
-    # Four intervals for each setting, none broken over two lines.
+    # Four intervals per setting, none broken over two lines.
     assert len(re.findall(r"\(\d+\.\d+ to \d+\.\d+\)", captured.get())) == 12
 
 
@@ -172,14 +172,14 @@ def test_champion_of_a_loss_is_the_lowest(frames: StudyFrames) -> None:
     assert list(compute_champions(by_loss)["run_id"]) == ["no-dropout-001", "dropout-001"]
 
 
-def test_a_trial_cut_short_is_no_champion(frames: StudyFrames) -> None:
+def test_a_pruned_trial_is_never_a_champion(frames: StudyFrames) -> None:
     trials = frames.trials.copy()
     trials.loc[trials["state"] == "pruned", "score"] = 0.99
     champions = compute_champions(replace(frames, trials=trials))
     assert list(champions["run_id"]) == ["no-dropout-000", "dropout-000"]
 
 
-def test_an_arm_without_champion_is_said_to_have_none(frames: StudyFrames) -> None:
+def test_an_arm_without_a_champion_shows_none(frames: StudyFrames) -> None:
     table = compute_search_table(replace(frames, trials=frames.trials.assign(state="pruned")))
     assert [row.champion for row in table.rows] == ["", ""]
     assert show_search_table(table).rows[0][5:] == ("none", "none")
@@ -212,7 +212,7 @@ def test_a_setting_without_epochs_has_no_curve(frames: StudyFrames) -> None:
     assert [setting.setting for setting in curves.settings] == ["no-dropout"]
 
 
-def test_figure_says_what_is_seen(frames: StudyFrames) -> None:
+def test_title_and_caption_describe_the_data(frames: StudyFrames) -> None:
     picture = make_curves(frames, "accuracy")
     assert picture is not None
     assert picture.title.startswith("Accuracy by epoch: mean of 6 confirmation runs")
@@ -227,7 +227,7 @@ def test_figure_says_what_is_seen(frames: StudyFrames) -> None:
     assert picture.title in file
 
 
-def test_a_figure_in_the_page_has_the_pages_colours_and_names_of_its_own(
+def test_an_inline_figure_has_the_colours_of_the_page_and_its_own_ids(
     frames: StudyFrames,
 ) -> None:
     for picture in make_pictures(frames)["comparison"]:
@@ -240,12 +240,12 @@ def test_a_figure_in_the_page_has_the_pages_colours_and_names_of_its_own(
         assert set(re.findall(r'(?:url\(|href=")#([^")]+)', svg)) <= set(names)
 
 
-def test_labels_move_apart_only_where_they_must() -> None:
+def test_labels_move_apart_only_where_they_overlap() -> None:
     assert spread([5.0, 1.0, 1.0], gap=1.0) == pytest.approx([5.0, 0.5, 1.5])
     assert spread([3.0, 1.0], gap=1.0) == pytest.approx([3.0, 1.0])
 
 
-def test_inputs_are_named_or_said_to_be_missing() -> None:
+def test_inputs_are_named_or_marked_as_missing() -> None:
     record = RunDir(FIXTURE).read_study()
     assert describe_inputs(record) == (
         "data: made-up test data, weights: made-up test weights, images of 96 px, transfer"
@@ -290,13 +290,13 @@ def test_the_same_study_gives_the_same_files(run_dir: Path) -> None:
     assert {path: path.read_bytes() for path in _files(report.path)} == before
 
 
-def test_report_of_a_study_that_has_only_begun(run_dir: Path) -> None:
+def test_report_of_a_study_that_has_just_started(run_dir: Path) -> None:
     for name in ("trials.csv", "confirm.csv", "epochs.jsonl"):
         (run_dir / name).unlink()
     report = write_report(run_dir)
     assert report.figures == ()
     page = report.path.read_text()
-    for words in ("No run can be compared yet", "No verdict", "0 confirmation runs done"):
+    for words in ("No runs to compare yet", "No verdict", "0 confirmation runs done"):
         assert words in page
 
 
@@ -316,7 +316,7 @@ def analyse(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_command_prints_the_tables_plain_in_a_pipe(run_dir: Path) -> None:
+def test_command_prints_plain_tables_in_a_pipe(run_dir: Path) -> None:
     result = analyse(run_dir)
     assert result.returncode == 0, result.stderr
     assert "69.25 %" in result.stdout
@@ -329,13 +329,15 @@ def test_command_prints_the_tables_plain_in_a_pipe(run_dir: Path) -> None:
     ("break_it", "message"),
     [
         (lambda run: shutil.rmtree(run), "no such directory"),
-        (lambda run: (run / "study.json").unlink(), "it is not a run directory"),
+        (lambda run: (run / "study.json").unlink(), "is not a run directory: it has no study.json"),
         (lambda run: (run / "study.json").write_text("garbage"), "not a JSON object"),
         (lambda run: (run / "study.json").write_text('{"format": 99}'), "reads format 1"),
         (lambda run: (run / "report").write_text("in the way"), "report"),
     ],
 )
-def test_command_refuses_what_it_cannot_read(run_dir: Path, break_it: object, message: str) -> None:
+def test_command_rejects_unreadable_run_directories(
+    run_dir: Path, break_it: object, message: str
+) -> None:
     assert callable(break_it)
     break_it(run_dir)
     result = analyse(run_dir)
@@ -345,17 +347,17 @@ def test_command_refuses_what_it_cannot_read(run_dir: Path, break_it: object, me
     assert result.stderr.count("\n") == 1
 
 
-def test_what_is_damaged_is_said_and_the_rest_reported(run_dir: Path) -> None:
+def test_damaged_files_are_reported_and_skipped(run_dir: Path) -> None:
     (run_dir / "trials.csv").write_text("a\n1\n")
     result = analyse(run_dir)
     assert result.returncode == 0
-    assert "Damaged, and left out" in result.stdout
+    assert "Skipped a damaged file" in result.stdout
     assert "trials.csv, row 1" in result.stdout
     assert "71.25 %" in result.stdout
-    assert "Damaged, and left out" in (run_dir / "report" / "index.html").read_text()
+    assert "Skipped a damaged file" in (run_dir / "report" / "index.html").read_text()
 
 
-def test_damaged_predictions_and_searches_are_said_too(tmp_path: Path) -> None:
+def test_damaged_predictions_and_searches_are_reported(tmp_path: Path) -> None:
     run_dir = Path(shutil.copytree(STUDY, tmp_path / "study"))
     (run_dir / "optuna.db").write_bytes(b"not a database, but long enough to look at" * 100)
     (run_dir / "confirm" / "dropout-recipe-dropout-0.npz").write_bytes(b"cut")
@@ -388,7 +390,7 @@ def test_load_gives_the_frames_of_a_study() -> None:
     assert {"test_accuracy", "recipe", "setting", "dropout"} <= set(frames.confirm)
 
 
-def test_analysis_needs_no_heavy_package() -> None:
+def test_analysis_imports_no_heavy_package() -> None:
     check = (
         "import sys, analysis.report;"
         " print({'torch', 'ray', 'study', 'matplotlib.pyplot'} & set(sys.modules))"
@@ -399,7 +401,7 @@ def test_analysis_needs_no_heavy_package() -> None:
     assert result.stdout.strip() == "set()"
 
 
-def test_trials_that_broke_in_their_first_epoch_break_no_figure() -> None:
+def test_trials_that_failed_in_their_first_epoch_break_no_figure() -> None:
     study = load(STUDY)
     trials = study.trials.copy()
     broken = trials.index % 3 == 2
@@ -409,12 +411,12 @@ def test_trials_that_broke_in_their_first_epoch_break_no_figure() -> None:
         trials.loc[broken, column] = math.nan
     gone = set(trials.loc[broken, "run_id"])
     epochs = study.epochs[~study.epochs["run_id"].isin(gone)]
-    hurt = replace(study, trials=trials, epochs=epochs)
-    names = {p.name for pictures in make_pictures(hurt).values() for p in pictures}
-    # All that the whole study has, but for what too few completed trials are left for.
+    damaged = replace(study, trials=trials, epochs=epochs)
+    names = {p.name for pictures in make_pictures(damaged).values() for p in pictures}
+    # All figures of the undamaged study, except one that needs more completed trials.
     whole = {p.name for pictures in make_pictures(study).values() for p in pictures}
     assert whole - names <= {"importance"}
-    assert check_health(hurt, compute_verdict(hurt))
-    (progress,) = [p for p in make_pictures(hurt)["search"] if p.name == "progress"]
+    assert check_health(damaged, compute_verdict(damaged))
+    (progress,) = [p for p in make_pictures(damaged)["search"] if p.name == "progress"]
     assert "of 8" in progress.caption
     assert "nan" not in progress.caption

@@ -1,4 +1,4 @@
-"""The layout of the run directory: what is written comes back, whatever happened in between."""
+"""Run directory layout: files read back as written, even after crashes and interruptions."""
 
 import json
 import math
@@ -32,12 +32,12 @@ def keys(rows: list[EpochRow]) -> list[tuple[str, int, int]]:
     return [(row.run_id, row.attempt, row.epoch) for row in rows]
 
 
-def test_study_record_comes_back_with_its_format(run: RunDir) -> None:
+def test_study_record_round_trips_with_its_format(run: RunDir) -> None:
     run.write_study({"config": {"seed": 3}, "nothing": math.nan})
     assert run.read_study() == {"config": {"seed": 3}, "nothing": None, "format": 1}
 
 
-def test_rows_come_back_with_their_types(run: RunDir) -> None:
+def test_rows_round_trip_with_their_types(run: RunDir) -> None:
     failed = replace(TRIAL, state="failed", best_epoch=0, error='one, two "three"\nfour')
     run.write_trials([TRIAL, failed])
     run.write_confirm([CONFIRM])
@@ -50,7 +50,7 @@ def test_rows_come_back_with_their_types(run: RunDir) -> None:
 
 
 @pytest.mark.parametrize("error", ["one\rtwo", "one\r", "\r\n", "\n", "\N{LINE SEPARATOR}", "\0"])
-def test_line_breaks_come_back(run: RunDir, error: str) -> None:
+def test_line_breaks_round_trip(run: RunDir, error: str) -> None:
     run.write_trials([replace(TRIAL, error=error), TRIAL])
     assert run.read_trials() == [replace(TRIAL, error=error), TRIAL]
 
@@ -62,7 +62,7 @@ def test_arms_may_have_different_hyperparameters(run: RunDir) -> None:
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
-def test_a_figure_that_is_not_finite_is_left_empty(run: RunDir, loss: float) -> None:
+def test_non_finite_numbers_are_left_empty(run: RunDir, loss: float) -> None:
     run.append_epochs([replace(EPOCH, val_loss=loss)])
     run.write_trials([replace(TRIAL, val_loss=loss)])
     assert json.loads(run.epochs.read_text())["val_loss"] is None
@@ -70,7 +70,7 @@ def test_a_figure_that_is_not_finite_is_left_empty(run: RunDir, loss: float) -> 
     assert math.isnan(run.read_trials()[0].val_loss)
 
 
-def test_what_is_not_there_reads_as_nothing(run: RunDir) -> None:
+def test_missing_files_read_as_empty(run: RunDir) -> None:
     assert run.read_epochs() == []
     assert run.read_trials() == []
     assert run.read_confirm() == []
@@ -83,7 +83,7 @@ def test_epochs_are_appended(run: RunDir) -> None:
     assert keys(run.read_epochs()) == [("a", 1, 1), ("a", 1, 2), ("b", 1, 1)]
 
 
-def test_a_torn_last_line_is_ignored_and_then_overwritten(run: RunDir) -> None:
+def test_an_incomplete_last_line_is_ignored_and_then_overwritten(run: RunDir) -> None:
     run.append_epochs([epoch("a", 1, 1), epoch("a", 1, 2)])
     run.epochs.write_bytes(run.epochs.read_bytes()[:-20])
     assert keys(run.read_epochs()) == [("a", 1, 1)]
@@ -91,7 +91,7 @@ def test_a_torn_last_line_is_ignored_and_then_overwritten(run: RunDir) -> None:
     assert keys(run.read_epochs()) == [("a", 1, 1), ("a", 1, 2)]
 
 
-def test_a_row_without_its_line_break_is_torn_too(run: RunDir) -> None:
+def test_a_row_without_its_line_break_is_incomplete(run: RunDir) -> None:
     run.append_epochs([epoch("a", 1, 1)])
     run.epochs.write_bytes(run.epochs.read_bytes()[:-1])
     assert run.read_epochs() == []
@@ -99,26 +99,26 @@ def test_a_row_without_its_line_break_is_torn_too(run: RunDir) -> None:
     assert keys(run.read_epochs()) == [("a", 1, 1)]
 
 
-def test_an_attempt_that_went_on_continues_the_earlier_one(run: RunDir) -> None:
+def test_a_resumed_attempt_continues_the_earlier_one(run: RunDir) -> None:
     run.append_epochs(epoch("a", 1, number) for number in (1, 2, 3))
     run.append_epochs(epoch("a", 2, number) for number in (3, 4))
     assert keys(run.read_epochs()) == [("a", 1, 1), ("a", 1, 2), ("a", 2, 3), ("a", 2, 4)]
 
 
-def test_an_attempt_from_the_start_replaces_all_of_the_earlier_one(run: RunDir) -> None:
+def test_an_attempt_from_the_start_replaces_the_earlier_one(run: RunDir) -> None:
     run.append_epochs(epoch("a", 1, number) for number in (1, 2, 3))
     run.append_epochs([epoch("b", 1, 1), epoch("a", 2, 1)])
     assert keys(run.read_epochs()) == [("b", 1, 1), ("a", 2, 1)]
 
 
-def test_a_late_row_of_an_earlier_attempt_is_left_out(run: RunDir) -> None:
+def test_a_late_row_of_an_earlier_attempt_is_skipped(run: RunDir) -> None:
     run.append_epochs([epoch("a", 1, 1), epoch("a", 2, 1), epoch("a", 1, 2), epoch("a", 2, 2)])
     assert keys(run.read_epochs()) == [("a", 2, 1), ("a", 2, 2)]
     run.append_epochs([epoch("a", 1, 3)])
     assert keys(run.read_epochs()) == [("a", 2, 1), ("a", 2, 2)]
 
 
-def test_of_one_epoch_written_twice_the_last_is_kept(run: RunDir) -> None:
+def test_the_last_row_of_an_epoch_written_twice_is_kept(run: RunDir) -> None:
     run.append_epochs([epoch("a", 1, 1, loss=0.9), epoch("a", 1, 1, loss=0.1)])
     assert [row.train_loss for row in run.read_epochs()] == [0.1]
 
@@ -136,7 +136,7 @@ def write_confirmation(run: RunDir, run_id: str) -> ConfirmRow:
     return row
 
 
-def test_a_confirmation_run_leaves_its_row_and_predictions(run: RunDir) -> None:
+def test_a_confirmation_run_is_stored_as_a_row_and_predictions(run: RunDir) -> None:
     for run_id in ("run-2", "run-1"):
         write_confirmation(run, run_id)
     rows = run.read_confirmations()
@@ -160,8 +160,8 @@ def test_a_confirmation_run_without_its_row_is_not_done(run: RunDir) -> None:
     assert run.read_confirmations() == []
 
 
-def test_a_directory_that_has_vanished_is_not_made_anew_for_one_row(run: RunDir) -> None:
-    """As where a network file system is gone: nobody would find the row there."""
+def test_appending_a_row_does_not_recreate_a_vanished_directory(run: RunDir) -> None:
+    """If a network file system is gone, nobody would find a row written to the mount point."""
     run.path.rmdir()
     with pytest.raises(FileNotFoundError):
         run.append_epochs([EPOCH])
@@ -182,7 +182,7 @@ def test_an_interrupted_write_leaves_the_old_file(
     assert run.read_trials() == [TRIAL]
 
 
-def test_every_trial_state_comes_back(run: RunDir) -> None:
+def test_every_trial_state_round_trips(run: RunDir) -> None:
     for state in ("completed", "pruned", "diverged", "failed"):
         row: TrialRow = replace(TRIAL, state=state)
         run.write_trials([row])
@@ -199,12 +199,12 @@ def test_every_trial_state_comes_back(run: RunDir) -> None:
         ("epochs.jsonl", "hello\n", "epochs.jsonl, line 1: not a JSON object"),
         ("epochs.jsonl", '{"phase": "search"}\n', "epochs.jsonl, line 1: missing or unknown"),
         ("epochs.jsonl", "[" * 100_000 + "\n", "epochs.jsonl, line 1: not a JSON object"),
-        ("trials.csv", "a,b\n1,2\n", "trials.csv, row 1: missing or unknown: "),
-        ("trials.csv", "run_id,arm\n1,2,3\n", "trials.csv, row 1: has not as many values"),
+        ("trials.csv", "a,b\n1,2\n", "trials.csv, row 1: missing or unknown fields: "),
+        ("trials.csv", "run_id,arm\n1,2,3\n", "trials.csv, row 1: number of values differs"),
         ("confirm.csv", b"\xff\xfe\x00", "confirm.csv: not a CSV file"),
     ],
 )
-def test_garbage_is_named_in_one_line(
+def test_unreadable_files_raise_a_one_line_error(
     run: RunDir, name: str, content: str | bytes, message: str
 ) -> None:
     (run.path / name).write_bytes(content.encode() if isinstance(content, str) else content)
@@ -224,9 +224,7 @@ def test_garbage_is_named_in_one_line(
     ("column", "good", "bad"),
     [("state", "completed", "running"), ("epochs", "3", "three"), ("train_loss", "0.2", "x")],
 )
-def test_a_value_that_makes_no_sense_is_named(
-    run: RunDir, column: str, good: str, bad: str
-) -> None:
+def test_an_invalid_value_is_reported(run: RunDir, column: str, good: str, bad: str) -> None:
     row = replace(TRIAL, state="completed", epochs=3, train_loss=0.2)
     run.write_trials([row])
     header, line = run.trials.read_text().splitlines()
@@ -235,18 +233,18 @@ def test_a_value_that_makes_no_sense_is_named(
     assert values[position] == good
     values[position] = bad
     run.trials.write_text(f"{header}\n{','.join(values)}\n")
-    with pytest.raises(RunDirError, match=f"trials.csv, row 1: {column}: '{bad}' makes no sense"):
+    with pytest.raises(RunDirError, match=f"trials.csv, row 1: {column}: '{bad}' is invalid"):
         run.read_trials()
 
 
 @pytest.mark.parametrize(
     ("field", "value"), [("test_loss", 10**400), ("hyperparameters", {"head": ["256"]})]
 )
-def test_a_value_of_another_type_is_named(run: RunDir, field: str, value: object) -> None:
+def test_a_value_of_another_type_is_reported(run: RunDir, field: str, value: object) -> None:
     write_confirmation(run, "run-1")
     file = run.confirm_dir / "run-1.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), field: value}))
-    with pytest.raises(RunDirError, match=rf"run-1.json: {field}: .* makes no sense"):
+    with pytest.raises(RunDirError, match=rf"run-1.json: {field}: .* is invalid"):
         run.read_confirmations()
 
 
@@ -260,7 +258,7 @@ def test_a_line_break_in_a_path_is_escaped(tmp_path: Path) -> None:
     ("arms", "missing"),
     [({"a": {"trials": 0}}, False), ({"a": {"trials": 3}, "b": {"trials": 0}}, True), ({}, True)],
 )
-def test_no_trials_are_missed_where_there_was_nothing_to_search(
+def test_missing_trials_are_reported_only_if_there_was_something_to_search(
     arms: dict[str, dict[str, int]], missing: bool, tmp_path: Path
 ) -> None:
     RunDir(tmp_path).write_study({"arms": arms, "config": {"metric": "val_accuracy"}})

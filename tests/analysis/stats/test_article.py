@@ -1,4 +1,4 @@
-"""What the article's gain comes from, on made-up studies of three arms."""
+"""Attribution of the article's gain, on synthetic studies with three arms."""
 
 import json
 import math
@@ -29,7 +29,7 @@ def without(study: StudyFrames, setting: str) -> StudyFrames:
 
 
 def changed(study: StudyFrames, setting: str, **values: float) -> StudyFrames:
-    """The study with other hyperparameters in one setting."""
+    """Return the study with different hyperparameters in one setting."""
     confirm = study.confirm.copy()
     for name, value in values.items():
         confirm.loc[confirm["setting"] == setting, name] = value
@@ -37,7 +37,7 @@ def changed(study: StudyFrames, setting: str, **values: float) -> StudyFrames:
 
 
 def write_arms(path: Path, study: StudyFrames) -> RunDir:
-    """A run directory of such a study, with two epochs per run."""
+    """Write a run directory of such a study, with two epochs per run."""
     directory = RunDir(path)
     directory.write_study(
         {"config": {"space": "article"}, "arms": {arm: {"trials": 0} for arm in ARMS}}
@@ -89,7 +89,7 @@ def report(tmp_path: Path) -> Report:
     return write_report(write_arms(tmp_path / "study", study).path)
 
 
-def test_both_effects_come_from_the_verdicts_comparisons() -> None:
+def test_both_effects_are_taken_from_the_verdict() -> None:
     study = article_arms(-0.003, 0.0105, last=(0.0, 0.012))
     verdict = compute_verdict(study)
     gain = compute_article_gain(study, verdict)
@@ -112,38 +112,40 @@ def test_both_effects_come_from_the_verdicts_comparisons() -> None:
     assert warm_up.last_p == 4 / 256
 
 
-def test_the_paragraph_says_both_effects_at_both_epochs() -> None:
-    said = say(article_arms(-0.003, 0.0105, last=(0.0, 0.012)))
-    assert said.startswith(
-        "The article reports +1.11 points of test accuracy for dropout, from one run each; but its"
-        " code adds no dropout: it trains the backbone for twice as long. Here, at the last epoch,"
-        " where the article measured, dropout alone at rate 0.3 (setting with) changes test"
+def test_the_paragraph_gives_both_effects_at_both_epochs() -> None:
+    text = say(article_arms(-0.003, 0.0105, last=(0.0, 0.012)))
+    assert text.startswith(
+        "The article reports +1.11 points of test accuracy for dropout, based on one run each,"
+        " but its code adds no dropout: it trains the backbone for twice as long. Here, at the last"
+        " epoch, where the article measured, dropout alone at rate 0.3 (setting with) changes test"
         " accuracy by +0.01 points (95 % CI "
     )
-    assert "for twice as long (setting as-printed) by +1.21 points (95 % CI " in said
-    assert f"at the epoch selected on val, by {MINUS}0.29 points (95 % CI " in said
-    assert said.endswith(
-        "Shown at the last epoch: a gain by training the backbone for twice as long; not shown: any"
-        " change by dropout alone at rate 0.3. Shown at the selected one: a loss by dropout alone"
-        " at rate 0.3 and a gain by training the backbone for twice as long. (8 seeds; p-values"
-        " after Holm's correction, intervals not.)"
+    assert "for twice as long (setting as-printed) by +1.21 points (95 % CI " in text
+    assert f"at the epoch selected on val, by {MINUS}0.29 points (95 % CI " in text
+    assert text.endswith(
+        "Shown at the last epoch: a gain from training the backbone for twice as long; not shown:"
+        " any change from dropout alone at rate 0.3. Shown at the selected epoch: a loss from"
+        " dropout alone at rate 0.3 and a gain from training the backbone for twice as long."
+        " (8 seeds; p-values after Holm's correction, intervals uncorrected.)"
     )
 
 
 @pytest.mark.parametrize(
     ("dropout", "warm_up", "shown"),
     [
-        (0.01, 0.01, "a gain by {0} and a gain by {1}."),
-        (-0.01, -0.01, "a loss by {0} and a loss by {1}."),
-        (0.01, 0.0, "a gain by {0}; not shown: any change by {1}."),
-        (0.0, -0.01, "a loss by {1}; not shown: any change by {0}."),
-        (0.0, 0.0, "nothing; not shown: any change by {0} or by {1}."),
+        (0.01, 0.01, "a gain from {0} and a gain from {1}."),
+        (-0.01, -0.01, "a loss from {0} and a loss from {1}."),
+        (0.01, 0.0, "a gain from {0}; not shown: any change from {1}."),
+        (0.0, -0.01, "a loss from {1}; not shown: any change from {0}."),
+        (0.0, 0.0, "nothing; not shown: any change from {0} or from {1}."),
     ],
 )
-def test_what_is_shown_and_what_is_not(dropout: float, warm_up: float, shown: str) -> None:
+def test_only_significant_effects_are_reported_as_shown(
+    dropout: float, warm_up: float, shown: str
+) -> None:
     names = ("dropout alone at rate 0.3", "training the backbone for twice as long")
-    said = say(article_arms(dropout, warm_up))
-    assert f"Shown at both epochs: {shown.format(*names)}" in said
+    text = say(article_arms(dropout, warm_up))
+    assert f"Shown at both epochs: {shown.format(*names)}" in text
 
 
 def test_too_few_seeds_show_nothing() -> None:
@@ -151,14 +153,14 @@ def test_too_few_seeds_show_nothing() -> None:
     assert "(setting with) changes test accuracy by +1.02 points and" in few
     assert "CI" not in few
     assert few.endswith(
-        "Nothing of it is shown: 5 seeds, and fewer than 7 cannot reach p < 0.05 in 2 comparisons"
+        "No effect is shown: 5 seeds, but at least 7 are needed to reach p < 0.05 in 2 comparisons"
         " after Holm's correction."
     )
-    assert "Nothing of it is shown: 6 seeds" in say(article_arms(0.01, 0.02, seeds=6))
+    assert "No effect is shown: 6 seeds" in say(article_arms(0.01, 0.02, seeds=6))
     assert "Shown at both epochs: a gain" in say(article_arms(0.01, 0.02, seeds=7))
 
 
-def test_every_rate_and_every_warm_up_is_said() -> None:
+def test_every_rate_and_every_warm_up_is_described() -> None:
     study = article_arms(0.0, 0.01)
     more = study.confirm[study.confirm["setting"] != "without"].copy()
     more["setting"] = more["setting"].map({"with": "with-more", "as-printed": "warm"})
@@ -173,12 +175,12 @@ def test_every_rate_and_every_warm_up_is_said() -> None:
     gain = compute_article_gain(larger, compute_verdict(larger))
     assert gain is not None
     names = [part.setting for part in gain.parts]
-    # A setting that changes both tells nothing about either.
+    # A setting that changes both says nothing about either.
     assert names == ["with", "as-printed", "with-more", "warm"]
     assert gain.comparisons == 5
-    said = describe_article_gain(gain)
-    assert "dropout alone at rate 0.5 (setting with-more) by" in said
-    assert "training the backbone for 5 epochs beforehand (setting warm) by" in said
+    text = describe_article_gain(gain)
+    assert "dropout alone at rate 0.5 (setting with-more) by" in text
+    assert "training the backbone for 5 epochs beforehand (setting warm) by" in text
 
 
 @pytest.mark.parametrize(
@@ -189,7 +191,7 @@ def test_every_rate_and_every_warm_up_is_said() -> None:
         without(article_arms(0, 0), "without"),
         changed(article_arms(0, 0), "without", dropout=0.1),
         changed(article_arms(0, 0), "without", backbone_warmup_epochs=5),
-        # Each differs in one thing alone, but from a first setting that has dropout already.
+        # Each setting changes one hyperparameter, but the first setting already has dropout.
         replace(
             changed(article_arms(0, 0), "with", dropout=0.5),
             confirm=changed(article_arms(0, 0), "with", dropout=0.5).confirm.assign(
@@ -202,40 +204,40 @@ def test_every_rate_and_every_warm_up_is_said() -> None:
         replace(article_arms(0, 0), confirm=article_arms(0, 0).confirm.iloc[:0]),
     ],
 )
-def test_a_study_that_cannot_tell_them_apart_says_nothing(study: StudyFrames) -> None:
+def test_a_study_that_cannot_tell_them_apart_has_no_paragraph(study: StudyFrames) -> None:
     known = ("dropout", "backbone_warmup_epochs", "batch_size")
     study = replace(study, hyperparameters=known)
     assert compute_article_gain(study, compute_verdict(study)) is None
     assert say(study) == ""
 
 
-def test_as_printed_is_a_warm_up_as_long_as_the_training() -> None:
+def test_as_printed_is_a_warm_up_as_long_as_training() -> None:
     study = article_arms(0, 0)
     assert find_as_printed(study) == "as-printed"
     assert find_as_printed(changed(study, "as-printed", backbone_warmup_epochs=14)) is None
-    # Whatever its own rows count: the baseline's runs say how long a training is.
+    # The length of training is that of the baseline's runs, whatever its own rows say.
     assert find_as_printed(changed(study, "as-printed", epochs=30)) == "as-printed"
 
 
-def test_page_screen_and_verdict_json_say_it(report: Report) -> None:
-    said = report.sentences[1]
-    assert said.startswith("The article reports +1.11 points")
-    assert said in report.path.read_text().replace("&lt;", "<").replace("&#39;", "'")
-    assert said in map(str, report.as_rich())
+def test_the_paragraph_is_on_the_page_on_screen_and_in_verdict_json(report: Report) -> None:
+    text = report.sentences[1]
+    assert text.startswith("The article reports +1.11 points")
+    assert text in report.path.read_text().replace("&lt;", "<").replace("&#39;", "'")
+    assert text in map(str, report.as_rich())
     record = json.loads((report.path.parent / "verdict.json").read_text())["article_gain"]
-    assert record["sentence"] == said
+    assert record["sentence"] == text
     assert [part["setting"] for part in record["parts"]] == ["with", "as-printed"]
     assert record["parts"][1]["last"]["mean"] == pytest.approx(1.2 + 0.00625)
 
 
-def test_a_study_of_another_question_has_none(tmp_path: Path) -> None:
+def test_a_study_of_another_question_has_no_paragraph(tmp_path: Path) -> None:
     study = without(article_arms(0.01, 0.01), "as-printed")
     report = write_report(write_arms(tmp_path / "study", study).path)
     assert json.loads((report.path.parent / "verdict.json").read_text())["article_gain"] is None
     assert "The article reports" not in " ".join(report.sentences)
 
 
-def test_every_part_of_the_report_takes_the_three_arms(tmp_path: Path) -> None:
+def test_every_part_of_the_report_handles_three_arms(tmp_path: Path) -> None:
     directory = write_arms(tmp_path / "study", article_arms(-0.003, 0.0105))
     frames = load_frames(directory.path)
     pictures = {p.name: p for found in make_pictures(frames).values() for p in found}
@@ -245,12 +247,13 @@ def test_every_part_of_the_report_takes_the_three_arms(tmp_path: Path) -> None:
     for name in ("rates", "gap"):
         assert pictures[name].caption.endswith("more than dropout: as-printed.")
     checks = {finding.check for finding in check_health(frames, compute_verdict(frames))}
-    assert {"val against test, with", "val against test, as-printed"} <= checks
+    names = {f"disagreement between val and test for {name}" for name in ("with", "as-printed")}
+    assert names <= checks
     errors = [comparison.errors for comparison in compute_verdict(frames).comparisons]
     assert all(error.seeds > 0 and math.isnan(error.images) for error in errors)
 
 
-def test_a_hyperparameter_that_no_run_has_makes_no_difference() -> None:
+def test_a_hyperparameter_that_no_run_has_does_not_count_as_changed() -> None:
     study = article_arms(0, 0)
     blank = replace(study, confirm=study.confirm.assign(batch_size=math.nan))
     assert compute_changed(replace(blank, hyperparameters=("dropout", "batch_size"))) == {

@@ -13,7 +13,7 @@ def random_differences(n: int, seed: int) -> NDArray[np.float64]:
 
 
 def scipys_p(differences: NDArray[np.float64]) -> float:
-    """All sign patterns are looked at: there are fewer than resamples."""
+    """SciPy's exact p-value: there are fewer sign patterns than resamples."""
     result = stats.permutation_test(
         (differences,), np.mean, permutation_type="samples", n_resamples=10**6
     )
@@ -21,17 +21,17 @@ def scipys_p(differences: NDArray[np.float64]) -> float:
 
 
 def test_by_hand() -> None:
-    # Of the 8 sign patterns of 1, 2, 3 only +++ and --- have a mean as far out as 2.
+    # Of the 8 sign patterns of 1, 2, 3, only +++ and --- have a mean as extreme as 2.
     effect = estimate_effect([1, 2, 3], level=0.5)
     assert (effect.mean, effect.p, effect.n) == (2, 2 / 8, 3)
-    # Means of the subsets: 1, 1.5, 2, 2, 2, 2.5, 3. At level 0.5 a shift is refused where at most
+    # Means of the subsets: 1, 1.5, 2, 2, 2, 2.5, 3. At level 0.5 a shift is rejected if at most
     # 0.5 × 8 / 2 = 2 patterns on a side are as extreme, so the ends are the second means.
     assert (effect.low, effect.high) == (1.5, 2.5)
 
 
 @pytest.mark.parametrize("n", [2, 6, 8, 11])
 @pytest.mark.parametrize("seed", range(5))
-def test_p_is_that_of_scipy(n: int, seed: int) -> None:
+def test_p_matches_scipy(n: int, seed: int) -> None:
     differences = random_differences(n, seed)
     assert estimate_effect(differences).p == pytest.approx(scipys_p(differences))
 
@@ -43,7 +43,7 @@ def test_ties_and_zeros_count_as_in_scipy() -> None:
 
 @pytest.mark.parametrize("n", [6, 8, 10])
 @pytest.mark.parametrize("seed", range(20))
-def test_the_interval_holds_the_shifts_that_are_not_refused(n: int, seed: int) -> None:
+def test_the_interval_contains_the_shifts_that_are_not_rejected(n: int, seed: int) -> None:
     differences = random_differences(n, seed)
     effect = estimate_effect(differences)
     hair = 1e-9
@@ -53,14 +53,14 @@ def test_the_interval_holds_the_shifts_that_are_not_refused(n: int, seed: int) -
     assert (effect.low > 0 or effect.high < 0) == (effect.p <= 0.05)
 
 
-def test_fewer_than_six_pairs_can_never_be_refused() -> None:
+def test_fewer_than_six_pairs_never_reject_no_effect() -> None:
     effect = estimate_effect([1.0, 1.1, 1.2, 0.9, 1.0])
     assert effect.p == 2 / 32
     assert (effect.low, effect.high) == (-np.inf, np.inf)
     assert estimate_effect([1.0, 1.1, 1.2, 0.9, 1.0, 1.1]).low == 0.9
 
 
-def test_many_pairs_are_sampled_and_agree_with_student() -> None:
+def test_many_pairs_are_sampled_and_agree_with_the_t_test() -> None:
     differences = random_differences(40, seed=1)
     effect = estimate_effect(differences)
     student = stats.ttest_1samp(differences, 0)
@@ -70,21 +70,21 @@ def test_many_pairs_are_sampled_and_agree_with_student() -> None:
 
 
 @pytest.mark.parametrize("n", [6, 8, 10])
-def test_the_interval_covers_the_truth_as_often_as_it_says(n: int) -> None:
+def test_the_interval_has_its_nominal_coverage(n: int) -> None:
     studies = 4_000
     random = np.random.default_rng(n)
     # Logistic: symmetric, with heavier tails than the normal distribution.
     effects = [estimate_effect(row) for row in random.logistic(0.7, 1, (studies, n))]
     covered = sum(effect.low <= 0.7 <= effect.high for effect in effects)
-    # Exactly: the ends stand at whole numbers of sign patterns.
+    # The exact level, since the ends are at whole numbers of sign patterns.
     exact = 1 - 2 * int(0.05 * 2**n / 2) / 2**n
     assert exact >= 0.95
     assert stats.binomtest(covered, studies, exact).pvalue > 0.001
 
 
-def test_an_effect_of_one_standard_deviation_is_found_as_often_as_theory_gives() -> None:
+def test_power_at_one_standard_deviation_is_close_to_the_t_test() -> None:
     n, studies = 10, 4_000
-    # Student's test is the best there can be for normal differences: 0.80.
+    # The t-test is optimal for normal differences; its power is 0.80.
     critical = stats.t.ppf(0.975, n - 1)
     best = stats.nct.sf(critical, n - 1, np.sqrt(n)) + stats.nct.cdf(-critical, n - 1, np.sqrt(n))
     assert best == pytest.approx(0.803, abs=0.001)
@@ -100,6 +100,6 @@ def test_holm_by_hand() -> None:
 
 
 @pytest.mark.parametrize("differences", [[], [0.1, float("nan")], [float("inf")]])
-def test_what_cannot_be_tested_is_refused(differences: list[float]) -> None:
+def test_empty_or_non_finite_differences_are_refused(differences: list[float]) -> None:
     with pytest.raises(ValueError, match="finite"):
         estimate_effect(differences)

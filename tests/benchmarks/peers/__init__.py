@@ -1,1 +1,1 @@
-"""The same trials by this project and by others; `python -m tests.benchmarks.peers`."""
+"""The same trials by this project and by other tools: `python -m tests.benchmarks.peers`."""

@@ -1,16 +1,16 @@
-"""How long the same trials take here, and how long with what else one could use for them.
+"""Time of the same trials with this project and with other tools.
 
     python -m tests.benchmarks.peers [--images 3000] [--image-size 32] [--trials 8] [--epochs 5]
         [--repeats 5] [--repeats-tutorial 1] [--only NAME ...]
 
 All contenders train the same heads with the same hyperparameters for the same epochs on the same
-part of CIFAR-10, without early stopping, and measure the accuracy on `val` after each epoch. Where
-they start from features, these are the same numbers, standardised. Each one is a process of its
-own, timed from its start to its end as its user would wait for it; `training` is the time from the
-first trial's beginning to the last one's end. Rounds are paired; the first one does not count, and
-is the one in which memory is measured. The tutorial's way is so slow that it has rounds of its own,
-`--repeats-tutorial` of them, none thrown away. Packages that this project does without are
-installed into environments made for the purpose.
+part of CIFAR-10, without early stopping, and measure the accuracy on `val` after each epoch. Those
+that start from features get the same standardized numbers. Each contender is a separate process,
+timed from start to end, as its user would wait for it; `training` is the time from the start of the
+first trial to the end of the last one. Rounds are paired; memory is measured in the first one,
+whose times are discarded. The tutorial's approach is so slow that it gets separate rounds,
+`--repeats-tutorial` of them, none discarded. Packages that this project does not use are installed
+into temporary environments.
 """
 
 import argparse
@@ -41,14 +41,14 @@ class Contender:
     """A way to run the trials."""
 
     module: str
-    """Of this package."""
+    """Module of this package."""
     meaning: str
-    """What it does; a phrase."""
+    """A phrase that describes it."""
     arguments: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
-    """What its own environment needs; empty: it runs in this one."""
+    """Packages of its own environment; if empty, it runs in this one."""
     empty_cache: bool = False
-    """Whether it finds no features in the cache, and computes them."""
+    """Whether it must compute the features, rather than find them in the cache."""
 
 
 OURS, COMPUTING, TUTORIAL = "ours", "ours-computing", "tutorial"
@@ -93,20 +93,20 @@ HEADS = (
 
 @dataclass
 class Runner:
-    """Runs a contender, again and again, and keeps its answers."""
+    """Runs a contender repeatedly, and keeps its answers."""
 
     contender: Contender
     python: Path
     work: Work
     answers: list[Answer] = field(default_factory=list)
     memory: int = 0
-    """The most that all its processes held at once in its first run, in bytes."""
+    """Peak memory of all its processes together in its first run, in bytes."""
 
     def __call__(self) -> None:
         """Run it once.
 
         Raises:
-            RuntimeError: It has failed, or not trained every trial to the end.
+            RuntimeError: It failed, or did not train every trial to the end.
         """
         with TemporaryDirectory(dir=self.work.folder) as folder:
             environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -174,7 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def prepare(options: argparse.Namespace, folder: Path) -> Work:
-    """Write down the data; afterwards the features are in the cache."""
+    """Write the data to files; this also fills the cache of features."""
     trials = choose_trials(options.trials)
     work = Work(trials, options.epochs, options.images, options.image_size, str(folder))
     inputs, prepared = load_inputs(resolve_study(study_config(work, folder)), {}, None)
@@ -197,7 +197,7 @@ def prepare(options: argparse.Namespace, folder: Path) -> Work:
 def find_runners(
     names: Sequence[str], work: Work, folder: Path
 ) -> tuple[dict[str, Runner], dict[str, str]]:
-    """What runs each contender, its environment made; and of those without one, why."""
+    """Return the runner of each contender, and the reason for each that cannot run."""
     runners, missing = {}, {}
     pythons: dict[tuple[str, ...], Path] = {(): Path(sys.executable)}
     for name in names:
@@ -214,12 +214,12 @@ def find_runners(
 
 
 def versions_of(runner: Runner | None) -> str:
-    """With what a contender ran, as an addition in brackets."""
+    """Format the versions that a contender used, in parentheses."""
     return f" ({runner.answers[-1].versions})" if runner else ""
 
 
 def row(name: str, runner: Runner, seconds: Mapping[str, Spread]) -> list[str]:
-    """What the last rounds say of a contender."""
+    """Return a contender's row of the table."""
     counted = runner.answers[-len(seconds[name].values) :]
     reached = [epochs[-1] for epochs in counted[-1].val_accuracies]
     ratios = [

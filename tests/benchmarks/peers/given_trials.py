@@ -1,4 +1,4 @@
-"""A study's search whose trials are given."""
+"""A study's search with predefined trials."""
 
 from unittest.mock import patch
 
@@ -23,11 +23,11 @@ from tests.benchmarks.peers.work import Trial, Work
 
 
 def search_given(study: Study, work: Work) -> list[EpochRow]:
-    """Run the trials; their epochs.
+    """Run the trials; return their epochs.
 
-    They are put into optuna.db as if an earlier start had begun them, so the search takes them up
-    first, and there are no others: what drawing them would take, milliseconds each, is left out.
-    ASHA decides at the last epoch only, so it stops none.
+    They are put into optuna.db as if an earlier start had begun them, so the search resumes them,
+    and there are no others: the time to draw them, milliseconds each, is not included. ASHA decides
+    only at the last epoch, so it stops none.
     """
     for trial in work.trials:
         _put_in(study, trial)
@@ -40,7 +40,7 @@ def search_given(study: Study, work: Work) -> list[EpochRow]:
 
 
 def _put_in(study: Study, trial: Trial) -> None:
-    """Add a trial to the arm's Optuna study, as one that has begun."""
+    """Add a trial to the arm's Optuna study in the state running."""
     arm = study.space.arms[0]
     distributions: dict[str, BaseDistribution] = {}
     for name, values in study.space.ranges(arm).items():

@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def build_model(trial: Trial, features: int) -> keras.Model:
-    """The head, compiled."""
+    """Return the compiled head."""
     layers = [keras.layers.Input((features,))]
     for width in trial.widths:
         layers.append(keras.layers.Dense(width, activation="relu"))

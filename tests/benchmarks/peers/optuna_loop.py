@@ -1,4 +1,4 @@
-"""Plain Optuna in one process, on cached features, with the PyTorch loop that users write."""
+"""Plain Optuna in one process, on cached features, with a typical PyTorch loop."""
 
 import time
 from collections.abc import Iterator
@@ -60,7 +60,7 @@ def main() -> None:
 def train(
     trial: Trial, epochs: int, train_data: TensorDataset, val_data: TensorDataset
 ) -> Iterator[float]:
-    """Train a head; the accuracy on val after each epoch."""
+    """Train a head; yield the accuracy on val after each epoch."""
     torch.manual_seed(trial.seed)
     model = build_head(trial, features=train_data.tensors[0].shape[1])
     optimizer = torch.optim.AdamW(

@@ -1,7 +1,7 @@
-"""This project's search, given its trials.
+"""This project's search with predefined trials.
 
-What a study does before its search and in it: Ray, which starts while PyTorch is imported, images,
-weights and features from the cache, `study.search.search`.
+Covers what a study does before and in its search: Ray, which starts while PyTorch is imported;
+images, weights and features from the cache; `study.search.tune.run_search`.
 """
 
 from pathlib import Path
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def study_config(work: Work, folder: str | Path) -> StudyConfig:
-    """The study that the trials belong to."""
+    """Return the options of the study."""
     return StudyConfig(
         trials=len(work.trials),
         space=f"{__package__}.ours:SPACE",

@@ -1,6 +1,6 @@
 """scikit-learn's MLPClassifier on cached features.
 
-It knows neither dropout nor decoupled weight decay: its trials go without them.
+It supports neither dropout nor decoupled weight decay, so its trials omit them.
 """
 
 import time
@@ -13,7 +13,7 @@ from tests.benchmarks.peers.work import CLASSES, Trial, Work, answer, parser
 
 
 def main() -> None:
-    """Run the trials one after another, or with joblib several at once."""
+    """Run the trials one after another, or several at once with joblib."""
     options = parser()
     options.add_argument("--jobs", type=int, default=1, help="-1: as many as there are cores")
     given = options.parse_args()
@@ -34,7 +34,7 @@ def train(
     train_data: tuple[np.ndarray, np.ndarray],
     val_data: tuple[np.ndarray, np.ndarray],
 ) -> list[float]:
-    """Train a head; the accuracy on val after each epoch."""
+    """Train a head; return the accuracy on val after each epoch."""
     model = MLPClassifier(
         hidden_layer_sizes=trial.widths,
         solver="adam",

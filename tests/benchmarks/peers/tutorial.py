@@ -1,7 +1,7 @@
-"""Ray Tune as its tutorials use it for transfer learning, the frozen backbone in every epoch.
+"""Ray Tune as in its tutorials on transfer learning: the frozen backbone runs in every epoch.
 
-Each trial builds the pretrained ResNet50, freezes it, and runs it on every batch of images, as
-often as there are epochs; one core for each trial, as many at once as there are cores.
+Each trial builds the pretrained ResNet50, freezes it, and runs it on every batch of images in every
+epoch; one core per trial, with as many trials at once as there are cores.
 """
 
 import time
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def train(config: dict[str, Any], work: Work, arrays: dict[str, Any]) -> None:
-    """A trial: the backbone frozen, a head on it trained."""
+    """Run a trial: train a head on the frozen backbone."""
     start = time.time()
     trial: Trial = config["trial"]
     torch.manual_seed(trial.seed)

@@ -1,6 +1,6 @@
-"""The work that every contender is given, and what it answers.
+"""The work given to every contender, and its answer.
 
-Contenders have environments of their own: nothing here needs more than numpy.
+Contenders run in separate environments, so this module needs only numpy.
 """
 
 import argparse
@@ -29,11 +29,11 @@ class Trial:
 
     @property
     def widths(self) -> list[int]:
-        """Of the hidden layers."""
+        """Widths of the hidden layers."""
         return [int(width) for width in self.head.split("-")]
 
 
-#: What is tried: every kind of head, rates from none to the largest, all batch sizes.
+#: The trials: various heads, dropout rates from 0 to the largest, all batch sizes.
 TRIALS = (
     Trial("512", 0.0, 5e-4, 1e-2, 128),
     Trial("1024", 0.3, 1e-3, 1e-4, 256),
@@ -47,49 +47,49 @@ TRIALS = (
 
 
 def choose_trials(count: int) -> tuple[Trial, ...]:
-    """So many trials, each with a seed of its own; after the last set the first comes again."""
+    """Return `count` trials, each with its own seed; the sets repeat after the last one."""
     sets = (asdict(TRIALS[seed % len(TRIALS)]) for seed in range(count))
     return tuple(Trial(**{**values, "seed": seed}) for seed, values in enumerate(sets))
 
 
 @dataclass(frozen=True)
 class Work:
-    """Trials, and the data that they train on."""
+    """Trials and their training data."""
 
     trials: tuple[Trial, ...]
     epochs: int
     images: int
-    """Of CIFAR-10, in all."""
+    """Images of CIFAR-10 in total."""
     image_size: int
     """Side of the backbone's input in pixels."""
     folder: str
-    """Holds arrays, for `part` in train and val: {part}_features.npy, standardised, float32
-    [n, 2048]; {part}_labels.npy, int64 [n]; {part}_images.npy, uint8 [n, 32, 32, 3]. And mean.npy
-    and std.npy, float32 [2048], by which features are standardised."""
+    """Folder of arrays, for `part` in train and val: {part}_features.npy, standardized, float32
+    [n, 2048]; {part}_labels.npy, int64 [n]; {part}_images.npy, uint8 [n, 32, 32, 3]. Also mean.npy
+    and std.npy, float32 [2048], which standardize features."""
 
     def array(self, name: str) -> np.ndarray:
-        """One of the arrays."""
+        """Load one of the arrays."""
         found: np.ndarray = np.load(Path(self.folder) / f"{name}.npy")
         return found
 
     @property
     def path(self) -> Path:
-        """The file of the folder in which all but the arrays is written."""
+        """File in the folder with everything but the arrays."""
         return Path(self.folder) / "work.json"
 
     def write(self) -> None:
-        """Write that file."""
+        """Write everything but the arrays to `path`."""
         self.path.write_text(json.dumps(asdict(self)))
 
 
 def read_work(path: str) -> Work:
-    """The work in a file that `Work.write` has written."""
+    """Read a file written by `Work.write`."""
     content = json.loads(Path(path).read_text())
     return Work(**{**content, "trials": tuple(Trial(**trial) for trial in content["trials"])})
 
 
 def parser() -> argparse.ArgumentParser:
-    """A contender's command line: the work's file."""
+    """Return the parser of a contender's command line: the file of the work."""
     options = argparse.ArgumentParser()
     options.add_argument("work", type=read_work)
     return options
@@ -97,27 +97,27 @@ def parser() -> argparse.ArgumentParser:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a contender has done."""
+    """Results of a contender."""
 
     val_accuracies: tuple[tuple[float, ...], ...]
-    """Fraction of val that is right, per trial and epoch."""
+    """Accuracy on val, in [0, 1], per trial and epoch."""
     training: float
-    """Seconds from the first trial's beginning to the last one's end."""
+    """Seconds from the start of the first trial to the end of the last one."""
     versions: str
-    """Of what it was done with."""
+    """Versions of the packages used."""
 
 
 def answer(
     val_accuracies: Sequence[Sequence[float]], training: float, packages: Sequence[str]
 ) -> None:
-    """Print the answer, on a line of its own."""
+    """Print the answer on a separate line."""
     versions = ", ".join(f"{name} {version(name).split('+')[0]}" for name in packages)
     accuracies = tuple(tuple(map(float, epochs)) for epochs in val_accuracies)
     print(f"\n{json.dumps(asdict(Answer(accuracies, training, versions)))}", flush=True)
 
 
 def read_answer(output: str) -> Answer:
-    """The answer among what a contender and its libraries have printed."""
+    """Find the answer in the output of a contender and its libraries."""
     (line,) = (line for line in output.splitlines() if line.startswith('{"val_accuracies"'))
     content = json.loads(line)
     return Answer(**{**content, "val_accuracies": tuple(map(tuple, content["val_accuracies"]))})

@@ -1,4 +1,4 @@
-"""When Ray starts, and what becomes of one that does not."""
+"""When Ray starts, and what happens if it cannot."""
 
 import os
 from collections.abc import Iterator
@@ -16,8 +16,8 @@ from study.errors import UserError
 
 @pytest.fixture(autouse=True)
 def own_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A start sets variables, and a constant of Ray's, which are not for other tests."""
-    monkeypatch.setattr(session, "_keep_to_loopback", lambda: None)
+    """Keep environment variables and a constant of Ray that a start sets from other tests."""
+    monkeypatch.setattr(session, "_listen_on_loopback_only", lambda: None)
     with patch.dict(os.environ):
         os.environ.pop("RAY_ADDRESS", None)
         yield
@@ -25,7 +25,7 @@ def own_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
-    """The calls of `start_ray`, which here starts none."""
+    """Calls of `start_ray`, replaced by a recorder."""
     found: list[dict[str, object]] = []
     monkeypatch.setattr(session, "start_ray", lambda **options: found.append(options))
     return found
@@ -37,7 +37,7 @@ def test_ray_gets_the_cores_that_the_study_can_use(calls: list[dict[str, object]
 
 
 @pytest.mark.parametrize("wanted", [None, "1"])
-def test_ray_reports_its_use_only_where_the_user_wants_it(
+def test_ray_reports_usage_statistics_only_if_the_user_opts_in(
     wanted: str | None, calls: list[dict[str, object]]
 ) -> None:
     os.environ.pop("RAY_USAGE_STATS_ENABLED", None)
@@ -49,14 +49,16 @@ def test_ray_reports_its_use_only_where_the_user_wants_it(
 
 
 @pytest.mark.parametrize("options", [{"dry_run": True}, {"address": "head:6379"}])
-def test_nothing_is_started_for_a_plan_or_a_cluster(
+def test_nothing_is_started_for_a_dry_run_or_a_cluster(
     options: dict[str, object], calls: list[dict[str, object]]
 ) -> None:
     with start_ray_early(StudyConfig(**options)):  # type: ignore[arg-type]
         assert not calls
 
 
-def test_a_study_that_does_not_fit_is_told_at_once(calls: list[dict[str, object]]) -> None:
+def test_a_study_that_does_not_fit_is_refused_before_ray_starts(
+    calls: list[dict[str, object]],
+) -> None:
     with (
         pytest.raises(UserError, match="cpus-per-trial"),
         start_ray_early(StudyConfig(cpus_per_trial=999)),
@@ -65,7 +67,7 @@ def test_a_study_that_does_not_fit_is_told_at_once(calls: list[dict[str, object]
     assert not calls
 
 
-def test_who_needs_ray_says_why_it_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_early_start_is_raised_by_the_session(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(**_: object) -> None:
         raise OSError(28, "No space left on device")
 

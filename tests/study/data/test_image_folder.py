@@ -1,4 +1,4 @@
-"""Images of the user's own: layouts, parts, unreadable files, the cache, look-alikes."""
+"""The user's own images: layouts, parts, unreadable files, the cache, duplicates."""
 
 import os
 from collections import Counter
@@ -35,7 +35,7 @@ def classes_only(small_dataset: Dataset, tmp_path: Path) -> Path:
     return tmp_path / "own"
 
 
-def test_pixels_labels_and_classes_are_those_of_imagefolder(
+def test_pixels_labels_and_classes_match_imagefolder(
     small_dataset: Dataset, tmp_path: Path
 ) -> None:
     write_cifar10(small_dataset, tmp_path / "own", by_part)
@@ -51,7 +51,7 @@ def test_pixels_labels_and_classes_are_those_of_imagefolder(
     assert own.name == "own"
 
 
-def test_given_val_is_val(small_dataset: Dataset, tmp_path: Path) -> None:
+def test_val_folder_is_used_as_val(small_dataset: Dataset, tmp_path: Path) -> None:
     def place(row: int, name: str) -> str:
         return f"{('train', 'train', 'val', 'test')[row % 4]}/{name}"
 
@@ -65,7 +65,7 @@ def test_given_val_is_val(small_dataset: Dataset, tmp_path: Path) -> None:
         make_split(own, 0.2)
 
 
-def test_test_and_val_are_carved_by_class_and_the_same_every_time(classes_only: Path) -> None:
+def test_test_and_val_are_stratified_and_deterministic(classes_only: Path) -> None:
     own = load_dataset(str(classes_only), image_size=32, test_fraction=0.3)
     split = make_split(own, 0.2)
     for part, rows, share in (("test", split.test, 0.3), ("val", split.val, 0.7 * 0.2)):
@@ -79,7 +79,7 @@ def test_test_and_val_are_carved_by_class_and_the_same_every_time(classes_only: 
     assert len(load_dataset(str(classes_only), image_size=32).files) == 400
 
 
-def test_a_part_keeps_the_proportions(small_dataset: Dataset, tmp_path: Path) -> None:
+def test_sample_keeps_the_proportions(small_dataset: Dataset, tmp_path: Path) -> None:
     kept = [row for row in range(400) if small_dataset.labels[row] != 3 or row % 3 == 0]
     for row in kept:
         write_cifar10(small_dataset, tmp_path / "own", by_part, range(row, row + 1))
@@ -108,7 +108,7 @@ def test_in_proportion(sizes: list[int], count: int, expected: list[int]) -> Non
     assert in_proportion(sizes, count) == expected
 
 
-def test_unreadable_files_are_named_and_left_out(
+def test_unreadable_files_are_listed_and_skipped(
     classes_only: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken = classes_only / "cat" / "broken.png"
@@ -117,11 +117,11 @@ def test_unreadable_files_are_named_and_left_out(
     (classes_only / "cat" / ".hidden.png").write_bytes(b"")
     own = load_dataset(str(classes_only), image_size=32)
     assert len(own.files) == 400
-    assert own.unreadable == ("cat/broken.png: no image that Pillow can read",)
-    said = capsys.readouterr().out
-    assert "left out by their names: 1 × .txt" in said
-    assert "left out, since they cannot be read: cat/broken.png" in said
-    # And again from the cache.
+    assert own.unreadable == ("cat/broken.png: not an image that Pillow can read",)
+    printed = capsys.readouterr().out
+    assert "skipped files without an image suffix: 1 × .txt" in printed
+    assert "skipped unreadable files: cat/broken.png" in printed
+    # The cache remembers them.
     assert load_dataset(str(classes_only), image_size=32).unreadable == own.unreadable
 
 
@@ -132,7 +132,7 @@ def test_too_many_unreadable_files_are_refused(classes_only: Path) -> None:
         load_dataset(str(classes_only), image_size=32)
 
 
-def test_nothing_but_unreadable_files(tmp_path: Path) -> None:
+def test_only_unreadable_files(tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         (tmp_path / "own" / name).mkdir(parents=True)
         (tmp_path / "own" / name / "1.jpg").write_bytes(b"")
@@ -163,7 +163,7 @@ def test_cache_is_used_until_a_file_changes(
     assert "Decoding" in capsys.readouterr().out
 
 
-def test_links_are_followed_and_circles_end(classes_only: Path, tmp_path: Path) -> None:
+def test_links_are_followed_and_cycles_end(classes_only: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(tmp_path / "elsewhere" / "deep" / "x.jpg")
     (classes_only / "cat" / "more").symlink_to(tmp_path / "elsewhere")
@@ -173,7 +173,7 @@ def test_links_are_followed_and_circles_end(classes_only: Path, tmp_path: Path) 
     assert "cat/more/deep/x.jpg" in own.files
 
 
-def test_name_that_is_no_text(classes_only: Path) -> None:
+def test_undecodable_file_name(classes_only: Path) -> None:
     Image.new("RGB", (8, 8)).save(classes_only / "cat" / os.fsdecode(b"\xff\xfe.png"))
     assert sum("\ufffd" in name for name in load_dataset(str(classes_only)).files) == 1
 
@@ -183,20 +183,25 @@ def test_name_that_is_no_text(classes_only: Path) -> None:
     [
         ((), "no class folders in"),
         (("cat",), "1 class folder in"),
-        (("cat", "dog"), "there is no image in its class folders"),
-        (("train/cat", "train/dog"), r"no test/ beside train/"),
-        (("train/cat", "train/dog", "val/cat"), r"no test/ beside train/ and val/; .* rename it"),
+        (("cat", "dog"), "its class folders contain no images"),
+        (("train/cat", "train/dog"), r"no test/ next to train/"),
+        (
+            ("train/cat", "train/dog", "val/cat"),
+            r"no test/ next to train/ and val/; .* rename val/",
+        ),
         (("train/cat", "train/dog", "test/bird"), r"class bird is in test/ but not in train/"),
     ],
 )
-def test_folders_of_no_use(folders: tuple[str, ...], message: str, tmp_path: Path) -> None:
+def test_invalid_folders_are_refused(
+    folders: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
     for name in ("own", *(f"own/{folder}" for folder in folders)):
         (tmp_path / name).mkdir(parents=True, exist_ok=True)
     with pytest.raises(UserError, match=message):
         load_image_folder(tmp_path / "own", 32)
 
 
-def test_class_named_train_is_a_class(small_dataset: Dataset, tmp_path: Path) -> None:
+def test_class_may_be_named_train(small_dataset: Dataset, tmp_path: Path) -> None:
     def place(row: int, _: str) -> str:
         return ("train", "bus")[row % 2]
 
@@ -204,16 +209,14 @@ def test_class_named_train_is_a_class(small_dataset: Dataset, tmp_path: Path) ->
     assert load_dataset(str(tmp_path / "own"), image_size=32).classes == ("bus", "train")
 
 
-def test_class_without_images_is_named(small_dataset: Dataset, tmp_path: Path) -> None:
+def test_class_without_images_is_reported(small_dataset: Dataset, tmp_path: Path) -> None:
     write_cifar10(small_dataset, tmp_path / "own", by_part)
     (tmp_path / "own" / "train" / "zebra").mkdir()
     with pytest.raises(UserError, match="class zebra has 0 training and 0 test images"):
         make_split(load_dataset(str(tmp_path / "own"), image_size=32))
 
 
-def test_an_empty_test_folder_is_not_filled_from_train(
-    small_dataset: Dataset, tmp_path: Path
-) -> None:
+def test_empty_test_folder_is_not_filled_from_train(small_dataset: Dataset, tmp_path: Path) -> None:
     write_cifar10(small_dataset, tmp_path / "own" / "train", by_class)
     (tmp_path / "own" / "test").mkdir()
     own = load_dataset(str(tmp_path / "own"), image_size=32)
@@ -221,13 +224,15 @@ def test_an_empty_test_folder_is_not_filled_from_train(
         make_split(own)
 
 
-def test_test_fraction_where_test_is_given(small_dataset: Dataset, tmp_path: Path) -> None:
+def test_test_fraction_with_a_test_folder_is_refused(
+    small_dataset: Dataset, tmp_path: Path
+) -> None:
     write_cifar10(small_dataset, tmp_path / "own", by_part)
     with pytest.raises(UserError, match=r"--test-fraction: .* has a test/ folder"):
         load_dataset(str(tmp_path / "own"), image_size=32, test_fraction=0.1)
 
 
-def test_copies_in_two_parts_are_found(small_dataset: Dataset, tmp_path: Path) -> None:
+def test_duplicates_in_two_parts_are_found(small_dataset: Dataset, tmp_path: Path) -> None:
     write_cifar10(small_dataset, tmp_path / "own", by_part)
     test = sorted((tmp_path / "own" / "test" / "cat").iterdir())
     copies = {
@@ -248,15 +253,13 @@ def test_copies_in_two_parts_are_found(small_dataset: Dataset, tmp_path: Path) -
     }
 
 
-def test_different_images_of_cifar10_are_not_taken_for_copies(
-    classes_only: Path, small_dataset: Dataset
-) -> None:
+def test_different_images_are_not_duplicates(classes_only: Path, small_dataset: Dataset) -> None:
     own = load_dataset(str(classes_only), image_size=32)
     assert find_duplicates(own, make_split(own)) == []
     assert find_duplicates(small_dataset, make_split(small_dataset)) == []
 
 
-def test_two_copies_within_a_part_are_no_leak(classes_only: Path) -> None:
+def test_duplicates_within_a_part_are_not_reported(classes_only: Path) -> None:
     own = load_dataset(str(classes_only), image_size=32)
     split = make_split(own)
     twice = replace(own, pixels=own.pixels.copy(), hashes=own.hashes.copy())  # type: ignore[union-attr]
@@ -274,13 +277,13 @@ def test_files_are_counted_by_class(classes_only: Path) -> None:
         assert names[name] == (own.labels == label).sum()
 
 
-def test_pixels_decide_where_hashes_are_the_same(classes_only: Path) -> None:
+def test_pixels_decide_if_hashes_are_equal(classes_only: Path) -> None:
     own = load_dataset(str(classes_only), image_size=32)
     alike = replace(own, hashes=np.zeros(len(own.labels), np.uint64))
     assert find_duplicates(alike, make_split(own)) == []
 
 
-def test_a_file_of_the_same_size_that_changed_is_decoded_anew(classes_only: Path) -> None:
+def test_changed_file_of_the_same_size_is_decoded_again(classes_only: Path) -> None:
     file = classes_only / "cat" / "plain.bmp"
     found = []
     for number, colour in enumerate(("red", "blue")):

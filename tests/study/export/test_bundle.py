@@ -1,4 +1,4 @@
-"""The exported model: its files, and what reads them."""
+"""The bundle: its files, and the libraries that read them."""
 
 import json
 import subprocess
@@ -52,7 +52,7 @@ def write(folder: Path, content: ModelParts) -> Path:
 
 
 def logits_of_the_parts(content: ModelParts, pixels: np.ndarray, head: int = 0) -> Tensor:
-    """Logits of one head, from the parts that the bundle was made of."""
+    """Return the logits of one head, computed from the parts of the bundle."""
     backbone = build_backbone(content.backbone, content.architecture)
     network = build_head(VALUES, 2048, 10, seed=1).eval()
     network.load_state_dict(content.heads[head])
@@ -63,10 +63,10 @@ def logits_of_the_parts(content: ModelParts, pixels: np.ndarray, head: int = 0) 
     return logits
 
 
-def test_large_images_are_predicted_a_few_at_a_time(
+def test_large_images_are_predicted_in_small_batches(
     content: ModelParts, small_dataset: Dataset
 ) -> None:
-    """Or else they would take more memory than a machine may have."""
+    """Larger batches could exceed the memory of the machine."""
     preprocess = replace(content.preprocess, image_size=384)
     model = Model(replace(content, preprocess=preprocess))
     seen: list[int] = []
@@ -75,7 +75,7 @@ def test_large_images_are_predicted_a_few_at_a_time(
     assert seen == [3, 3]
 
 
-def test_a_new_process_predicts_what_the_parts_give(
+def test_a_new_process_predicts_the_same_as_the_parts(
     content: ModelParts, small_dataset: Dataset, tmp_path: Path
 ) -> None:
     pixels = small_dataset.pixels[:6]
@@ -93,7 +93,7 @@ def test_a_new_process_predicts_what_the_parts_give(
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_an_ensemble_gives_the_mean_probabilities_of_its_heads(
+def test_an_ensemble_predicts_the_mean_probabilities_of_its_heads(
     content: ModelParts, small_dataset: Dataset, tmp_path: Path
 ) -> None:
     heads = tuple(build_head(VALUES, 2048, 10, seed).state_dict() for seed in (1, 2, 3))
@@ -103,13 +103,13 @@ def test_an_ensemble_gives_the_mean_probabilities_of_its_heads(
     each = [logits_of_the_parts(content, pixels, head).softmax(dim=1) for head in range(3)]
     expected = torch.stack(each).mean(dim=0).numpy()
     np.testing.assert_allclose(bundle.predict_pixels(tmp_path, pixels), expected, atol=1e-5)
-    # As logits they are what losses and other temperatures are computed from.
+    # The logits too must give these probabilities: losses are computed from them.
     logits = bundle.load(tmp_path)(torch.from_numpy(pixels)).detach()
     np.testing.assert_allclose(logits.softmax(dim=1).numpy(), expected, atol=1e-5)
     assert not np.allclose(expected, each[0].numpy(), atol=1e-3)
 
 
-def test_dropout_kept_on_is_repeatable_and_centred_on_the_prediction(
+def test_mc_dropout_is_repeatable_and_centred_on_the_prediction(
     content: ModelParts, small_dataset: Dataset, tmp_path: Path
 ) -> None:
     model = bundle.load(write(tmp_path, content))
@@ -123,12 +123,14 @@ def test_dropout_kept_on_is_repeatable_and_centred_on_the_prediction(
     assert not torch.equal(first, other)
     assert first.std(dim=0).max() > 0.01
     assert (first.mean(dim=0) - expected).abs().max() < 0.1
-    # Afterwards it is off again.
+    # Dropout is off again afterwards.
     with torch.inference_mode():
         assert torch.equal(model(pixels).softmax(dim=1), expected)
 
 
-def test_the_config_speaks_as_timm_and_hugging_face_do(content: ModelParts, tmp_path: Path) -> None:
+def test_the_config_has_the_fields_of_timm_and_hugging_face(
+    content: ModelParts, tmp_path: Path
+) -> None:
     write(tmp_path, content)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["architecture"] == "resnet50"
@@ -147,24 +149,24 @@ def test_the_config_speaks_as_timm_and_hugging_face_do(content: ModelParts, tmp_
 
 
 @pytest.mark.parametrize("name", ["imagenet", "caffe", "raw"])
-def test_mean_and_std_in_timms_units_give_the_same_input(
+def test_mean_and_std_in_timm_units_give_the_same_input(
     name: str, content: ModelParts, small_dataset: Dataset, tmp_path: Path
 ) -> None:
     preprocess = replace(PREPROCESSES[name], image_size=32)
     write(tmp_path, replace(content, preprocess=preprocess))
-    told = json.loads((tmp_path / "config.json").read_text())["pretrained_cfg"]
+    config = json.loads((tmp_path / "config.json").read_text())["pretrained_cfg"]
     pixels = torch.from_numpy(small_dataset.pixels[:3])
     expected = preprocess(pixels)
     values = pixels.permute(0, 3, 1, 2) / 255
-    mean, std = (torch.tensor(told[part]).view(3, 1, 1) for part in ("mean", "std"))
+    mean, std = (torch.tensor(config[part]).view(3, 1, 1) for part in ("mean", "std"))
     found = (values - mean) / std
-    if told["channels"] == "BGR":
+    if config["channels"] == "BGR":
         found = found.flip(1)
     torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-5)
 
 
 def plain_network(kind: str) -> nn.Module:
-    """A ResNet50 of another library, without its classifier."""
+    """Return another library's ResNet50 without its classifier."""
     if kind == "timm":
         network: nn.Module = timm.create_model("resnet50", num_classes=0)
         return network
@@ -175,7 +177,7 @@ def plain_network(kind: str) -> nn.Module:
 
 @pytest.mark.parametrize("kind", ["torchvision", "timm"])
 @pytest.mark.parametrize("architecture", ["torchvision", "keras"])
-def test_other_libraries_take_the_backbone_as_it_is(
+def test_other_libraries_load_the_backbone_unchanged(
     kind: str, architecture: str, content: ModelParts, small_dataset: Dataset, tmp_path: Path
 ) -> None:
     if architecture == "keras":
@@ -185,10 +187,10 @@ def test_other_libraries_take_the_backbone_as_it_is(
     tensors = load_file(tmp_path / "model.safetensors")
     network = plain_network(kind)
     state = {k.removeprefix("backbone."): v for k, v in tensors.items() if k.startswith("backbone")}
-    left_open, unknown = network.load_state_dict(state, strict=False)
-    assert not unknown
-    assert {name.split(".")[-1] for name in left_open} <= {"num_batches_tracked"}
-    # What config.json says of weights that another framework has trained.
+    missing, unexpected = network.load_state_dict(state, strict=False)
+    assert not unexpected
+    assert {name.split(".")[-1] for name in missing} <= {"num_batches_tracked"}
+    # config.json describes weights that another framework trained.
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eps = config["backbone"]["bn_eps"]
@@ -212,7 +214,7 @@ def test_other_libraries_take_the_backbone_as_it_is(
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
 
 
-def test_what_is_no_bundle_is_refused_in_one_line(content: ModelParts, tmp_path: Path) -> None:
+def test_an_invalid_bundle_is_refused_in_one_line(content: ModelParts, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no config\.json here"):
         bundle.load(tmp_path)
     with pytest.raises(UserError, match=r"no config\.json here"):
@@ -223,5 +225,5 @@ def test_what_is_no_bundle_is_refused_in_one_line(content: ModelParts, tmp_path:
     with pytest.raises(UserError, match="cannot be read"):
         bundle.load(tmp_path)
     (tmp_path / "config.json").write_text('{"format": 0}')
-    with pytest.raises(UserError, match="has another format"):
+    with pytest.raises(UserError, match="is not in format 1"):
         bundle.load(tmp_path)

@@ -34,13 +34,13 @@ FILES = {
 
 @pytest.fixture(scope="module")
 def images() -> Dataset:
-    """What the study was made of."""
+    """The images of the study."""
     return load_dataset("cifar10", 3000)
 
 
 @pytest.fixture
 def copy(finished: Finished, tmp_path: Path) -> RunDir:
-    """A copy of the study, to export from."""
+    """A copy of the study to export from."""
     path = tmp_path / "runs" / finished.rundir.path.name
     shutil.copytree(finished.rundir.path, path)
     return RunDir(path)
@@ -55,7 +55,7 @@ def config_of(folder: Path) -> dict[str, Any]:
     return config
 
 
-def test_the_bundle_is_whole(finished: Finished) -> None:
+def test_the_bundle_is_complete(finished: Finished) -> None:
     folder = finished.rundir.best_model
     assert {file.name for file in folder.iterdir()} == FILES
     check = ["sha256sum", "--check", "--strict", "SHA256SUMS"]
@@ -73,12 +73,12 @@ def test_every_format_agrees_with_the_model(finished: Finished) -> None:
         assert found["same_answers"] >= 0.999
         assert found["largest_difference"] <= 1e-3
         assert found["accuracy"] == pytest.approx(config["test"]["accuracy"], abs=0.001)
-    assert "model.onnx and model.pt2 give the same answer for 100.00 %" in finished.output
+    assert "model.onnx and model.pt2 predict the same class for 100.00 %" in finished.output
 
 
 @pytest.fixture(scope="module")
 def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Python that has onnxruntime, numpy and Pillow, and nothing else of this project's."""
+    """A Python with onnxruntime, numpy and Pillow, and no other dependency of this project."""
     wanted = [f"{name}=={version(name)}" for name in ("numpy", "onnxruntime", "pillow")]
     python = make_environment(tmp_path_factory.mktemp("bare") / "venv", *wanted)
     done = subprocess.run([str(python), "-c", "import torch"], capture_output=True, check=False)
@@ -86,7 +86,7 @@ def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return python
 
 
-def test_onnx_gives_the_recorded_accuracy_where_nothing_of_this_project_is_installed(
+def test_onnx_has_the_recorded_accuracy_without_this_project(
     finished: Finished, bare_python: Path, images: Dataset
 ) -> None:
     folder, test = finished.rundir.best_model, make_split(images).test
@@ -104,7 +104,7 @@ def test_onnx_gives_the_recorded_accuracy_where_nothing_of_this_project_is_insta
 
 
 @pytest.mark.integration
-def test_the_cards_example_runs_as_it_stands(
+def test_the_code_in_the_card_runs_unchanged(
     finished: Finished, bare_python: Path, images: Dataset, tmp_path: Path
 ) -> None:
     from PIL import Image
@@ -117,28 +117,28 @@ def test_the_cards_example_runs_as_it_stands(
     Image.fromarray(images.pixels[row]).save(tmp_path / "photo.jpg", quality=100)
     for name in ("model.onnx", "model.pt2"):
         (tmp_path / name).symlink_to(finished.rundir.best_model / name)
-    said = run_code(bare_python, onnx_code, tmp_path)
+    printed = run_code(bare_python, onnx_code, tmp_path)
     predicted = run_module(
         "study.predict", finished.rundir.best_model, tmp_path / "photo.jpg", "--top", "1", "--json"
     )
     answer = json.loads(predicted.stdout)["classes"][0]
-    assert said == answer["label"]
+    assert printed == answer["label"]
     load = (
         "import numpy\nfrom PIL import Image\nimages = numpy.array(Image.open('photo.jpg'))[None]\n"
     )
     code = f"{load}{torch_code}print(float(probabilities.max()))"
-    said = run_code(Path(sys.executable), code, tmp_path)
-    assert float(said) == pytest.approx(answer["probability"], abs=1e-4)
+    printed = run_code(Path(sys.executable), code, tmp_path)
+    assert float(printed) == pytest.approx(answer["probability"], abs=1e-4)
 
 
 def run_code(python: Path, code: str, folder: Path) -> str:
-    """What Python code prints."""
+    """Run Python code and return what it prints."""
     command = [str(python), "-c", code]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 
-def test_onnx_is_current_and_says_what_goes_in_and_out(finished: Finished) -> None:
+def test_onnx_has_a_current_opset_and_describes_inputs_and_outputs(finished: Finished) -> None:
     model = onnx.load(finished.rundir.best_model / "model.onnx")
     onnx.checker.check_model(model)
     (opset,) = (entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
@@ -153,7 +153,7 @@ def test_onnx_is_current_and_says_what_goes_in_and_out(finished: Finished) -> No
     assert json.loads(metadata["label_names"])[0] == "airplane"
 
 
-def test_the_program_takes_any_number_and_size_of_images(finished: Finished) -> None:
+def test_the_program_accepts_any_number_and_size_of_images(finished: Finished) -> None:
     folder = finished.rundir.best_model
     program = torch.export.load(folder / "model.pt2").module()
     for shape in ((1, 32, 32, 3), (5, 50, 40, 3), (2, 200, 300, 3)):
@@ -162,12 +162,12 @@ def test_the_program_takes_any_number_and_size_of_images(finished: Finished) -> 
         assert probabilities.sum(dim=1) == pytest.approx(1, abs=1e-5)
 
 
-def test_the_card_can_be_read_by_hugging_face(finished: Finished) -> None:
+def test_hugging_face_reads_the_card(finished: Finished) -> None:
     folder = finished.rundir.best_model
     card = ModelCard((folder / "README.md").read_text())
     data = card.data
     assert isinstance(data, ModelCardData)
-    assert data.license == "mit"  # of the weights that tests use
+    assert data.license == "mit"  # the licence of the weights used in tests
     assert data.pipeline_tag == "image-classification"
     results = {found.metric_type: found.metric_value for found in data.eval_results or []}
     test = config_of(folder)["test"]
@@ -181,8 +181,8 @@ def test_the_card_can_be_read_by_hugging_face(finished: Finished) -> None:
 
 
 @pytest.mark.integration
-def test_an_arm_is_exported_afterwards(copy: RunDir, tmp_path: Path) -> None:
-    # The one that the study itself has not exported.
+def test_another_arm_is_exported_after_the_study(copy: RunDir, tmp_path: Path) -> None:
+    # The arm that the study itself did not export.
     (arm,) = {"no-dropout", "dropout"} - {best_row(copy.read_confirm()).setting}
     before = (copy.best_model / "config.json").read_bytes()
     done = run_module("study.export", copy.path, "--arm", arm, "--to", tmp_path / "shipped")
@@ -196,7 +196,7 @@ def test_an_arm_is_exported_afterwards(copy: RunDir, tmp_path: Path) -> None:
 
 
 @pytest.mark.integration
-def test_an_ensemble_is_judged_on_val(copy: RunDir) -> None:
+def test_an_ensemble_is_selected_on_val(copy: RunDir) -> None:
     done = run_module("study.export", copy.path, "--arm", "ensemble")
     assert done.returncode == 0, done.stderr
     config = config_of(copy.best_model)
@@ -217,20 +217,20 @@ def test_an_ensemble_is_judged_on_val(copy: RunDir) -> None:
         "best_single_on_val": best_single,
         "pays": max(scores.values()) > best_single,
     }
-    word = "pays" if config["ensemble"]["pays"] else "does not pay"
-    assert "On val the ensemble of 2 heads has val accuracy" in done.stdout
-    assert f": it {word}." in done.stdout
-    # On test it has what its runs have together, up to bf16 features.
+    outcome = "is better" if config["ensemble"]["pays"] else "is not better"
+    assert "On val, the ensemble of 2 heads has val accuracy" in done.stdout
+    assert f": the ensemble {outcome}." in done.stdout
+    # On test it matches its runs together, up to bf16 features.
     assert config["test"]["accuracy"] == pytest.approx(together("test", config["run_id"]), abs=0.01)
     assert config["head"]["ensemble"] == 2
 
 
 @pytest.mark.integration
-def test_what_is_there_is_not_exported_again(finished: Finished, copy: RunDir) -> None:
+def test_an_existing_export_is_reused_unless_damaged(finished: Finished, copy: RunDir) -> None:
     before = (copy.best_model / "model.onnx").stat().st_mtime_ns
-    half_made = copy.path / ".best_model.part" / "new"
-    half_made.mkdir(parents=True)
-    (half_made / "config.json").write_text("{}")
+    partial = copy.path / ".best_model.part" / "new"
+    partial.mkdir(parents=True)
+    (partial / "config.json").write_text("{}")
     again = run(f"{STUDY} {SMALL} --resume", copy.path)
     assert again.returncode == 0, again.stderr
     assert (copy.best_model / "model.onnx").stat().st_mtime_ns == before
@@ -238,7 +238,7 @@ def test_what_is_there_is_not_exported_again(finished: Finished, copy: RunDir) -
         again.stdout.splitlines()[-1].split("(")[1]
         == finished.output.splitlines()[-1].split("(")[1]
     )
-    # A damaged file is.
+    # A damaged file is exported again.
     (copy.best_model / "model.onnx").write_bytes(b"")
     done = run_module("study.export", copy.path)
     assert done.returncode == 0, done.stderr
@@ -252,13 +252,13 @@ def test_what_is_there_is_not_exported_again(finished: Finished, copy: RunDir) -
     ("words", "message"),
     [
         ("{run} --arm dropuot", "--arm dropuot: give best, ensemble, or one of this study's"),
-        ("{tmp}", "holds no study; give a run directory"),
-        ("{run} --to {run}", "holds other files; give a folder that is new, empty, or"),
+        ("{tmp}", "no study here; give a run directory"),
+        ("{run} --to {run}", "contains other files; give a new or empty folder, or one"),
         ("{run} --amr best", "did you mean --arm?"),
         ("", "required"),
     ],
 )
-def test_a_mistake_costs_one_line_and_writes_nothing(
+def test_a_user_error_is_one_line_and_writes_nothing(
     words: str, message: str, finished: Finished, tmp_path: Path
 ) -> None:
     before = {file: file.stat().st_mtime_ns for file in finished.rundir.path.rglob("*")}
@@ -275,12 +275,12 @@ def test_an_ensemble_of_whole_networks_is_refused(finished: Finished, tmp_path: 
     record = finished.rundir.read_study()
     record["config"] |= {"transfer": "finetune", "space": "finetune", "augment": "flip"}
     RunDir(tmp_path / "run").write_study(record)
-    with pytest.raises(UserError, match="--arm ensemble: where all layers train"):
+    with pytest.raises(UserError, match="--arm ensemble: with --transfer finetune each run"):
         find_study(ExportArguments(str(tmp_path / "run"), arm="ensemble"))
 
 
 def broken(folder: Path, change: Callable[[np.ndarray], np.ndarray]) -> Path:
-    """model.onnx with its last bias changed."""
+    """Return a copy of model.onnx with its last bias changed."""
     model = onnx.load(folder / "model.onnx")
     (bias,) = (t for t in model.graph.initializer if list(t.dims) == [10])
     values = change(onnx.numpy_helper.to_array(bias).copy())
@@ -289,36 +289,38 @@ def broken(folder: Path, change: Callable[[np.ndarray], np.ndarray]) -> Path:
     return folder / "broken.onnx"
 
 
-def test_a_file_that_predicts_otherwise_is_not_exported(copy: RunDir, images: Dataset) -> None:
+def test_a_file_that_disagrees_with_the_model_is_not_exported(
+    copy: RunDir, images: Dataset
+) -> None:
     rows = make_split(images).test
     labels = images.labels[rows]
-    with verify.start(copy.best_model / "model.onnx", 32, 32, 128) as whole:
+    with verify.start_exported(copy.best_model / "model.onnx", 32, 32, 128) as whole:
         expected = verify.compute_probabilities(whole, images.pixels, rows, 10)
 
     def try_file(file: Path) -> None:
-        with verify.start(file, 32, 32, 128) as running:
-            verify.verify(running, images.pixels, rows, labels, expected)
+        with verify.start_exported(file, 32, 32, 128) as running:
+            verify.check_agreement(running, images.pixels, rows, labels, expected)
 
     def try_with(change: Callable[[np.ndarray], np.ndarray]) -> None:
         try_file(broken(copy.best_model, change))
 
     try_with(lambda bias: bias)
-    with pytest.raises(StudyStoppedError, match=r"broken\.onnx does not predict what the model"):
+    with pytest.raises(StudyStoppedError, match=r"broken\.onnx disagrees with the model"):
         try_with(lambda bias: bias + 0.02 * (np.arange(10) == 3))
     (copy.best_model / "broken.onnx").write_bytes(b"no model")
-    with pytest.raises(StudyStoppedError, match="cannot be run on its own"):
+    with pytest.raises(StudyStoppedError, match="cannot be run outside this project"):
         try_file(copy.best_model / "broken.onnx")
 
 
 @pytest.mark.parametrize("file", ["model.onnx", "model.pt2"])
-def test_the_check_has_no_help_from_this_project(file: str, finished: Finished) -> None:
+def test_the_check_runs_without_this_project(file: str, finished: Finished) -> None:
     names = ["ray", "study", "analysis", "search_spaces", "torchvision", "safetensors"]
     names += ["torch"] if file.endswith(".onnx") else []
     code = (
         "import runpy, sys\n"
         f"runpy.run_path({standalone.__file__!r}, run_name='__main__')\n"
-        "there = {name.split('.')[0] for name, module in sys.modules.items() if module}\n"
-        f"assert not there & set({names}), there"
+        "loaded = {name.split('.')[0] for name, module in sys.modules.items() if module}\n"
+        f"assert not loaded & set({names}), loaded"
     )
     command = [sys.executable, "-I", "-c", code, str(finished.rundir.best_model / file)]
     command += ["32", "32", "2"]

@@ -20,9 +20,9 @@ from study.features.extract import (
     FEATURES,
     VERSION,
     Precision,
+    batch_size_for,
     cache_key,
     compute_features,
-    images_at_once,
     load_features,
 )
 from study.models.backbone import KERAS, build_backbone
@@ -36,7 +36,7 @@ SMALL = replace(PREPROCESSES["imagenet"], image_size=32)
 
 
 def part(dataset: Dataset, images: int) -> Dataset:
-    """A few images under a hash of their own."""
+    """The first images of a dataset, under their own hash."""
     return replace(
         dataset,
         pixels=dataset.pixels[:images],
@@ -46,7 +46,7 @@ def part(dataset: Dataset, images: int) -> Dataset:
 
 
 def reference(weights: Weights, pixels: np.ndarray, preprocess: Preprocess) -> Tensor:
-    """The plain path: the backbone as it is, in fp32, all at once."""
+    """The plain path: the unmodified backbone in fp32, in one batch."""
     with torch.inference_mode():
         backbone = build_backbone(weights.state, weights.architecture)
         values: Tensor = backbone(preprocess(torch.from_numpy(pixels)))
@@ -54,7 +54,7 @@ def reference(weights: Weights, pixels: np.ndarray, preprocess: Preprocess) -> T
 
 
 def relative_error(values: Tensor, expected: Tensor) -> float:
-    """The norm of the difference over the norm of what is expected."""
+    """Return the norm of the difference over the norm of the expected values."""
     return float((values.float() - expected).norm() / expected.norm())
 
 
@@ -63,14 +63,14 @@ def relative_error(values: Tensor, expected: Tensor) -> float:
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("bf16", 0.03)])
 @pytest.mark.parametrize("size", [32, 96])
-def test_fast_path_is_the_plain_one(
+def test_fast_path_matches_the_plain_one(
     keras_weights: Weights,
     small_dataset: Dataset,
     precision: Precision,
     tolerance: float,
     size: int,
 ) -> None:
-    """bf16 keeps 8 bits of each value, and 53 layers add up its errors to about 2 %."""
+    """bf16 keeps 8 bits of each value, and its errors add up to about 2 % over 53 layers."""
     preprocess = replace(keras_weights.preprocess, image_size=size)
     pixels = small_dataset.pixels[:130]  # at 96 px more than a batch
     backbone = build_backbone(keras_weights.state, keras_weights.architecture)
@@ -96,8 +96,8 @@ def test_fast_path_with_torchvisions_architecture(
 
 @pytest.mark.parametrize("size", [32, 64, 96, 224, 384, 1024])
 def test_batches_of_large_images_are_small(size: int) -> None:
-    """Or else they would take more memory than a machine may have."""
-    images = images_at_once("cpu", size)
+    """Larger batches could exceed the machine's memory."""
+    images = batch_size_for("cpu", size)
     assert 1 <= images <= CPU_BATCH
     assert images == 1 or images * size**2 <= CPU_PIXELS
 
@@ -117,7 +117,7 @@ def test_fast_path_on_a_gpu(random_weights: Weights, small_dataset: Dataset) -> 
 
 
 @pytest.mark.usefixtures("empty_cache")
-def test_second_time_from_the_cache(keras_weights: Weights, small_dataset: Dataset) -> None:
+def test_second_load_comes_from_the_cache(keras_weights: Weights, small_dataset: Dataset) -> None:
     dataset = part(small_dataset, 32)
     preprocess = replace(keras_weights.preprocess, image_size=32)
     first = load_features(dataset, keras_weights, preprocess, CPU)
@@ -140,7 +140,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_file_is_made_anew(
+def test_damaged_file_is_recomputed(
     random_weights: Weights,
     small_dataset: Dataset,
     empty_cache: Path,
@@ -155,12 +155,12 @@ def test_damaged_file_is_made_anew(
     second = load_features(dataset, random_weights, SMALL, CPU)
     assert not second.cached
     assert torch.equal(first.values, second.values)
-    said = capsys.readouterr().out.splitlines()
-    assert said[0] == f"Features: {path} is damaged, computing them anew"
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == f"Features: {path} is damaged, recomputing them"
     assert load_features(dataset, random_weights, SMALL, CPU).cached
 
 
-def test_features_that_do_not_fit_into_the_cache(
+def test_full_disk_is_a_user_error(
     random_weights: Weights,
     small_dataset: Dataset,
     tmp_path: Path,
@@ -201,8 +201,8 @@ def test_key_depends_on_everything(
     assert key(dataset=replace(small_dataset, source="elsewhere")) == key()
 
 
-#: A process that wants the features of a few images.
-WANT = """
+#: Script of a process that loads the features of a few images.
+LOAD = """
 import torch
 from tests.study.features.test_extract import SMALL, CPU, load_features, part
 from tests import conftest
@@ -215,7 +215,7 @@ print(features.cached, features.name.key)
 
 
 def test_two_processes_compute_once(empty_cache: Path) -> None:
-    command = [sys.executable, "-c", WANT]
+    command = [sys.executable, "-c", LOAD]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(

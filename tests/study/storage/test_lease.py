@@ -1,4 +1,4 @@
-"""Leases: two drivers, each a process of its own, want one study."""
+"""Leases: two drivers, each its own process, compete for a study."""
 
 import multiprocessing
 import os
@@ -18,7 +18,7 @@ from study.storage.object_store import Remote
 
 SPAWN = multiprocessing.get_context("spawn")
 
-#: S3 tells whole seconds.
+#: S3 reports times in whole seconds.
 QUICK = LeaseTiming(expires=4.0, renew=0.5, settle=1.0, look=0.2)
 
 
@@ -40,7 +40,7 @@ def contend(
         outcomes.put((os.getpid(), str(error)))
 
 
-def test_of_two_that_come_at_once_one_gets_it(remote: Remote) -> None:
+def test_only_one_of_two_simultaneous_drivers_gets_the_lease(remote: Remote) -> None:
     start, ended, outcomes = SPAWN.Barrier(2), SPAWN.Event(), SPAWN.Queue()
     arguments = (remote, start, ended, outcomes)
     both = [SPAWN.Process(target=contend, args=arguments) for _ in range(2)]
@@ -51,7 +51,7 @@ def test_of_two_that_come_at_once_one_gets_it(remote: Remote) -> None:
         (winner,) = [pid for pid, outcome in found.items() if outcome == "holds it"]
         (refusal,) = [outcome for outcome in found.values() if outcome != "holds it"]
         host = socket.gethostname()
-        assert f"another process works on this study on {host} (pid {winner}); wait" in refusal
+        assert f"another process on {host} (pid {winner}) is working on this study; wait" in refusal
         ended.set()
         for process in both:
             process.join(60)
@@ -62,7 +62,7 @@ def test_of_two_that_come_at_once_one_gets_it(remote: Remote) -> None:
             process.kill()
 
 
-def test_the_lease_of_one_that_is_alive_is_respected_and_of_one_that_died_taken_over(
+def test_live_lease_is_respected_and_dead_one_is_taken_over(
     remote: Remote,
 ) -> None:
     start, ended, outcomes = SPAWN.Barrier(1), SPAWN.Event(), SPAWN.Queue()
@@ -70,46 +70,48 @@ def test_the_lease_of_one_that_is_alive_is_respected_and_of_one_that_died_taken_
     process.start()
     try:
         assert outcomes.get(timeout=60)[1] == "holds it"
-        said: list[str] = []
+        notices: list[str] = []
         with (
-            pytest.raises(UserError, match=rf"works on this study on .* \(pid {process.pid}\)"),
-            hold_lease(remote, said.append, QUICK),
+            pytest.raises(
+                UserError, match=rf"process on .* \(pid {process.pid}\) is working on this study"
+            ),
+            hold_lease(remote, notices.append, QUICK),
         ):
             pass
-        assert len(said) == 1
-        assert "waiting for up to" in said[0]
+        assert len(notices) == 1
+        assert "waiting up to" in notices[0]
         assert remote.exists(LEASE)
         process.kill()
         process.join()
         before = time.monotonic()
-        with hold_lease(remote, said.append, QUICK) as lease:
-            assert time.monotonic() - before > 1, "it was not waited for"
+        with hold_lease(remote, notices.append, QUICK) as lease:
+            assert time.monotonic() - before > 1, "the old lease was not waited for"
             lease.check()
-        assert len(said) == 2
+        assert len(notices) == 2
         assert not remote.exists(LEASE)
     finally:
         process.kill()
 
 
 @pytest.mark.parametrize("hours", [-1, 1])
-def test_the_clock_of_another_machine_may_be_wrong(
+def test_lease_tolerates_wrong_machine_clocks(
     remote: Remote, monkeypatch: pytest.MonkeyPatch, hours: int
 ) -> None:
-    """How old a lease is, is told by the store's clock."""
+    """The age of a lease is measured by the store's clock."""
     clock = time.time
     with hold_lease(remote, times=QUICK):
         monkeypatch.setattr("time.time", lambda: clock() + 3600 * hours)
-        said: list[str] = []
+        notices: list[str] = []
         with (
-            pytest.raises(UserError, match="another process works on this study"),
-            hold_lease(remote, said.append, QUICK),
+            pytest.raises(UserError, match=r"another process .* is working on this study"),
+            hold_lease(remote, notices.append, QUICK),
         ):
             pass
-        assert re.search(r"waiting for up to [1-5] s", said[0])
+        assert re.search(r"waiting up to [1-5] s", notices[0])
 
 
-def test_one_that_was_held_up_finds_that_it_has_lost_the_lease(remote: Remote) -> None:
-    """As a laptop that has slept does; it must not write over what the other one does."""
+def test_suspended_process_detects_that_it_lost_the_lease(remote: Remote) -> None:
+    """For example a laptop that slept; it must not overwrite the other driver's work."""
     start, ended, outcomes = SPAWN.Barrier(1), SPAWN.Event(), SPAWN.Queue()
     process = SPAWN.Process(target=contend, args=(remote, start, ended, outcomes))
     process.start()
@@ -118,20 +120,20 @@ def test_one_that_was_held_up_finds_that_it_has_lost_the_lease(remote: Remote) -
         assert process.pid
         os.kill(process.pid, signal.SIGSTOP)
         with hold_lease(remote, lambda _: None, QUICK) as lease:
-            # In this order: setting an event waits for whoever waits for it.
+            # In this order, since setting an event waits for its waiters.
             os.kill(process.pid, signal.SIGCONT)
             ended.set()
-            said = outcomes.get(timeout=60)[1]
+            outcome = outcomes.get(timeout=60)[1]
             host = socket.gethostname()
-            assert f"has been taken over by {host} (pid {os.getpid()})" in said
+            assert f"has been taken over by {host} (pid {os.getpid()})" in outcome
             process.join(60)
             lease.check()
-            assert remote.exists(LEASE), "the loser has released the winner's lease"
+            assert remote.exists(LEASE), "the loser released the winner's lease"
     finally:
         process.kill()
 
 
-def test_a_lease_that_cannot_be_renewed_stops_the_study(
+def test_lease_that_cannot_be_renewed_stops_the_study(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     remote = Remote((tmp_path / "store").as_uri())
@@ -155,7 +157,7 @@ def test_a_lease_that_cannot_be_renewed_stops_the_study(
     assert remote.exists(LEASE)
 
 
-def test_a_lease_is_released_whatever_ends_the_study(tmp_path: Path) -> None:
+def test_lease_is_released_on_any_exception(tmp_path: Path) -> None:
     remote = Remote((tmp_path / "store").as_uri())
     times = LeaseTiming(settle=0.0)
     for error in (KeyboardInterrupt, ValueError):

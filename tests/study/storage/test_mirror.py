@@ -1,4 +1,4 @@
-"""A driver's mirror, file by file, without Ray: whenever it dies, another one can go on."""
+"""A driver's mirror, file by file, without Ray: after a crash, another driver can continue."""
 
 import shutil
 import threading
@@ -33,11 +33,11 @@ DRAWN: dict[str, optuna.distributions.BaseDistribution] = {
 
 
 class GoneError(Exception):
-    """The driver has died."""
+    """The driver has crashed."""
 
 
 class Mortal:
-    """Lets the store take so many changes, then none; counts them."""
+    """Lets the store accept a limited number of changes, and records them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, limit: float = float("inf")) -> None:
         self.done: list[str] = []
@@ -77,7 +77,7 @@ def mirrored(
 
 
 def pulled(study: Study, remote: Remote, place: Path) -> Study:
-    """The study as another machine has it; found to be whole."""
+    """Return the study as pulled by another machine, checked to be intact."""
     mirror = DriverMirror(place, remote)
     mirror.pull()
     mirror.close()
@@ -87,7 +87,7 @@ def pulled(study: Study, remote: Remote, place: Path) -> Study:
 
 
 def a_trial(study: Study, arm: str = "dropout", epochs: int = 3) -> str:
-    """What the search does with a trial, its training left out."""
+    """Do what the search does with a trial, except training."""
     ot_study = open_study(open_storage(study.rundir.optuna_db), arm, "max")
     trial = ot_study.ask(DRAWN)
     name = run_id(arm, trial.number)
@@ -102,7 +102,7 @@ def a_trial(study: Study, arm: str = "dropout", epochs: int = 3) -> str:
 
 
 def a_confirmation(study: Study, name: str) -> None:
-    """What the confirmation writes of a run."""
+    """Write what a confirmation run writes."""
     rundir = study.rundir
     rundir.weights(name).parent.mkdir(exist_ok=True)
     rundir.weights(name).write_bytes(b"weights")
@@ -124,7 +124,7 @@ def a_confirmation(study: Study, name: str) -> None:
 
 
 def a_study(study: Study, over: list[str]) -> None:
-    """A small study; `over` is told of each trial whose end has been kept."""
+    """Run a small study; add each trial whose end has been saved to `over`."""
     study.rundir.write_study(study.rundir.read_study())
     for _ in range(2):
         over += [a_trial(study)]
@@ -144,7 +144,7 @@ def ended(rundir: RunDir) -> set[str]:
 
 
 def told(rundir: RunDir) -> set[tuple[str, int]]:
-    """The epochs that Optuna has been told of."""
+    """Return the epochs reported to Optuna."""
     if not rundir.optuna_db.exists():
         return set()
     return {
@@ -155,7 +155,7 @@ def told(rundir: RunDir) -> set[tuple[str, int]]:
     }
 
 
-def test_a_state_goes_once_the_epochs_in_it_are_there(
+def test_checkpoint_is_deleted_after_its_epochs_are_uploaded(
     study: Study, remote: Remote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = Mortal(monkeypatch)
@@ -166,10 +166,10 @@ def test_a_state_goes_once_the_epochs_in_it_are_there(
     assert world.done == ["write epochs.jsonl", "delete states/dropout-000.safetensors"]
 
 
-def test_whenever_the_driver_dies_another_one_can_go_on(
+def test_another_driver_can_continue_after_any_crash(
     study: Study, remote: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It dies before each change of the store in turn, between two files of a snapshot too."""
+    """The driver crashes before each change in turn, also between two files of a snapshot."""
     open_study(open_storage(study.rundir.optuna_db), "dropout", "max")
     seen: list[tuple[int, int, int]] = []
     between, died, limit = 0, True, 0
@@ -194,24 +194,24 @@ def test_whenever_the_driver_dies_another_one_can_go_on(
                 died = True
         between += died and store_of_one.done[-1:] == ["write epochs.jsonl"]
         there = pulled(here, store, tmp_path / f"there-{limit}")
-        # No trial is lost but the one that had just ended.
+        # At most the trial that had just ended is lost.
         assert set(over) <= ended(there.rundir)
         assert told(there.rundir) == {
             (row.run_id, row.epoch) for row in there.rundir.read_epochs() if row.phase == "search"
-        }, "epochs.jsonl was not cut to what the database knows"
+        }, "epochs.jsonl was not truncated to match the database"
         rows = {row.run_id: row for row in there.rundir.read_epochs()}
         for done in there.rundir.read_confirmations():
-            assert rows[done.run_id].epoch == done.epochs, "a row stands before its epochs"
+            assert rows[done.run_id].epoch == done.epochs, "a row was uploaded before its epochs"
             assert there.rundir.predictions(done.run_id).exists()
             assert store.exists(f"weights/{done.run_id}.safetensors")
         seen.append((len(ended(there.rundir)), len(rows), len(there.rundir.read_confirmations())))
         limit += 1
     assert seen == sorted(seen)
     assert seen[-1] == (2, 3, 1)
-    assert between >= 4, "it never died between the two files of a snapshot"
+    assert between >= 4, "it never crashed between the two files of a snapshot"
 
 
-def test_a_snapshot_that_waits_is_replaced_by_the_next(
+def test_queued_snapshot_is_replaced_by_the_next(
     study: Study, remote: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = Mortal(monkeypatch)
@@ -234,7 +234,7 @@ def test_a_snapshot_that_waits_is_replaced_by_the_next(
     assert ended(pulled(study, remote, tmp_path / "there").rundir) == set(names)
 
 
-def test_time_alone_takes_a_snapshot_only_when_there_is_something_new(
+def test_periodic_snapshot_is_taken_only_after_a_change(
     study: Study, remote: Remote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = Mortal(monkeypatch)
@@ -257,7 +257,7 @@ def test_time_alone_takes_a_snapshot_only_when_there_is_something_new(
         assert world.done.count("write optuna.db") == before + 1
 
 
-def test_a_store_that_takes_nothing_stops_the_study(
+def test_unreachable_store_stops_the_study(
     study: Study, remote: Remote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failures = []
@@ -280,7 +280,7 @@ def test_a_store_that_takes_nothing_stops_the_study(
             mine.rundir.delete(mine.rundir.state("a"))
 
 
-def test_a_short_failure_of_the_store_is_not_noticed(
+def test_short_failure_of_the_store_is_retried(
     study: Study, remote: Remote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write, left = Remote.write, [1, 1]
@@ -299,7 +299,7 @@ def test_a_short_failure_of_the_store_is_not_noticed(
     assert remote.read("failures/a-1.txt") == b"text\n"
 
 
-def test_a_driver_that_has_lost_its_lease_writes_no_more(study: Study, remote: Remote) -> None:
+def test_driver_that_lost_its_lease_stops_writing(study: Study, remote: Remote) -> None:
     lost = threading.Event()
 
     def guard() -> None:
@@ -320,9 +320,7 @@ def test_a_driver_that_has_lost_its_lease_writes_no_more(study: Study, remote: R
     assert remote.read("optuna.db") == before
 
 
-def test_the_working_copy_is_what_the_store_holds(
-    study: Study, remote: Remote, tmp_path: Path
-) -> None:
+def test_working_copy_matches_the_store(study: Study, remote: Remote, tmp_path: Path) -> None:
     for name in (
         "study.json", "confirm/a.json", "report/verdict.json", "report/figures/a.svg",
         "states/a.safetensors", "weights/a.safetensors", "search/part-3/a/result.json",
@@ -348,7 +346,7 @@ def test_the_working_copy_is_what_the_store_holds(
         assert not remote.exists("weights/a.safetensors")
 
 
-def test_the_end_brings_everything_there_and_clears_away_what_is_old(
+def test_finish_uploads_everything_and_deletes_stale_files(
     study: Study, remote: Remote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     remote.write("report/figures/old.svg", b"-")
@@ -368,20 +366,20 @@ def test_the_end_brings_everything_there_and_clears_away_what_is_old(
         assert world.done == [], "something was uploaded again"
 
 
-def test_deleting_what_is_not_there_costs_nothing_as_trials_become_many(
+def test_deleting_missing_files_makes_no_requests(
     study: Study, remote: Remote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     remote.write("weights/dropout-001.safetensors", b"-")
     world = Mortal(monkeypatch)
     with mirrored(study, remote) as (mine, mirror):
         mirror.pull()
-        for number in range(100):  # as `tidy` does at a start
+        for number in range(100):  # as at the start of a resumed search
             mine.rundir.delete(mine.rundir.state(f"dropout-{number:03d}"))
             mine.rundir.delete(mine.rundir.weights(f"dropout-{number:03d}"))
         mirror.flush()
         assert world.done == ["delete weights/dropout-001.safetensors"]
         mine.rundir.tick()
-        for _ in range(3):  # as `delete_worse` does at the end of each trial
+        for _ in range(3):  # as at the end of each trial
             mine.rundir.delete(mine.rundir.weights("dropout-000"))
             mine.rundir.delete(mine.rundir.weights("dropout-200"))
         mine.rundir.delete(mine.rundir.state("dropout-000"))
@@ -392,12 +390,12 @@ def test_deleting_what_is_not_there_costs_nothing_as_trials_become_many(
         ]
 
 
-def test_a_run_that_is_put_away_is_put_away_in_the_store_too(study: Study, remote: Remote) -> None:
+def test_archived_run_is_archived_in_the_store_too(study: Study, remote: Remote) -> None:
     with mirrored(study, remote) as (mine, mirror):
         a_confirmation(mine, "run-0")
         mine.rundir.write_confirm([])
-        mine.rundir.put_confirm_away()
-        mine.rundir.put_confirmation_away("run-0")
+        mine.rundir.archive_confirm()
+        mine.rundir.archive_confirmation("run-0")
         mirror.flush()
     assert [file.name for file in remote.files("confirm")] == [
         "confirm/before-look-2/run-0.json",
@@ -408,19 +406,17 @@ def test_a_run_that_is_put_away_is_put_away_in_the_store_too(study: Study, remot
     assert not remote.exists("weights/run-0.safetensors")
 
 
-def test_a_look_that_was_being_put_away_is_not_counted_twice(
+def test_look_whose_archiving_was_interrupted_is_not_counted_twice(
     study: Study, remote: Remote, tmp_path: Path
 ) -> None:
     remote.write("confirm.csv", b"rows")
     remote.write("confirm/look-1.csv", b"rows")
     there = pulled(study, remote, tmp_path / "there")
-    there.rundir.put_confirm_away()
-    assert [file.name for file in there.rundir.earlier_confirms] == ["look-1.csv"]
+    there.rundir.archive_confirm()
+    assert [file.name for file in there.rundir.archived_confirms] == ["look-1.csv"]
 
 
-def test_the_times_of_phases_follow_to_the_store(
-    study: Study, remote: Remote, tmp_path: Path
-) -> None:
+def test_phase_times_are_uploaded(study: Study, remote: Remote, tmp_path: Path) -> None:
     with mirrored(study, remote) as (mine, mirror):
         mine.rundir.write_study(mine.rundir.read_study())
         PhaseTimer(mine.rundir, 1.0).started()
@@ -431,17 +427,17 @@ def test_the_times_of_phases_follow_to_the_store(
     assert [(row.start, row.begin) for row in rows] == [(1, 1.0), (2, 2.0)]
 
 
-def test_a_database_that_does_not_say_how_long_epochs_were_leaves_them_alone(
+def test_epochs_are_kept_if_the_database_stores_no_length(
     study: Study, remote: Remote, tmp_path: Path
 ) -> None:
-    """A run directory that someone has copied into a store."""
+    """For example a run directory that was copied into a store by hand."""
     a_trial(study)
     shutil.copytree(study.rundir.path, tmp_path / "store" / "study")
     there = pulled(study, remote, tmp_path / "there")
     assert there.rundir.epochs.read_bytes() == study.rundir.epochs.read_bytes()
 
 
-def test_epochs_that_the_store_has_lost_are_missed(
+def test_epochs_lost_in_the_store_are_detected(
     study: Study, remote: Remote, tmp_path: Path
 ) -> None:
     with mirrored(study, remote) as (mine, mirror):
@@ -454,7 +450,7 @@ def test_epochs_that_the_store_has_lost_are_missed(
         pulled(study, remote, tmp_path / "there")
 
 
-def test_working_copies_of_different_stores_are_different(empty_cache: Path) -> None:
+def test_different_stores_have_different_working_copies(empty_cache: Path) -> None:
     first = working_copy("s3://bucket/runs", "study")
     assert first.is_relative_to(empty_cache)
     assert first.name == "study"

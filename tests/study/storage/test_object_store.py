@@ -1,4 +1,4 @@
-"""Folders in a store: a real S3 server in a process of its own, and a disk by its URI."""
+"""Folders in an object store: a real S3 server in its own process, and a disk by URI."""
 
 import os
 import re
@@ -23,7 +23,7 @@ def remote(request: pytest.FixtureRequest, tmp_path: Path) -> Remote:
     return Remote(request.getfixturevalue("bucket"))
 
 
-def test_files_go_there_and_come_back_whole(remote: Remote, tmp_path: Path) -> None:
+def test_files_survive_a_round_trip(remote: Remote, tmp_path: Path) -> None:
     file = tmp_path / "made" / "here"
     file.parent.mkdir()
     for content in (b"", b"small", os.urandom(12_000_000)):  # S3 takes the last in parts
@@ -35,7 +35,7 @@ def test_files_go_there_and_come_back_whole(remote: Remote, tmp_path: Path) -> N
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["copy"]
 
 
-def test_a_folder_in_a_store_is_listed_with_sizes_and_times(remote: Remote) -> None:
+def test_folder_listing_has_sizes_and_times(remote: Remote) -> None:
     study = remote.child("a study")
     study.write("study.json", b"{}")
     study.write("confirm/look-1.csv", b"12345")
@@ -56,10 +56,10 @@ def test_a_folder_in_a_store_is_listed_with_sizes_and_times(remote: Remote) -> N
     assert not study.exists("confirm")
 
 
-def test_the_address_of_a_store_may_come_from_the_environment(
+def test_endpoint_may_come_from_the_environment(
     s3_endpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As Amazon's own tools take it."""
+    """As in Amazon's own tools."""
     bucket = s3.new_bucket(s3_endpoint).partition("?")[0]
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{s3_endpoint}")
     Remote(bucket).write("file", b"content")
@@ -69,7 +69,7 @@ def test_the_address_of_a_store_may_come_from_the_environment(
     assert Remote(f"{bucket}/").read("file") == b"content"
 
 
-def test_what_is_not_there_is_none(remote: Remote, tmp_path: Path) -> None:
+def test_missing_files_and_folders(remote: Remote, tmp_path: Path) -> None:
     assert remote.read("study.json") is None
     assert not remote.download("study.json", tmp_path / "study.json")
     assert not list(tmp_path.glob("study.json"))
@@ -77,7 +77,7 @@ def test_what_is_not_there_is_none(remote: Remote, tmp_path: Path) -> None:
     assert remote.folders() == []
 
 
-def test_a_disk_holds_no_halves_of_files(tmp_path: Path) -> None:
+def test_no_partial_files_are_left_on_disk(tmp_path: Path) -> None:
     remote = Remote(tmp_path.as_uri())
     remote.write("file", b"content")
     (tmp_path / "folder").mkdir()
@@ -96,21 +96,21 @@ def failing(do: Callable[[], object], within: float = 60) -> str:
     return str(error.value)
 
 
-def test_what_is_wrong_is_said_in_a_line(s3_endpoint: str, tmp_path: Path) -> None:
+def test_errors_are_one_line(s3_endpoint: str, tmp_path: Path) -> None:
     there = f"?endpoint_override={s3_endpoint}&scheme=http"
-    said = failing(lambda: Remote(f"s3://no-such-bucket/runs{there}").write("a", b"1"))
-    assert said.startswith(f"s3://no-such-bucket/runs{there}: there is no such bucket; make it")
+    message = failing(lambda: Remote(f"s3://no-such-bucket/runs{there}").write("a", b"1"))
+    assert message.startswith(
+        f"s3://no-such-bucket/runs{there}: the bucket does not exist; create it"
+    )
     nobody = f"?endpoint_override=127.0.0.1:{s3.free_port()}&scheme=http"
-    said = failing(lambda: Remote(f"s3://bucket/runs{nobody}").read("a"))
-    assert "it cannot be reached; check the address and the network" in said
+    message = failing(lambda: Remote(f"s3://bucket/runs{nobody}").read("a"))
+    assert "it cannot be reached; check the address and the network" in message
     assert "'colour'" in failing(lambda: Remote("s3://bucket/runs?colour=red").read("a"))
     (tmp_path / "file").touch()
     failing(lambda: Remote((tmp_path / "file").as_uri()).write("a", b"1"))
 
 
-def test_a_server_that_does_not_answer_is_not_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unresponsive_server_times_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(object_store, "_ANSWER", 1.0)
     process, endpoint = s3.start_s3(tmp_path / "log")
     try:
@@ -124,36 +124,34 @@ def test_a_server_that_does_not_answer_is_not_waited_for(
     assert "it cannot be reached" in failing(lambda: remote.write("a", b"1"))
 
 
-def test_a_server_that_knows_no_such_user_denies_access(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unknown_user_is_denied_access(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in s3.ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("INITIAL_NO_AUTH_ACTION_COUNT", "3")  # until the bucket is made
     process, endpoint = s3.start_s3(tmp_path / "log")
     try:
         remote = Remote(s3.new_bucket(endpoint))
-        said = failing(lambda: remote.write("a", b"1"))
-        assert "access is denied; check the credentials in the environment" in said
+        message = failing(lambda: remote.write("a", b"1"))
+        assert "access is denied; check the credentials in the environment" in message
     finally:
         process.kill()
         process.wait()
 
 
 @pytest.mark.parametrize(
-    ("uri", "says"),
+    ("uri", "message"),
     [
         ("ftp://host/runs", "give a path, or a URI of the form s3://BUCKET/FOLDER, gs://"),
         ("https://host/runs", "give a path, or a URI"),
-        ("s3://", "no bucket in it; give s3://BUCKET/FOLDER"),
-        ("s3:///runs", "no bucket in it"),
-        ("gs://?scheme=http", "no bucket in it"),
-        ("file://runs", "no absolute path in it; give file:///FOLDER"),
-        ("file:///", "no absolute path in it"),
+        ("s3://", "no bucket in the URI; give s3://BUCKET/FOLDER"),
+        ("s3:///runs", "no bucket in the URI"),
+        ("gs://?scheme=http", "no bucket in the URI"),
+        ("file://runs", "no absolute path in the URI; give file:///FOLDER"),
+        ("file:///", "no absolute path in the URI"),
     ],
 )
-def test_a_uri_that_is_none_is_refused(uri: str, says: str) -> None:
-    with pytest.raises(UserError, match=re.escape(says)):
+def test_invalid_uri_is_refused(uri: str, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
         check_uri(uri)
 
 
@@ -169,13 +167,13 @@ def test_a_uri_that_is_none_is_refused(uri: str, says: str) -> None:
     ],
 )
 def test_credentials_in_a_uri_are_refused_and_not_repeated(uri: str) -> None:
-    with pytest.raises(UserError, match="credentials stand in the URI") as error:
+    with pytest.raises(UserError, match="the URI contains credentials") as error:
         check_uri(uri)
     assert "hunter2" not in str(error.value)
     assert "AKIAME" not in str(error.value)
 
 
-def test_uris_that_are_fine() -> None:
+def test_valid_uris() -> None:
     for uri in (
         "s3://bucket/runs?endpoint_override=127.0.0.1:9000&scheme=http&region=eu-west-1",
         "gs://bucket",
@@ -189,7 +187,7 @@ def test_uris_that_are_fine() -> None:
     assert not is_uri("runs/a:b")
 
 
-def test_a_place_that_a_node_does_not_share_is_found_out(bucket: str, tmp_path: Path) -> None:
+def test_storage_not_shared_with_a_node_is_detected(bucket: str, tmp_path: Path) -> None:
     here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
     here.mkdir()
     elsewhere.mkdir()
@@ -197,14 +195,14 @@ def test_a_place_that_a_node_does_not_share_is_found_out(bucket: str, tmp_path: 
     for place, other in ((here, elsewhere), (remote.child("a"), remote.child("b"))):
         with probed(place) as token:
             assert probe(place, token) is None
-            assert "is not the driver's" in str(probe(other, token))
+            assert "is not shared with the driver" in str(probe(other, token))
         with probed(other) as another:
             assert another != token
-            assert "is not the driver's" in str(probe(other, token))
+            assert "is not shared with the driver" in str(probe(other, token))
     assert not list(here.iterdir())
     assert not remote.exists(f"a/{DRIVER_FILE}")
     assert remote.files() == []
     gone = tmp_path / "gone"
-    assert "is not the driver's" in str(probe(gone, token))
+    assert "is not shared with the driver" in str(probe(gone, token))
     nobody = f"s3://bucket/runs?endpoint_override=127.0.0.1:{s3.free_port()}&scheme=http"
     assert "it cannot be reached" in str(probe(Remote(nobody), token))

@@ -1,4 +1,4 @@
-"""The cache: whole files, and one process at a time."""
+"""The cache: complete files, each created by one process at a time."""
 
 import errno
 import hashlib
@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from study.errors import UserError
 from study.system.cache import cache_dir, sha256_of, whole_file, workspace
 
-#: A process that wants an entry which takes a second to make.
+#: A process that needs an entry which takes some seconds to make.
 WANT = """
 import sys, time
 from pathlib import Path
@@ -47,20 +47,20 @@ def wait_for(path: Path) -> None:
         time.sleep(0.01)
 
 
-def test_cache_dir_is_made_where_xdg_says(empty_cache: Path) -> None:
+def test_cache_dir_is_created_where_xdg_says(empty_cache: Path) -> None:
     assert not empty_cache.exists()
     assert cache_dir() == empty_cache
     assert empty_cache.is_dir()
 
 
-def test_cache_dir_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_dir_that_cannot_be_created(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(UserError, match=r"cannot be written to.*XDG_CACHE_HOME"):
         cache_dir()
 
 
-def test_file_appears_whole(tmp_path: Path) -> None:
+def test_file_is_written_atomically(tmp_path: Path) -> None:
     path = tmp_path / "folder" / "entry"
     with whole_file(path) as partial:
         partial.write_text("half")
@@ -76,7 +76,7 @@ def write_half(path: Path, error: Exception) -> None:
         raise error
 
 
-def test_file_does_not_appear_if_writing_it_fails(tmp_path: Path) -> None:
+def test_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "entry"
     path.write_text("old")
     with pytest.raises(KeyError):
@@ -93,7 +93,7 @@ def test_file_does_not_appear_if_writing_it_fails(tmp_path: Path) -> None:
     ],
     ids=["system", "safetensors"],
 )
-def test_full_disk_is_the_users_to_mend(tmp_path: Path, full: Exception) -> None:
+def test_full_disk_is_a_user_error(tmp_path: Path, full: Exception) -> None:
     with pytest.raises(UserError, match=r"No space left on device.*XDG_CACHE_HOME"):
         write_half(tmp_path / "entry", full)
 
@@ -115,11 +115,11 @@ def test_two_processes_make_an_entry_once(tmp_path: Path) -> None:
     second = want(entry, 2)
     assert first.communicate()[0].split("\n") == ["making", "whole", ""]
     waited, found, _ = second.communicate()[0].split("\n")
-    assert waited == "Waiting for another process, which is busy with entry ..."
+    assert waited == "Waiting for another process to finish with entry ..."
     assert found == "whole"
 
 
-def test_killed_process_leaves_nothing_that_matters(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_process_are_overwritten(tmp_path: Path) -> None:
     entry = tmp_path / "entry"
     killed = want(entry, 60)
     wait_for(tmp_path / "entry.partial")

@@ -1,4 +1,4 @@
-"""Fetching: a web server on this machine and stand-ins for npm take the place of the real ones."""
+"""Downloads from a local web server and from stand-ins for npm."""
 
 import base64
 import gzip
@@ -33,7 +33,7 @@ CONTENT = bytes(range(256)) * 10_000
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Serves /whole, /cut (too little of it) and /silent (nothing, for two seconds)."""
+    """Serves /whole, /cut (a truncated response) and /silent (no response for two seconds)."""
 
     def do_GET(self) -> None:
         if self.path == "/silent":
@@ -63,15 +63,15 @@ def test_download(server: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["whole", "cut"])
-def test_other_file_than_the_published_one_is_refused(
+def test_file_that_differs_from_the_published_one_is_refused(
     server: str, tmp_path: Path, path: str
 ) -> None:
     published = hashlib.md5(CONTENT if path == "cut" else b"another").hexdigest()
-    with pytest.raises(SourceError, match="not the published file"):
+    with pytest.raises(SourceError, match="does not match the published file"):
         download(WebFile(f"{server}/{path}", "md5", published), tmp_path / "file", "it")
 
 
-def test_silent_server_is_given_up(
+def test_unresponsive_server_times_out(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("study.system.download.TIMEOUT", 0.2)
@@ -81,7 +81,7 @@ def test_silent_server_is_given_up(
     assert time.monotonic() - started < 1.5
 
 
-def test_nobody_listens(tmp_path: Path) -> None:
+def test_connection_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="Connection refused"):
         download(WebFile("http://127.0.0.1:1/", "md5", "0" * 32), tmp_path / "file", "it")
 
@@ -97,7 +97,7 @@ def package(content: bytes) -> NpmPackage:
 
 @pytest.fixture
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that is all of the PATH, with no npm beside Python either."""
+    """A folder that is the only entry of PATH; there is no npm next to Python either."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))
@@ -106,64 +106,62 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def workplace(tmp_path: Path) -> Path:
-    folder = tmp_path / "workplace"
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "folder"
     folder.mkdir()
     return folder
 
 
 def stand_in(folder: Path, script: str) -> None:
-    """A shell script in the place of npm."""
+    """Create a shell script that stands in for npm."""
     npm = folder / "npm"
     npm.write_text(f"#!/bin/sh\n{script}\n")
     npm.chmod(0o755)
 
 
-def test_npm_gives_the_published_tarball(path: Path, workplace: Path) -> None:
+def test_npm_fetches_the_published_tarball(path: Path, folder: Path) -> None:
     stand_in(path, "printf content > name-1.0.0.tgz")
-    assert npm_pack(package(b"content"), workplace).read_bytes() == b"content"
+    assert npm_pack(package(b"content"), folder).read_bytes() == b"content"
 
 
 @pytest.mark.usefixtures("path")
-def test_npm_beside_python_is_found(workplace: Path) -> None:
+def test_npm_next_to_python_is_found(folder: Path) -> None:
     Path(sys.executable).parent.mkdir()
     stand_in(Path(sys.executable).parent, "printf content > name-1.0.0.tgz")
-    assert npm_pack(package(b"content"), workplace).name == "name-1.0.0.tgz"
+    assert npm_pack(package(b"content"), folder).name == "name-1.0.0.tgz"
 
 
-def test_altered_package_is_refused(path: Path, workplace: Path) -> None:
+def test_altered_package_is_refused(path: Path, folder: Path) -> None:
     stand_in(path, "printf altered > name-1.0.0.tgz")
-    with pytest.raises(SourceError, match="not the published package"):
-        npm_pack(package(b"content"), workplace)
+    with pytest.raises(SourceError, match="does not match the published package"):
+        npm_pack(package(b"content"), folder)
 
 
 @pytest.mark.usefixtures("path")
-def test_npm_is_missing(workplace: Path) -> None:
+def test_missing_npm(folder: Path) -> None:
     with pytest.raises(SourceError, match="npm is not installed"):
-        npm_pack(package(b"content"), workplace)
+        npm_pack(package(b"content"), folder)
 
 
-def test_npm_says_what_went_wrong(path: Path, workplace: Path) -> None:
+def test_error_of_npm_is_reported(path: Path, folder: Path) -> None:
     stand_in(path, "echo 'npm error code E404'; echo 'npm error 404 Not Found' >&2; exit 1")
     with pytest.raises(SourceError, match=r"^npm pack failed: 404 Not Found$"):
-        npm_pack(package(b"content"), workplace)
+        npm_pack(package(b"content"), folder)
 
 
-def test_npm_without_progress_is_given_up(
-    path: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stalled_npm_is_killed(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(path, "exec /bin/sleep 30")
     monkeypatch.setattr("study.system.download.STALL", 0.3)
     started = time.monotonic()
-    with pytest.raises(SourceError, match="npm has received nothing"):
-        npm_pack(package(b"content"), workplace)
+    with pytest.raises(SourceError, match="npm has received no data"):
+        npm_pack(package(b"content"), folder)
     assert time.monotonic() - started < 10
 
 
-# --- archives and order -----------------------------------------------------------------------
+# --- archives and sources ---------------------------------------------------------------------
 
 
-def test_members_are_read_and_nothing_is_unpacked(tmp_path: Path) -> None:
+def test_members_are_read_without_unpacking(tmp_path: Path) -> None:
     archive = tmp_path / "folder" / "archive.tgz"
     archive.parent.mkdir()
     with tarfile.open(archive, "w:gz") as tar:
@@ -178,7 +176,7 @@ def test_members_are_read_and_nothing_is_unpacked(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*")] == ["folder", "archive.tgz"]
 
 
-#: What a hostile archive holds by the name of a wanted file, and to what it points.
+#: Type and link target of a hostile member that has the name of a wanted file.
 SPECIAL = {
     "symlink": (tarfile.SYMTYPE, "/etc/hostname"),
     "link": (tarfile.LNKTYPE, "unwanted"),
@@ -192,7 +190,7 @@ SPECIAL = {
 
 
 @pytest.mark.parametrize("kind", SPECIAL)
-def test_what_is_no_file_is_not_read(tmp_path: Path, kind: str) -> None:
+def test_only_regular_files_are_read(tmp_path: Path, kind: str) -> None:
     archive = tmp_path / "archive.tar"
     with tarfile.open(archive, "w") as tar:
         add(tar, "unwanted", b"secret")
@@ -205,7 +203,7 @@ def test_what_is_no_file_is_not_read(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["/wanted", "/etc/wanted", "../wanted", "a/../../../wanted"])
-def test_no_path_leads_out(tmp_path: Path, name: str) -> None:
+def test_paths_outside_the_folder_are_harmless(tmp_path: Path, name: str) -> None:
     archive = tmp_path / "folder" / "archive.tar"
     archive.parent.mkdir()
     with tarfile.open(archive, "w") as tar:
@@ -223,24 +221,27 @@ def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 def header(
     name: str, size: int, kind: bytes = tarfile.REGTYPE, pax: dict[str, str] | None = None
 ) -> bytes:
-    """A member's header with nothing behind it, however large it says that it is."""
+    """Return a member's header without its content, whatever size it claims."""
     member = tarfile.TarInfo(name)
     member.size, member.type, member.pax_headers = size, kind, pax or {}
     return member.tobuf(tarfile.PAX_FORMAT if pax else tarfile.GNU_FORMAT)
 
 
 BOMBS = {
-    "wanted": (header("wanted", 10**12), "a file in it has 1,000,000,000,000 bytes"),
-    "unwanted": (header("unwanted", 10**12), "a file in it has 1,000,000,000,000 bytes"),
-    "said in an extended header": (
+    "wanted": (header("wanted", 10**12), "it contains a file of 1,000,000,000,000 bytes"),
+    "unwanted": (header("unwanted", 10**12), "it contains a file of 1,000,000,000,000 bytes"),
+    "size in an extended header": (
         header("wanted", 1, pax={"size": str(10**12)}),
-        "a file in it has 1,000,000,000,000 bytes",
+        "it contains a file of 1,000,000,000,000 bytes",
     ),
-    "an extended header": (header("x", 10**12, tarfile.XHDTYPE), "a file in it has 1,000,000"),
-    "a long name": (header("x", 10**12, tarfile.GNUTYPE_LONGNAME), "a file in it has 1,000,000"),
+    "an extended header": (header("x", 10**12, tarfile.XHDTYPE), "it contains a file of 1,000,000"),
+    "a long name": (
+        header("x", 10**12, tarfile.GNUTYPE_LONGNAME),
+        "it contains a file of 1,000,000",
+    ),
     "a sparse file": (
         header("wanted", 0, pax={"GNU.sparse.map": "0,0", "GNU.sparse.size": str(10**12)}),
-        "a file in it has 1,000,000,000,000 bytes",
+        "it contains a file of 1,000,000,000,000 bytes",
     ),
     "below zero": (header("wanted", -512), "it cannot be read as a tar archive"),
 }
@@ -251,7 +252,7 @@ BOMBS = {
 def test_bomb_is_refused_before_it_is_read(
     tmp_path: Path, bomb: str, mode: Literal["w", "w:gz"]
 ) -> None:
-    """A member that is there would be read after that: these hold nothing but their headers."""
+    """The archives hold only headers; reading the claimed content would fail differently."""
     content, message = BOMBS[bomb]
     archive = tmp_path / "archive.tar"
     with (gzip.open if mode == "w:gz" else open)(archive, "wb") as file:
@@ -260,9 +261,7 @@ def test_bomb_is_refused_before_it_is_read(
         read_members(archive, ["wanted"])
 
 
-def test_many_files_that_are_too_much_together(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_that_are_too_large_in_total(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = tmp_path / "archive.tar"
     with tarfile.open(archive, "w") as tar:
         for number in range(20):
@@ -285,7 +284,7 @@ def test_damaged_archive(tmp_path: Path, damage: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
-def test_altered_archive_gives_files_or_one_error(
+def test_corrupted_archive_yields_files_or_a_value_error(
     tmp_path: Path, mode: Literal["w", "w:gz", "w:bz2", "w:xz"]
 ) -> None:
     archive, chance = tmp_path / "archive", random.Random(0)
@@ -296,35 +295,36 @@ def test_altered_archive_gives_files_or_one_error(
     reasons = set()
     for number in range(200):
         altered = bytearray(content)
-        # Of two, one among the headers.
+        # Every other change is in the headers.
         altered[chance.randrange(4096 if number % 2 else len(content))] = chance.randrange(256)
         archive.write_bytes(altered)
         try:
             read_members(archive, ["wanted"])
         except ValueError as error:
             reasons.add(re.sub(r"[\d,]+ bytes", "N bytes", str(error)))
-    said = "it cannot be read as a tar archive"
-    assert {said} <= reasons <= {said, "a file in it has N bytes, more than any that is wanted"}
+    unreadable = "it cannot be read as a tar archive"
+    too_large = "it contains a file of N bytes, larger than any expected"
+    assert {unreadable} <= reasons <= {unreadable, too_large}
 
 
 def fail(reason: str) -> str:
     raise SourceError(reason)
 
 
-def test_first_source_within_reach(capsys: pytest.CaptureFixture[str]) -> None:
+def test_first_source_that_works(capsys: pytest.CaptureFixture[str]) -> None:
     tried = {"a web site": lambda: fail("no answer"), "a shelf": lambda: "book"}
     assert first_reachable("The book", tried, "Buy it.") == "book"
     assert capsys.readouterr().out.splitlines() == [
         "The book: trying a web site",
-        "The book: not from a web site: no answer",
+        "The book: a web site failed: no answer",
         "The book: trying a shelf",
     ]
 
 
-def test_no_source_within_reach_is_one_error() -> None:
+def test_all_sources_failing_is_one_error() -> None:
     tried = {"a web site": lambda: fail("no answer"), "a shelf": lambda: fail("empty")}
     with pytest.raises(UserError) as error:
         first_reachable("The book", tried, "Buy it.")
     assert str(error.value) == (
-        "The book could not be had (a web site: no answer; a shelf: empty). Buy it."
+        "The book could not be downloaded (a web site: no answer; a shelf: empty). Buy it."
     )

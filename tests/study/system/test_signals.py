@@ -1,9 +1,9 @@
-"""A signal that ends a study, wherever it strikes."""
+"""Signals end a study wherever they arrive."""
 
 import subprocess
 import sys
 
-#: Python cannot raise what comes up while an object is destroyed, and writes it down instead.
+#: Python cannot propagate exceptions raised in a destructor; it prints them instead.
 LOST = """
 import os, signal, sys
 from study.system import signals
@@ -29,12 +29,12 @@ def run(in_destructor: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-def test_a_signal_that_gets_lost_in_a_destructor_ends_the_study_without_a_traceback() -> None:
+def test_signal_swallowed_by_a_destructor_ends_the_study_without_a_traceback() -> None:
     done = run("os.kill(os.getpid(), signal.SIGTERM)")
     assert (done.returncode, done.stdout, done.stderr) == (143, "went on\n", "")
 
 
-def test_other_errors_in_a_destructor_are_still_told() -> None:
+def test_other_errors_in_a_destructor_are_still_reported() -> None:
     done = run("1 / 0")
     assert (done.returncode, done.stdout) == (0, "went on\n")
     assert "ZeroDivisionError" in done.stderr

@@ -35,7 +35,7 @@ def test_views_match_the_reference(
         assert torch.equal(taken[number], expected)
 
 
-def test_what_is_drawn() -> None:
+def test_distribution_of_views() -> None:
     def drawn(augment: Augment, seed: int = 1) -> Tensor:
         return draw_views(augment, 4000, 32, 32, torch.Generator().manual_seed(seed))
 

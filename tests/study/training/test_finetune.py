@@ -1,7 +1,7 @@
-"""Runs that train the whole network: on 400 real images, with weights that have learnt nothing.
+"""Runs that train the whole network: on 400 real images, from random weights.
 
-Without a GPU a ResNet50 trains slowly, so there are few images and epochs; test_end_to_end.py
-has pretrained weights.
+A ResNet50 trains slowly without a GPU, so images and epochs are few; test_end_to_end.py uses
+pretrained weights.
 """
 
 from collections.abc import Callable
@@ -68,7 +68,7 @@ def same(a: EpochWeights, b: EpochWeights) -> bool:
 
 
 def changed(before: Pretrained, after: EpochWeights) -> set[str]:
-    """Names of the backbone's tensors that training has changed."""
+    """Return the names of the backbone's tensors that training changed."""
     return {
         name
         for name, value in before.state.items()
@@ -83,7 +83,7 @@ def pretrained_of(data: TrainingData) -> Pretrained:
 
 @pytest.mark.integration
 def test_it_learns(small_dataset: Dataset, keras_weights: Weights) -> None:
-    """From pretrained weights, on 267 images: loss falls, and accuracy is far above chance."""
+    """On 267 images from pretrained weights, the loss falls and accuracy is far above chance."""
     data = arrays(small_dataset, keras_weights, images=267).to(CPU)
     run = train(
         {**RECIPE, "learning_rate": 3e-4, "dropout": 0.1},
@@ -105,8 +105,8 @@ def build_model_from(snapshot: EpochWeights, data: TrainingData) -> nn.Module:
     return model
 
 
-def test_a_run_leaves_no_trace_for_the_next(data: TrainingData) -> None:
-    """The same seed gives the same result, first in a process or after runs of another kind."""
+def test_a_run_does_not_affect_the_next(data: TrainingData) -> None:
+    """The same seed gives the same result, first in a process or after different runs."""
     before = {name: value.clone() for name, value in pretrained_of(data).state.items()}
     first = short(data)
     short(data, seed=2, head="16", dropout=0.6, batch_norm="pretrained")
@@ -124,17 +124,17 @@ def test_a_run_leaves_no_trace_for_the_next(data: TrainingData) -> None:
         ("stage-3", ("layer4",)),
     ],
 )
-def test_frozen_layers_stay_as_they_were(
+def test_frozen_layers_do_not_change(
     data: TrainingData, frozen_layers: str, trains: tuple[str, ...]
 ) -> None:
-    """Weights and BatchNorm statistics alike; all others change."""
+    """Neither their weights nor their BatchNorm statistics; all other layers change."""
     state = pretrained_of(data).state
     run = short(data, frozen_layers=frozen_layers)
     expected = {name for name in state if name.split(".")[0] in trains}
     assert changed(pretrained_of(data), run.last) == expected
 
 
-def test_pretrained_statistics_stay_and_all_else_trains(data: TrainingData) -> None:
+def test_pretrained_statistics_stay_fixed_and_everything_else_trains(data: TrainingData) -> None:
     state = pretrained_of(data).state
     run = short(data, batch_norm="pretrained")
     expected = {name for name in state if "running" not in name}
@@ -174,10 +174,10 @@ def test_augmentation_is_the_same_for_a_matched_pair_and_changes_by_epoch(
     assert len(epochs[0] & epochs[1]) < 30
 
 
-def test_steps_that_are_replayed_equal_plain_ones(data: TrainingData) -> None:
-    """The buffers that a CUDA graph reads from, with a replay that does the work anew.
+def test_replayed_steps_equal_plain_ones(data: TrainingData) -> None:
+    """Test the buffers that a CUDA graph reads from, with a replay that repeats the work.
 
-    A stand-in for the graph, which needs a GPU: tests/benchmarks/finetune.py has the real one.
+    It stands in for the graph, which needs a GPU; tests/benchmarks/finetune.py has the real one.
     """
     batches = [torch.arange(start, start + 20) for start in (0, 20, 40, 10, 30)]
     batches.append(torch.arange(7))
@@ -204,7 +204,7 @@ def test_steps_that_are_replayed_equal_plain_ones(data: TrainingData) -> None:
 
 
 class NothingFromPython(TorchDispatchMode):
-    """Raises where a tensor is made from Python's numbers or turned into one."""
+    """Raises if a tensor is made from Python numbers or converted to one."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         forbidden = (torch.ops.aten.lift_fresh, torch.ops.aten._local_scalar_dense)
@@ -213,7 +213,7 @@ class NothingFromPython(TorchDispatchMode):
 
 
 def test_a_step_exchanges_no_data_with_python(data: TrainingData) -> None:
-    """On a GPU those would be copies to and from the CPU, which a CUDA graph cannot hold."""
+    """On a GPU that would be copies to and from the CPU, which a CUDA graph cannot contain."""
     model = build_model(RECIPE, data, seed=1).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     step = TrainingStep(model, optimizer, data.train.inputs, data.train.labels, RECIPE)
@@ -224,10 +224,10 @@ def test_a_step_exchanges_no_data_with_python(data: TrainingData) -> None:
 
 
 @pytest.mark.parametrize("stopped_after", [0, 1, 2, 3])
-def test_a_run_taken_up_again_ends_like_one_that_was_not_stopped(
+def test_a_resumed_run_ends_like_an_uninterrupted_one(
     small_dataset: Dataset, random_weights: Weights, stopped_after: int, tmp_path: Path
 ) -> None:
-    """In its backbone's warm-up (the first two states) as well as after it."""
+    """Stopped in the backbone's warm-up (the first two states) or after it."""
     data = arrays(small_dataset, random_weights, augment="flip").to(CPU)
     values = {**RECIPE, "backbone_warmup_epochs": 2, "frozen_layers": "stage-3"}
     states: list[TrainingState] = []
@@ -257,10 +257,10 @@ def test_a_run_taken_up_again_ends_like_one_that_was_not_stopped(
     assert same(resumed.best, whole.best)
 
 
-def test_a_warm_up_goes_on_from_the_backbone_of_the_run_without_dropout(
+def test_after_the_warm_up_the_backbone_is_that_of_the_run_without_dropout(
     data: TrainingData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At the same seed, after its last epoch; the head is a new one."""
+    """Of the run at the same seed, after its last epoch; the head is a new one."""
     built: list[nn.Module] = []
     real = Pretrained.build
 
@@ -291,9 +291,9 @@ def test_a_warm_up_goes_on_from_the_backbone_of_the_run_without_dropout(
     assert not torch.equal(start["head.0.weight"], first.last.weights["head.0.weight"])
 
 
-def test_a_load_is_measured_on_the_run_that_asks_for_most(data: TrainingData) -> None:
+def test_load_is_measured_on_the_largest_run(data: TrainingData) -> None:
     values = largest_run(find_space("finetune"))
-    assert values["head"] == "1024"  # the one with most parameters
+    assert values["head"] == "1024"  # the one with the most parameters
     assert values["batch_size"] == 256
     assert values["frozen_layers"] == "none"
     load = measure_load({**values, "batch_size": 20}, data)

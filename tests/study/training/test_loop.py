@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from analysis.rundir.metric import Metric, is_better
 from study.errors import StorageError
 from study.models.head import Dropout, Linear, build_head, restore_head
-from study.models.state_dict import save_whole
+from study.models.state_dict import save_safetensors
 from study.seeds import derive_seed
 from study.training import loop, step
 from study.training.checkpoint import load_state, save_state
@@ -63,7 +63,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 def outcome(metrics: EpochMetrics) -> EpochMetrics:
-    """Metrics without the clock."""
+    """Metrics without start and end times."""
     return replace(metrics, start=0.0, end=0.0)
 
 
@@ -94,7 +94,7 @@ def test_a_run_does_not_depend_on_what_ran_before_it(data: TrainingData) -> None
 def test_a_matched_pair_starts_from_the_same_weights_and_sees_the_same_batches(
     data: TrainingData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two runs of a recipe and a seed that differ in dropout: all else is the same."""
+    """Two runs of a recipe and a seed differ in dropout alone."""
     initial: list[dict[str, Tensor]] = []
     batches: list[list[Tensor]] = []
     real_forward = step.forward
@@ -122,23 +122,23 @@ def test_a_matched_pair_starts_from_the_same_weights_and_sees_the_same_batches(
     assert not same(without.last.weights, with_.last.weights)
 
 
-def test_the_placebo_changes_the_masks_alone(data: TrainingData) -> None:
+def test_the_placebo_changes_only_the_masks(data: TrainingData) -> None:
     def run(**values: float) -> Tensor:
-        ended = train({**RECIPE, **values}, data, seed=7, epochs=1, metric="val_loss")
-        return ended.last.weights["0.weight"]
+        finished = train({**RECIPE, **values}, data, seed=7, epochs=1, metric="val_loss")
+        return finished.last.weights["0.weight"]
 
     assert torch.equal(run(), run(mask_stream=1))
     assert not torch.equal(run(), run(mask_stream=2))
     assert torch.equal(run(dropout=0.0), run(dropout=0.0, mask_stream=2))
 
 
-def test_every_epoch_sees_every_row_once_in_an_order_of_its_own() -> None:
+def test_every_epoch_sees_every_row_once_in_its_own_order() -> None:
     orders = [epoch_order(600, seed=1, epoch=epoch) for epoch in (1, 2)]
     assert all(torch.equal(order.sort().values, torch.arange(600)) for order in orders)
     assert not torch.equal(*orders)
 
 
-def test_the_best_epoch_goes_by_the_metric(data: TrainingData) -> None:
+def test_the_best_epoch_follows_the_metric(data: TrainingData) -> None:
     metrics: tuple[Metric, ...] = ("val_accuracy", "val_loss", "val_balanced_accuracy")
     for metric in metrics:
         reported: list[EpochMetrics] = []
@@ -151,7 +151,7 @@ def test_the_best_epoch_goes_by_the_metric(data: TrainingData) -> None:
         assert run.epochs[-1].score == best
         assert run.epochs[-1].best_epoch == run.best.epoch
         assert reported == list(run.epochs)
-        # The weights that were kept are those of that epoch: they measure the same.
+        # The saved weights are those of that epoch: they give the same metrics.
         head = restore_head(run.best.weights, values)
         loss, accuracy = evaluate(head, data.val)
         assert (loss, accuracy) == (
@@ -166,16 +166,16 @@ def test_metrics_are_measured_with_dropout_off(data: TrainingData) -> None:
     assert torch.equal(compute_logits(head, data.val.inputs), compute_logits(head, data.val.inputs))
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(data: TrainingData) -> None:
+def test_a_non_finite_loss_ends_the_run(data: TrainingData) -> None:
     with pytest.raises(NonFiniteLossError, match="after epoch 1"):
         train({**RECIPE, "learning_rate": 1e30}, data, seed=1, epochs=3, metric="val_loss")
 
 
 @pytest.mark.parametrize("stopped_after", [1, 3])
-def test_a_run_taken_up_again_ends_like_one_that_was_not_stopped(
+def test_a_resumed_run_ends_like_an_uninterrupted_one(
     data: TrainingData, stopped_after: int, tmp_path: Path
 ) -> None:
-    """Through the file of its state, with all that changes from step to step."""
+    """Resumed from its checkpoint file, with a learning rate that changes at every step."""
     values = {**RECIPE, "lr_schedule": "cosine", "lr_warmup_epochs": 2, "learning_rate": 1e-2}
     states: list[TrainingState] = []
 
@@ -210,7 +210,7 @@ def test_the_schedule_spans_the_run(data: TrainingData, monkeypatch: pytest.Monk
     assert factors == [learning_rate_factor(values, step, steps, 3) for step in range(3 * steps)]
 
 
-def test_a_damaged_state_is_refused_and_another_runs_too(
+def test_damaged_checkpoints_and_those_of_other_runs_are_refused(
     data: TrainingData, tmp_path: Path
 ) -> None:
     path = tmp_path / "state"
@@ -224,20 +224,20 @@ def test_a_damaged_state_is_refused_and_another_runs_too(
     )
     whole = path.read_bytes()
     assert load_state(path, "this run").history[-1].epoch == 1
-    with pytest.raises(ValueError, match="it is another run's"):
+    with pytest.raises(ValueError, match="it belongs to another run"):
         load_state(path, "another run")
     for content in (b"", b"garbage", b"\x08\0\0\0\0\0\0\0{}      ", whole[:-1], whole[:300]):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match="is no state of a training run"):
+        with pytest.raises(ValueError, match="is not a valid checkpoint of this run"):
             load_state(path, "this run")
     path.unlink()
-    with pytest.raises(ValueError, match="is no state of a training run"):
+    with pytest.raises(ValueError, match="is not a valid checkpoint of this run"):
         load_state(path, "this run")
 
 
-def test_where_a_run_directory_has_vanished_none_takes_its_place(tmp_path: Path) -> None:
+def test_a_vanished_run_directory_is_not_recreated(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"cannot be written to \(No such file"):
-        save_whole(tmp_path / "vanished" / "states" / "a.safetensors", {"a": torch.zeros(1)})
+        save_safetensors(tmp_path / "vanished" / "states" / "a.safetensors", {"a": torch.zeros(1)})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -250,7 +250,7 @@ def test_a_last_batch_of_one_joins_the_one_before() -> None:
 
 def test_balanced_accuracy_by_hand() -> None:
     logits = torch.eye(3)[[0, 0, 0, 1, 0, 1]]
-    # Of class 0 3 of 3 are right, of class 1 1 of 2, of class 2 none of one.
+    # Correct: 3 of 3 in class 0, 1 of 2 in class 1, 0 of 1 in class 2.
     labels = torch.tensor([0, 0, 0, 1, 1, 2])
     assert balanced_accuracy(logits, labels) == pytest.approx((1 + 0.5 + 0) / 3)
     # A class without images does not count.
@@ -274,9 +274,7 @@ def test_a_tie_is_not_better() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("rate", [0.05, 0.37, 0.6])
-def test_dropout_drops_at_its_rate_and_scales_what_it_keeps(
-    dtype: torch.dtype, rate: float
-) -> None:
+def test_dropout_drops_at_its_rate_and_scales_the_rest(dtype: torch.dtype, rate: float) -> None:
     torch.manual_seed(3)
     inputs = torch.ones(1_001, 999, dtype=dtype, requires_grad=True)
     outputs = Dropout(rate)(inputs)
@@ -296,7 +294,7 @@ def test_dropout_drops_at_its_rate_and_scales_what_it_keeps(
 
 
 @pytest.mark.parametrize("of_inputs", [False, True])
-def test_a_linear_layer_in_bf16_is_pytorchs_under_autocast(of_inputs: bool) -> None:
+def test_a_linear_layer_in_bf16_matches_pytorchs_under_autocast(of_inputs: bool) -> None:
     torch.manual_seed(3)
     ours, theirs = Linear(300, 70), nn.Linear(300, 70)
     theirs.load_state_dict(ours.state_dict())
@@ -308,7 +306,7 @@ def test_a_linear_layer_in_bf16_is_pytorchs_under_autocast(of_inputs: bool) -> N
             outputs = layer(inputs)
         (outputs * weighted).sum().backward()
         found.append([outputs, inputs.grad, layer.weight.grad, layer.bias.grad])
-    # But for the last bit of bf16, which depends on the order of a sum.
+    # Up to the last bit of bf16, which depends on the order of a sum.
     torch.testing.assert_close(found[0], found[1], rtol=2**-7, atol=2**-7)
     assert (found[0][1] is not None) == of_inputs
 
@@ -338,7 +336,7 @@ def test_seeds_of_streams_differ_and_never_change() -> None:
     names = [("weights",), ("order", 1), ("order", 2), ("masks", 1), ("trial", "dropout", 1)]
     seeds = [derive_seed(0, *stream) for stream in names] + [derive_seed(1, "weights")]
     assert len(set(seeds)) == len(seeds)
-    # Old studies must stay reproducible.
+    # Existing studies must stay reproducible.
     assert derive_seed(0, "weights") == WEIGHTS_SEED
 
 

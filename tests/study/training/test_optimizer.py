@@ -18,7 +18,7 @@ RECIPE: dict[str, Any] = {
 
 
 class Small(nn.Module):
-    """With the names of a network's parts."""
+    """A small model with the module names of a network."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class Small(nn.Module):
         self.head = nn.Linear(1, 1)
 
 
-def test_backbone_and_head_have_rates_of_their_own_and_norms_do_not_decay() -> None:
+def test_backbone_and_head_have_separate_rates_and_norms_do_not_decay() -> None:
     model = Small()
     names = {id(value): name for name, value in model.named_parameters()}
     groups = {
@@ -40,7 +40,7 @@ def test_backbone_and_head_have_rates_of_their_own_and_norms_do_not_decay() -> N
     }
 
 
-def test_what_does_not_require_gradients_is_left_out() -> None:
+def test_parameters_that_do_not_require_gradients_are_skipped() -> None:
     model = Small()
     model.backbone.requires_grad_(False)
     (group,) = build_optimizer(model, RECIPE).param_groups
@@ -50,9 +50,7 @@ def test_what_does_not_require_gradients_is_left_out() -> None:
 @pytest.mark.parametrize(
     ("name", "plain"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)]
 )
-def test_steps_are_those_of_torchs_own_optimizer(
-    name: str, plain: type[torch.optim.Optimizer]
-) -> None:
+def test_steps_match_torchs_own_optimizer(name: str, plain: type[torch.optim.Optimizer]) -> None:
     results = []
     for own in (True, False):
         model = nn.Linear(3, 2)
@@ -72,7 +70,7 @@ def test_steps_are_those_of_torchs_own_optimizer(
 
 @pytest.mark.parametrize("as_tensor", [False, True])
 def test_rates_are_set_relative_to_the_full_ones(as_tensor: bool) -> None:
-    """Also in place, as a CUDA graph needs it."""
+    """Tensors are set in place, as a CUDA graph needs."""
     optimizer = build_optimizer(Small(), RECIPE)
     if as_tensor:
         for group in optimizer.param_groups:

@@ -1,4 +1,4 @@
-"""From features or images to what runs train on."""
+"""Training data from features or images."""
 
 import subprocess
 import sys
@@ -21,7 +21,7 @@ from study.training.prepare import Prepared, prepare_features, prepare_images, s
 
 @pytest.fixture
 def features(small_dataset: Dataset) -> Features:
-    """Synthetic features, of another scale and mean each; the last does not vary."""
+    """Synthetic features, each with its own scale and mean; the last one is constant."""
     random = torch.Generator().manual_seed(0)
     values = torch.randn(len(small_dataset.labels), 8, generator=random)
     values = values * torch.arange(1, 9) + 5 * torch.arange(8)
@@ -44,9 +44,7 @@ def standardisation(both: tuple[Prepared, Standardisation]) -> Standardisation:
     return both[1]
 
 
-def test_images_are_cut_into_the_parts_of_the_split(
-    small_dataset: Dataset, random_weights: Weights
-) -> None:
+def test_images_are_divided_by_the_split(small_dataset: Dataset, random_weights: Weights) -> None:
     split = make_split(small_dataset)
     weights = random_weights
     pretrained = Pretrained(weights.state, weights.architecture, weights.preprocess)
@@ -59,14 +57,14 @@ def test_images_are_cut_into_the_parts_of_the_split(
     assert (data.augment, data.pretrained is not None) == ("flip", True)
 
 
-def test_train_is_standardised_and_the_rest_by_train(prepared: Prepared) -> None:
+def test_train_is_standardised(prepared: Prepared) -> None:
     train = prepared.training.train.to(torch.device("cpu")).inputs.float()
     assert train.mean(dim=0).abs().max() < 0.01
     assert (train.std(dim=0, correction=0)[:7] - 1).abs().max() < 0.01
     assert (train[:, 7] == 0).all()
 
 
-def test_means_and_deviations_are_those_of_double_precision() -> None:
+def test_means_and_deviations_match_double_precision() -> None:
     random = torch.Generator().manual_seed(0)
     values = torch.randn(3000, 8, generator=random) * 2.0 ** torch.arange(-4, 4) + 50
     rows = torch.randperm(3000, generator=random)[:2000]
@@ -76,7 +74,7 @@ def test_means_and_deviations_are_those_of_double_precision() -> None:
     torch.testing.assert_close(found.std.double(), std, rtol=1e-5, atol=0)
 
 
-def test_test_images_do_not_touch_what_is_fitted(
+def test_val_and_test_do_not_affect_the_standardisation(
     prepared: Prepared,
     standardisation: Standardisation,
     small_dataset: Dataset,
@@ -104,7 +102,7 @@ def test_rows_and_labels_stay_together(
     assert torch.equal(part.inputs[3], expected)
 
 
-def test_monitor_is_a_stratified_part_of_train_as_large_as_val(prepared: Prepared) -> None:
+def test_monitor_is_a_stratified_subset_of_train_as_large_as_val(prepared: Prepared) -> None:
     data = prepared.training
     train = {row.tobytes() for row in data.train.inputs}
     assert len(data.monitor.inputs) == len(data.val.inputs)
@@ -129,7 +127,7 @@ def test_stratified_rows_keep_the_proportions() -> None:
 
 
 def test_features_are_not_in_memory_in_fp32() -> None:
-    """All of them in fp32 would take twice what they are kept in, and each step as much again."""
+    """All of them in fp32 would take twice the memory of bf16, and each step as much again."""
     code = """
         import resource
         import numpy as np

@@ -1,1 +1,1 @@
-"""Real servers and clusters in processes of their own."""
+"""Real servers and clusters in separate processes."""

@@ -1,4 +1,4 @@
-"""Real Ray clusters on this machine: every node has processes of its own."""
+"""Real Ray clusters on this machine: each node has its own processes."""
 
 import json
 import os
@@ -14,8 +14,8 @@ import psutil
 import ray
 from ray.cluster_utils import Cluster
 
-#: What `ray start --autoscaling-config` asks for beside the nodes, with Ray's own stand-in for a
-#: cloud: its "machines" are processes here.
+#: What `ray start --autoscaling-config` needs besides the nodes, for Ray's fake cloud provider,
+#: whose "machines" are local processes.
 FAKE_CLOUD = {
     "cluster_name": "growing",
     "upscaling_speed": 1.0,
@@ -36,11 +36,11 @@ FAKE_CLOUD = {
 
 @contextmanager
 def ray_cluster(nodes: int, **resources: Any) -> Iterator[Cluster]:
-    """A head that runs nothing, and so many nodes of one core each.
+    """Start a head without cores, and nodes of one core each.
 
     Args:
-        nodes: Beside the head.
-        resources: Of each node, as `Cluster.add_node` takes them.
+        nodes: Number of nodes besides the head.
+        resources: Resources of each node, passed to `Cluster.add_node`.
     """
     cluster = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
@@ -56,16 +56,16 @@ def ray_cluster(nodes: int, **resources: Any) -> Iterator[Cluster]:
 
 @contextmanager
 def growing_cluster(at_most: int, folder: Path) -> Iterator[str]:
-    """A head that runs nothing, and nodes of one core that come as runs ask for them.
+    """Start a head without cores, and an autoscaler that adds nodes of one core on demand.
 
-    Ray lets nobody in without the token that RAY_AUTH_TOKEN_PATH leads to.
+    Ray requires the token in the file that RAY_AUTH_TOKEN_PATH names.
 
     Args:
-        at_most: So many nodes beside the head; one goes when it has been idle for a while.
-        folder: For the configuration and the log.
+        at_most: Maximum number of nodes besides the head; idle ones are removed after a minute.
+        folder: Holds the configuration and the log.
 
     Yields:
-        Its address.
+        The address of the cluster.
     """
     with socket.socket() as probe:
         probe.bind(("", 0))
@@ -110,7 +110,7 @@ def growing_cluster(at_most: int, folder: Path) -> Iterator[str]:
 
 
 def _wait_for(port: int) -> None:
-    """Until something listens there."""
+    """Wait until something listens on a port of this node."""
     end = time.monotonic() + 60
     while True:
         try:

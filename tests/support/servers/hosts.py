@@ -1,18 +1,18 @@
-"""A study on hosts of their own: addresses, processes, /tmp and caches apart, a network between.
+"""A study on separate hosts, each with its own address, processes, /tmp and cache.
 
-    uv run --group dashboard python -m tests.hosts      (root on Linux; about 10 minutes on 2 cores)
+    uv run --group dashboard python -m tests.support.servers.hosts
 
-Each host is a set of Linux namespaces on a bridge, and on the bridge stands an S3 server. What the
-hosts share is the program on the disk. In this order:
+Needs root on Linux; takes about 10 minutes on 2 cores. Each host is a set of Linux namespaces on a
+bridge, which also connects an S3 server. The hosts share only the program on disk. Steps:
 
-1. A head without cores and two workers, with Ray's token authentication. The command is refused
-   without the token, and with a folder for its storage, which the workers do not see.
-2. The study is submitted as a job.
-3. In mid-search, one worker is cut off the network.
-4. In mid-search, the head's host dies, and with it the driver.
-5. Two other hosts start a Ray of their own, and the same command with --resume goes on.
+1. Start a head without cores and two workers, with Ray's token authentication. The command is
+   refused without the token, and with a local folder as storage, which the workers do not share.
+2. Submit the study as a job.
+3. In mid-search, disconnect one worker from the network.
+4. In mid-search, kill the head's host, and the driver with it.
+5. Start a new Ray cluster on two other hosts, and resume the study with --resume.
 
-It prints what happens, and fails where something else does.
+It prints what happens, and fails if anything else does.
 """
 
 import os
@@ -43,7 +43,7 @@ STUDY = (
 
 @dataclass(frozen=True)
 class Host:
-    """A set of namespaces, kept by a process that sleeps."""
+    """A set of namespaces, kept alive by a sleeping process."""
 
     number: int
     keeper: "subprocess.Popen[bytes]"
@@ -54,7 +54,7 @@ class Host:
         return f"{NETWORK}.{self.number}"
 
     def command(self, line: str, *, token: bool = True) -> list[str]:
-        """The words that run a command line on this host."""
+        """Return the arguments that run a command line on this host."""
         settings = {**ENVIRONMENT, **(TOKEN if token else {}), "XDG_CACHE_HOME": str(self.cache)}
         enter = ["nsenter", "--target", str(self._first_process), "--net", "--pid", "--mount"]
         environment = [f"{name}={value}" for name, value in settings.items()]
@@ -71,11 +71,11 @@ class Host:
         assert done.returncode == 0, done.stdout + done.stderr
 
     def cut_off(self) -> None:
-        """Take it off the network."""
+        """Disconnect the host from the network."""
         _ip(f"link set study{self.number} down")
 
     def kill(self) -> None:
-        """End every process on it at once."""
+        """Kill every process on the host at once."""
         self.cut_off()
         os.kill(self._first_process, signal.SIGKILL)
         self.keeper.wait()
@@ -91,7 +91,7 @@ RAY = f"{Path(sys.executable).parent}/ray"
 
 @contextmanager
 def hosts(count: int, caches: Path) -> Iterator[list[Host]]:
-    """So many hosts, numbered from 1, and the bridge between them."""
+    """Start `count` hosts, numbered from 1, and the bridge between them."""
     started: list[Host] = []
     _ip("link add study0 type bridge")
     try:
@@ -99,7 +99,7 @@ def hosts(count: int, caches: Path) -> Iterator[list[Host]]:
         _ip("link set study0 up")
         for number in range(1, count + 1):
             host = _start_host(number, caches / str(number))
-            started.append(host)  # at once, so that it is ended where the next one fails
+            started.append(host)  # at once, so that it is killed if the next one fails
         yield started
     finally:
         for host in started:
@@ -109,7 +109,7 @@ def hosts(count: int, caches: Path) -> Iterator[list[Host]]:
 
 
 def _start_host(number: int, cache: Path) -> Host:
-    # Downloading is not what is looked at here.
+    # Share downloads with the user's cache.
     known = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dropout-study"
     (cache / "dropout-study").mkdir(parents=True)
     for entry in known.iterdir():
@@ -133,7 +133,7 @@ def _ip(line: str) -> None:
 
 @dataclass(frozen=True)
 class Log:
-    """Prints what happens, with the seconds since the start."""
+    """Prints events with the seconds since the start."""
 
     start: float
 
@@ -142,7 +142,7 @@ class Log:
 
 
 def epochs_by_worker(store: Remote) -> dict[str, int]:
-    """How many epochs stand in the store's epochs.jsonl, by the address of who trained."""
+    """Count the epochs in the store's epochs.jsonl by the worker's address."""
     counts: dict[str, int] = {}
     for line in (store.read("epochs.jsonl") or b"").decode().splitlines():
         address = line.rpartition('"worker":')[2].strip(' "}').partition(":")[0]
@@ -151,7 +151,7 @@ def epochs_by_worker(store: Remote) -> dict[str, int]:
 
 
 def wait_until(met: Callable[[], bool], driver: "subprocess.Popen[bytes]", log: Path) -> None:
-    """Until a condition is met, while a driver runs."""
+    """Wait until a condition is met while a driver runs."""
     end = time.monotonic() + 600
     while not met():
         assert driver.poll() is None, log.read_text()
@@ -159,14 +159,14 @@ def wait_until(met: Callable[[], bool], driver: "subprocess.Popen[bytes]", log: 
         time.sleep(0.2)
 
 
-def said(log: Path, words: Sequence[str]) -> str:
-    """The lines of a log that hold one of some words."""
+def matching_lines(log: Path, words: Sequence[str]) -> str:
+    """Return the lines of a log that contain one of some words."""
     lines = log.read_text().splitlines()
     return "\n".join(f"          {line}" for line in lines if any(word in line for word in words))
 
 
 def main() -> None:
-    """See the module's description."""
+    """Run the steps of the module docstring."""
     say = Log(time.monotonic())
     python = sys.executable
     with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
@@ -182,7 +182,7 @@ def main() -> None:
                 head.start_ray(f"--head --port {GCS_PORT} --num-cpus 0")
                 for worker in (one, two):
                     worker.start_ray(f"--address {head.address}:{GCS_PORT} --num-cpus 1")
-                say("a head without cores, two workers; their Ray wants a token")
+                say("a head without cores, two workers; Ray requires a token")
                 command = f"{python} run_study.py {STUDY}"
                 refused = head.run(f"{command} {place.format(head.address)}", token=False)
                 say(f"without the token, status {refused.returncode}: {refused.stderr.strip()}")
@@ -206,9 +206,9 @@ def main() -> None:
                 wait_until(lambda: sum(epochs_by_worker(store).values()) > 100, driver, job)
                 say(f"epochs in the store, by worker: {epochs_by_worker(store)}")
                 one.cut_off()
-                say(f"{one.address} is cut off the network")
-                wait_until(lambda: "goes on from its last state" in job.read_text(), driver, job)
-                say(f"the job's log says:\n{said(job, ['goes on from'])}")
+                say(f"{one.address} is disconnected from the network")
+                wait_until(lambda: "resuming from its last" in job.read_text(), driver, job)
+                say(f"the job's log:\n{matching_lines(job, ['resuming from'])}")
                 before = sum(epochs_by_worker(store).values())
                 wait_until(lambda: sum(epochs_by_worker(store).values()) > before + 50, driver, job)
                 head.kill()

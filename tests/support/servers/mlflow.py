@@ -1,6 +1,6 @@
-"""A real MLflow server in a process and an environment of its own, on loopback.
+"""A real MLflow server on loopback, in its own process and environment.
 
-The whole of MLflow wants another pyarrow than this project; its client gets on with ours.
+Full MLflow needs another version of pyarrow than this project; its client works with ours.
 """
 
 import os
@@ -17,7 +17,7 @@ from tests.support.servers.s3 import free_port
 
 
 def install_mlflow(folder: Path) -> Path:
-    """Make an environment with the whole of MLflow, of the client's version; its Python."""
+    """Create an environment with full MLflow in the client's version; return its Python."""
     return make_environment(folder, f"mlflow=={version('mlflow-skinny')}")
 
 
@@ -28,11 +28,11 @@ def start_mlflow(
 
     Args:
         python: From `install_mlflow`.
-        folder: Holds what the server keeps, and its log.
-        port: Where it listens; by default any free one.
+        folder: Holds the server's data and log.
+        port: Port to listen on; default: any free one.
 
     Returns:
-        The process, which leads a group of its own, and the server's URI.
+        The process, leader of its own process group, and the server's URI.
     """
     port = port or free_port()
     server = [str(python), "-m", "mlflow", "server"]
@@ -62,10 +62,10 @@ def start_mlflow(
             return process, f"http://127.0.0.1:{port}"
         except (URLError, OSError):
             assert process.poll() is None, log.read_text()
-            assert time.monotonic() < end, "the server does not answer"
+            assert time.monotonic() < end, "the server does not respond"
             time.sleep(0.1)
 
 
 def kill_mlflow(pid: int) -> None:
-    """End a server at once, with all of its processes."""
+    """Kill a server and all of its processes."""
     os.killpg(pid, signal.SIGKILL)

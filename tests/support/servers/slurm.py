@@ -1,7 +1,7 @@
-"""A real Slurm of two simulated nodes on this machine, for as long as a test runs.
+"""A real Slurm cluster with two simulated nodes on this machine, for the duration of a test.
 
-Both nodes are this machine: two slurmd, one slurmctld and one munged, without systemd, in a folder
-of their own. Needs root, and Debian's packages slurm-wlm and munge.
+Both nodes are this machine: two slurmd, one slurmctld and one munged, without systemd, all files
+in one folder. Needs root, and Debian's packages slurm-wlm and munge.
 """
 
 import os
@@ -49,9 +49,9 @@ PartitionName=main Nodes=n1,n2 Default=YES State=UP
 
 
 def missing() -> str:
-    """What keeps a Slurm from running here; empty where nothing does."""
+    """Return why Slurm cannot run here; empty if it can."""
     if os.geteuid() != 0:
-        return "a Slurm for tests needs root"
+        return "needs root"
     path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
     absent = [name for name in PROGRAMS if shutil.which(name, path=path) is None]
     return f"needs {', '.join(absent)} (Debian: slurm-wlm, munge)" if absent else ""
@@ -59,7 +59,7 @@ def missing() -> str:
 
 @dataclass(frozen=True)
 class Slurm:
-    """A running Slurm."""
+    """A running Slurm cluster."""
 
     environment: dict[str, str]
 
@@ -70,14 +70,14 @@ class Slurm:
         )
 
     def field(self, job: str, name: str) -> str:
-        """A field of `scontrol show job`."""
+        """Return a field of `scontrol show job`."""
         words = self.run("scontrol", "show", "job", job).stdout.split()
         return next((word.partition("=")[2] for word in words if word.startswith(f"{name}=")), "")
 
 
 @contextmanager
 def cluster(folder: Path) -> Iterator[Slurm]:
-    """Two nodes with a GPU each, as far as Slurm knows."""
+    """Start two nodes, each with a GPU as far as Slurm knows."""
     host = socket.gethostname()
     config = folder / "slurm.conf"
     first_job = random.randrange(1000, 1_000_000)
@@ -91,7 +91,7 @@ def cluster(folder: Path) -> Iterator[Slurm]:
     key.write_bytes(secrets.token_bytes(64))
     key.chmod(0o400)
     environment = {
-        # As in a fresh shell: a study that ran in this process has set some of Ray's variables.
+        # As in a fresh shell: an earlier study in this process may have set Ray's variables.
         **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
         "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin",
         "SLURM_CONF": str(config),
@@ -142,5 +142,5 @@ def _wait(there: Callable[[], bool], folder: Path) -> None:
     while not there():
         if time.monotonic() > until:
             logs = "\n".join(path.read_text()[-2000:] for path in sorted(folder.glob("*.log")))
-            raise TimeoutError(f"Slurm is not as it should be:\n{logs}")
+            raise TimeoutError(f"Slurm did not reach the expected state:\n{logs}")
         time.sleep(0.2)
