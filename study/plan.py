@@ -97,10 +97,10 @@ def plan_table(study: Study, machines: Machines) -> Table:
         trials = study.trials_per_arm[arm.name]
         work = count(trials, "trial") if trials else "nothing to search"
         table.add_row(f"arm {arm.name}", f"{work}, {_factor(arm.factor)}")
-    if study.left_out:
+    if study.skipped_arms:
         table.add_row(
             "skipped arms",
-            f"{', '.join(study.left_out)}: only affects training of the backbone, which is frozen",
+            f"{', '.join(study.skipped_arms)}: only affects the backbone, which is frozen",
         )
     recipe = (
         f"{name} {values}"

@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 
 import search_spaces
 from analysis.rundir import RunDir, RunDirError
+from analysis.rundir.metric import mode
 from study.cluster.machines import check_address
 from study.config import (
     GRACE_PERIOD,
@@ -36,7 +37,7 @@ class Study:
     """All options resolved."""
     space: search_spaces.Space
     rundir: RunDir
-    left_out: tuple[str, ...] = ()
+    skipped_arms: tuple[str, ...] = ()
     """Arms of the space that do not apply to a frozen backbone."""
 
     @property
@@ -84,7 +85,7 @@ class Study:
     @property
     def mode(self) -> Literal["min", "max"]:
         """Direction in which the score improves."""
-        return "min" if self.config.metric == "val_loss" else "max"
+        return mode(self.config.metric)
 
     @property
     def rungs(self) -> tuple[int, ...]:
@@ -124,15 +125,15 @@ def parse_config(arguments: Sequence[str] | None = None) -> StudyConfig:
     if not config.resume:
         return config
     name = _run_name(config)
-    place = Location(config.storage)
-    if (record := place.read_study(name)) is not None:
+    location = Location(config.storage)
+    if (record := location.read_study(name)) is not None:
         recorded = record.get("config", {})
         try:
             if not isinstance(recorded, dict):
                 raise UserError("not a mapping of options")
             _check_ranges(_parse(as_arguments(recorded)))
         except UserError as error:
-            raise RunDirError(f"{place.of(name)}/study.json: invalid config: {error}") from None
+            raise RunDirError(f"{location.of(name)}/study.json: invalid config: {error}") from None
         config = _parse([*as_arguments(recorded), *words])
     return replace(config, name=name)
 
@@ -152,11 +153,11 @@ def resolve_study(config: StudyConfig) -> Study:
     _check_ranges(config)
     config, space = _choose_space(config)
     config = _with_space_options(config, space)
-    left_out: tuple[str, ...] = ()
+    skipped_arms: tuple[str, ...] = ()
     if config.transfer == "frozen":
         whole, space = space, _frozen(space)
         kept = {arm.name for arm in space.arms}
-        left_out = tuple(arm.name for arm in whole.arms if arm.name not in kept)
+        skipped_arms = tuple(arm.name for arm in whole.arms if arm.name not in kept)
         if config.augment != "none":
             raise UserError(
                 f"--augment {config.augment}: a frozen backbone computes each image's features"
@@ -175,7 +176,7 @@ def resolve_study(config: StudyConfig) -> Study:
             "or an existing file."
         )
     config = replace(config, name=_run_name(config))
-    study = Study(config, space, Location(config.storage).rundir(str(config.name)), left_out)
+    study = Study(config, space, Location(config.storage).rundir(str(config.name)), skipped_arms)
     _check_export(study)
     arms = len(study.searched_arms)
     if config.trials < arms:
@@ -299,19 +300,19 @@ def _check_ranges(config: StudyConfig) -> None:
 
 def _run_name(config: StudyConfig) -> str:
     """Return the name of the run directory, which must be new unless `--resume` is given."""
-    place = Location(config.storage)
-    place.check()
+    location = Location(config.storage)
+    location.check()
     if config.name is not None and not re.fullmatch(r"\w[\w.-]{,99}", config.name):
         raise UserError(
             f"--name {config.name!r}: use at most 100 letters, digits, '-', '_' and '.', such as"
             " dropout-1."
         )
     if config.resume:
-        return config.name or place.latest_study()
+        return config.name or location.latest_study()
     name = config.name or f"{str(config.space).split(':')[-1]}-{datetime.now():%Y-%m-%d-%H%M%S}"
-    if place.holds(name):
+    if location.holds(name):
         raise UserError(
-            f"--name {name}: {place.of(name)} exists; choose another name, or add --resume to "
+            f"--name {name}: {location.of(name)} exists; choose another name, or add --resume to "
             "resume that study."
         )
     return name

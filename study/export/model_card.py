@@ -118,7 +118,7 @@ def write_card(
     hardest = sorted(classes, key=lambda row: 1.0 if row[1] is None else row[1])
     content = load_template().render(
         metadata=yaml.safe_dump(
-            _metadata(study, inputs, measured), sort_keys=False, allow_unicode=True
+            _metadata(str(study.config.name), inputs, measured), sort_keys=False, allow_unicode=True
         ),
         study=study,
         selection=selection,
@@ -153,7 +153,7 @@ def load_template() -> Template:
     return templates.get_template(TEMPLATE)
 
 
-def _metadata(study: Study, inputs: Inputs, measured: ExportMetrics) -> dict[str, Any]:
+def _metadata(name: str, inputs: Inputs, measured: ExportMetrics) -> dict[str, Any]:
     """Return the card's YAML header, in Hugging Face's fields."""
     weights, dataset = inputs.weights, inputs.dataset
     data: dict[str, Any] = {"name": dataset.name, "type": dataset.name, "split": "test"}
@@ -167,8 +167,8 @@ def _metadata(study: Study, inputs: Inputs, measured: ExportMetrics) -> dict[str
         "task": {"type": "image-classification", "name": "Image classification"},
         "dataset": data,
         "metrics": [
-            {"type": kind, "value": round(value, 6), "name": name}
-            for kind, (value, name) in found.items()
+            {"type": kind, "value": round(value, 6), "name": title}
+            for kind, (value, title) in found.items()
         ],
     }
     metadata: dict[str, Any] = {
@@ -177,7 +177,7 @@ def _metadata(study: Study, inputs: Inputs, measured: ExportMetrics) -> dict[str
         "pipeline_tag": "image-classification",
         "tags": ["image-classification", "resnet50", "transfer-learning", "onnx", "dropout-study"],
         "metrics": ["accuracy"],
-        "model-index": [{"name": str(study.config.name), "results": [result]}],
+        "model-index": [{"name": name, "results": [result]}],
     }
     if dataset.name == "cifar10" and not dataset.files:
         metadata["datasets"] = ["uoft-cs/cifar10"]

@@ -50,7 +50,7 @@ def select_model(study: Study, champions: Sequence[Champion]) -> Selection:
     """
     what, rows = study.config.export, study.rundir.read_confirm()
     if what == "ensemble":
-        return _select_ensemble(study, rows)
+        return _select_ensemble(study.rundir, rows, study.config.metric)
     wanted = [row for row in rows if what in ("best", row.setting)]
     if wanted:
         row = best_row(wanted, study.config.metric)
@@ -83,16 +83,15 @@ def _select_champion(study: Study, champions: Sequence[Champion]) -> Selection:
     )
 
 
-def _select_ensemble(study: Study, rows: Sequence[ConfirmRow]) -> Selection:
+def _select_ensemble(rundir: RunDir, rows: Sequence[ConfirmRow], metric: Metric) -> Selection:
     """Select the recipe and setting whose runs form the best ensemble on val."""
-    metric = study.config.metric
     cells: dict[tuple[str, str], list[ConfirmRow]] = {}
     for row in rows:
         cells.setdefault((row.recipe, row.setting), []).append(row)
     best: list[ConfirmRow] = []
     best_score = 0.0
     for cell in cells.values():
-        score = _score_together(study.rundir, cell, metric)
+        score = _score_together(rundir, cell, metric)
         if not best or is_better(score, best_score, metric):
             best, best_score = cell, score
     best_single = best_row(rows, metric).score
@@ -100,7 +99,7 @@ def _select_ensemble(study: Study, rows: Sequence[ConfirmRow]) -> Selection:
         tuple(row.run_id for row in best),
         dict(best[0].hyperparameters),
         best_score,
-        tuple(_weights(study.rundir, row.run_id) for row in best),
+        tuple(_weights(rundir, row.run_id) for row in best),
         tuple(best),
         best_single,
         is_better(best_score, best_single, metric),

@@ -108,11 +108,11 @@ def test_transfer_auto_is_finetune_if_there_is_a_gpu(
 def test_a_frozen_backbone_drops_what_only_affects_its_training(tmp_path: Path) -> None:
     study = resolve_study(StudyConfig(space="article", transfer="frozen", storage=str(tmp_path)))
     assert [arm.name for arm in study.space.arms] == ["no-dropout", "dropout"]
-    assert study.left_out == ("as-printed",)
+    assert study.skipped_arms == ("as-printed",)
     assert "backbone_lr_ratio" not in study.space.recipe
     whole = resolve_study(StudyConfig(space="article", transfer="finetune", storage=str(tmp_path)))
     assert [arm.name for arm in whole.space.arms] == ["no-dropout", "dropout", "as-printed"]
-    assert whole.left_out == ()
+    assert whole.skipped_arms == ()
 
 
 @pytest.fixture
