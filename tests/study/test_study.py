@@ -1,7 +1,10 @@
 """Checks of options before anything is written; errors are one line each."""
 
+import os
 import re
-from dataclasses import asdict
+import subprocess
+import sys
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +12,10 @@ import pytest
 
 from analysis.rundir import RunDir, RunDirError
 from study.cluster import session
-from study.config import StudyConfig, resume_command
+from study.config import GROUPS, StudyConfig, resume_command
 from study.errors import UserError
 from study.study import parse_config, resolve_study
+from tests.support import ROOT
 
 
 @pytest.mark.parametrize(
@@ -197,3 +201,24 @@ def test_the_default_name_has_the_space_and_the_time(tmp_path: Path) -> None:
 def test_an_unsupported_address_is_refused(tmp_path: Path, address: str, message: str) -> None:
     with pytest.raises(UserError, match=f"^--address {re.escape(address)}: .*{message}"):
         resolve_study(StudyConfig(storage=str(tmp_path), address=address))
+
+
+def test_help_groups_the_options_and_gives_each_default_once() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "run_study.py"), "--help"],
+        env={**os.environ, "COLUMNS": "100"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    headings = re.findall(r"╭─ (\w+ )?options", done.stdout)
+    assert headings[1:] == [f"{name} " for name in GROUPS]
+    assert "None" not in done.stdout
+    # An entry begins with its option; what is wrapped follows until the next one.
+    entries = re.split(r"^│ (?=--)", done.stdout, flags=re.MULTILINE)[1:]
+    names = {entry.split()[0].removeprefix("--").replace("-", "_") for entry in entries}
+    assert names == {field.name for field in fields(StudyConfig)}
+    for entry in entries:
+        text = entry.split("╰")[0]
+        is_flag = text.split()[0] in ("--resume", "--dry-run", "--verbose")
+        assert text.lower().count("default:") == (0 if is_flag else 1), text
