@@ -17,7 +17,7 @@ from study.features.distributed import compute_on_cluster
 from study.features.extract import Compute
 from study.inputs import Inputs, load_inputs, warn_about_images
 from study.plan import check_disk, plan_disk, plan_table
-from study.provenance import add_start, describe_inputs, is_extended
+from study.provenance import add_start, inputs_as_record, is_extended
 from study.resume import (
     check_same_inputs,
     describe_changes,
@@ -157,7 +157,7 @@ def prepare(
             rundir.delete(rundir.phases)
             rundir.delete(rundir.study_json)
         raise
-    used = describe_inputs(inputs)
+    used = inputs_as_record(inputs)
     check_same_inputs(record, used)
     screen.start_log(rundir.log)
     for warning in warn_about_images(used["data"], study.config.metric):

@@ -35,7 +35,7 @@ def new_record(study: Study) -> dict[str, Any]:
     }
 
 
-def describe_inputs(inputs: Inputs) -> dict[str, Any]:
+def inputs_as_record(inputs: Inputs) -> dict[str, Any]:
     """Return the study.json entries for data, split, weights and features."""
     dataset, split, weights = inputs.dataset, inputs.split, inputs.weights
     features = inputs.features

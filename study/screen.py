@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.rundir.metric import Metric, is_better
-from analysis.words import duration
+from analysis.words import count, duration
 from search_spaces import PARAMETERS, Value
 from study.errors import UserError
 from study.system.progress import console
@@ -205,7 +205,7 @@ class Screen:
             self._view = None
         if view.ended > view.already:
             took = duration(time.monotonic() - view.started)
-            self.print(f"{title}: {view.ended - view.already} runs in {took}")
+            self.print(f"{title}: {count(view.ended - view.already, 'run')} in {took}")
 
     def run_set_aside(self, run_id: str, why: str) -> None:
         """Show that a run of the phase has stopped and will be retried."""

@@ -14,7 +14,7 @@ from analysis.rundir.predictions import Predictions, load_predictions
 from analysis.words import signed
 
 #: At most this many classes fit a screen; of more, those where settings differ most are shown.
-MOST_CLASSES = 25
+CLASSES_DRAWN = 25
 
 CIFAR10 = (
     "airplane",
@@ -119,10 +119,10 @@ def choose_classes(classes: Classes) -> list[int]:
     """Return the indices of the classes to draw, in order of decreasing accuracy."""
     mean = classes.means.mean(axis=0)
     tested = np.flatnonzero(np.isfinite(mean))
-    if len(tested) > MOST_CLASSES:
+    if len(tested) > CLASSES_DRAWN:
         # A single setting has no differences: show its hardest classes.
         relevance = -mean if len(classes.settings) == 1 else np.ptp(classes.means, axis=0)
-        tested = tested[np.argsort(-relevance[tested], kind="stable")[:MOST_CLASSES]]
+        tested = tested[np.argsort(-relevance[tested], kind="stable")[:CLASSES_DRAWN]]
     return [int(number) for number in tested[np.argsort(-mean[tested], kind="stable")]]
 
 

@@ -15,7 +15,7 @@ from analysis.rundir.predictions import Predictions, load_predictions
 from analysis.words import count
 
 #: With more classes, only the most frequent confusions are drawn.
-MOST_CLASSES = 15
+CLASSES_AS_MATRIX = 15
 MOST_CONFUSIONS = 15
 
 
@@ -53,7 +53,7 @@ def make_confusion(frames: StudyFrames) -> Picture | None:
         return None
     colour = colours(frames).get(confusion.setting, MUTED)
     with mpl.rc_context(STYLE):
-        if len(confusion.names) <= MOST_CLASSES:
+        if len(confusion.names) <= CLASSES_AS_MATRIX:
             figure = new_figure(1.4 + 0.34 * len(confusion.names))
             draw_confusion(confusion, colour, figure.subplots())
         else:
@@ -100,7 +100,7 @@ def draw_confusion(confusion: Confusion, colour: str, ax: Axes) -> None:
     """Draw a cell per true and predicted class, darker for more frequent errors.
 
     Args:
-        confusion: At most `MOST_CLASSES` classes.
+        confusion: At most `CLASSES_AS_MATRIX` classes.
         colour: The colour of the setting.
         ax: The axes to draw on.
     """
@@ -138,7 +138,7 @@ def draw_confusions(confusion: Confusion, colour: str, ax: Axes) -> None:
     """Draw a bar for each of the most frequent confusions.
 
     Args:
-        confusion: More than `MOST_CLASSES` classes.
+        confusion: More than `CLASSES_AS_MATRIX` classes.
         colour: The colour of the setting.
         ax: The axes to draw on.
     """
@@ -155,7 +155,7 @@ def draw_confusions(confusion: Confusion, colour: str, ax: Axes) -> None:
 
 
 def _title(confusion: Confusion) -> str:
-    few = len(confusion.names) <= MOST_CLASSES
+    few = len(confusion.names) <= CLASSES_AS_MATRIX
     drawn = "Confusion matrix" if few else f"The {MOST_CONFUSIONS} most frequent confusions"
     return f"{drawn} on the test images, in % of each true class"
 

@@ -18,7 +18,7 @@ from analysis.frames import StudyFrames
 from analysis.rundir.optuna_db import load_searches
 
 #: Arms with fewer completed trials are omitted.
-FEWEST_COMPLETED = 5
+FEWEST_FOR_IMPORTANCE = 5
 
 #: PED-ANOVA compares the best trials with all: a tenth of them, but at least as many as Optuna's
 #: documentation asks for, and at most half.
@@ -70,7 +70,7 @@ def compute_importance(frames: StudyFrames) -> tuple[ArmImportance, ...]:
 def _importance(arm: str, study: optuna.Study) -> ArmImportance | None:
     """Return None with too few trials, or if the best trials do not stand out."""
     completed = len(study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]))
-    if completed < FEWEST_COMPLETED:
+    if completed < FEWEST_FOR_IMPORTANCE:
         return None
     share = max(TOP_SHARE, min(MOST_TOP_SHARE, FEWEST_TOP / completed))
     with warnings.catch_warnings():

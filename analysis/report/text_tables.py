@@ -60,7 +60,7 @@ class TextTable:
 
 
 #: At most this many classes are listed.
-MOST_CLASSES = 100
+CLASSES_LISTED = 100
 PARTS = ("train", "val", "test")
 
 #: With more settings, the table is transposed: as columns they would not fit a terminal.
@@ -100,9 +100,9 @@ def show_classes(record: Mapping[str, Any]) -> TextTable:
     columns = [data.get("classes", []), *(counts.get(part, []) for part in PARTS)]
     complete = len({len(column) for column in columns}) == 1
     rows = [tuple(map(str, row)) for row in zip(*columns, strict=True)] if complete else []
-    hidden = len(rows) - MOST_CLASSES
+    hidden = len(rows) - CLASSES_LISTED
     note = f"And {hidden} more." if hidden > 0 else ""
-    return TextTable("Images per class", ("class", *PARTS), tuple(rows[:MOST_CLASSES]), note)
+    return TextTable("Images per class", ("class", *PARTS), tuple(rows[:CLASSES_LISTED]), note)
 
 
 def show_search_table(table: SearchTable) -> TextTable:

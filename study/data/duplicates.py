@@ -21,7 +21,7 @@ DISTANCE = 10
 CORRELATION = 0.99
 GRID = 16
 #: Number of images compared with all of another part at once.
-CHUNK = 256
+COMPARED_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ def find_duplicates(dataset: Dataset, split: Split) -> list[Pair]:
 def _alike(
     pixels: np.ndarray, hashes: np.ndarray, part: np.ndarray, others: np.ndarray
 ) -> Iterator[Pair]:
-    for start in range(0, len(part), CHUNK):
-        rows = part[start : start + CHUNK]
+    for start in range(0, len(part), COMPARED_AT_ONCE):
+        rows = part[start : start + COMPARED_AT_ONCE]
         distance = np.bitwise_count(hashes[rows, None] ^ hashes[others])
         firsts, seconds = np.nonzero(distance <= DISTANCE)
         wanted = np.unique(np.concatenate([rows[firsts], others[seconds]]))

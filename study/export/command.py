@@ -95,7 +95,7 @@ def export_again(study: Study, to: Path | None, screen: Screen) -> None:
     # Imported late: torch takes seconds, and argument errors should not wait for it.
     from study.export.write import export_best_model, show_export
     from study.inputs import load_inputs
-    from study.provenance import describe_inputs
+    from study.provenance import inputs_as_record
     from study.resume import check_same_inputs, pinned_sources
     from study.search.champions import find_champions
 
@@ -103,7 +103,7 @@ def export_again(study: Study, to: Path | None, screen: Screen) -> None:
         study = replace(study, rundir=rundir)
         record = rundir.read_study()
         inputs, _ = load_inputs(study, pinned_sources(record), None)
-        check_same_inputs(record, describe_inputs(inputs))
+        check_same_inputs(record, inputs_as_record(inputs))
         champions = find_champions(rundir, study.space)
         exported = export_best_model(study, champions, inputs, to)
     show_export(study, exported, to, screen)

@@ -19,7 +19,7 @@ from study.storage.object_store import Remote
 from study.storage.probe import probe, probed
 
 #: Timeout for a node's answer, in seconds; the first worker of a node imports torch.
-TIMEOUT = 120.0
+NODE_TIMEOUT = 120.0
 
 #: Packages required on every node, whose versions may affect results.
 REQUIRED_PACKAGES = ("ray", "torch", "torchvision", "numpy", "safetensors", "pyarrow")
@@ -80,7 +80,7 @@ def inspect_nodes(nodes: Sequence[Node], place: Path | Remote) -> dict[Node, Nod
         UserError: Names each node that cannot run trials, and why.
     """
     with probed(place) as token:
-        answers = call_on_nodes(nodes, report_node, place, token, seconds=TIMEOUT)
+        answers = call_on_nodes(nodes, report_node, place, token, seconds=NODE_TIMEOUT)
     reports = {node: report for node, report in answers.items() if isinstance(report, NodeReport)}
     problems = [
         f"{node.address}: {_explain_no_answer(error)}"
@@ -152,5 +152,5 @@ def _find_problem(report: NodeReport) -> str | None:
 
 def _explain_no_answer(error: RayError) -> str:
     if isinstance(error, ray.exceptions.GetTimeoutError):
-        return f"no answer within {TIMEOUT:.0f} s"
+        return f"no answer within {NODE_TIMEOUT:.0f} s"
     return f"{type(error).__name__}: {first_line(error)}"

@@ -155,7 +155,7 @@ def test_accuracy_by_class_by_hand(tmp_path: Path) -> None:
 def test_of_many_classes_those_that_differ_most_between_settings_are_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(classes, "MOST_CLASSES", 2)
+    monkeypatch.setattr(classes, "CLASSES_DRAWN", 2)
     run_dir = RunDir(tmp_path)
     labels = [0, 0, 1, 1, 2, 2]
     rows = [

@@ -45,7 +45,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
 def report(run: RunDir) -> Report:
     with pytest.MonkeyPatch.context() as patch:
         # The small study has too few completed trials for this figure.
-        patch.setattr(importance, "FEWEST_COMPLETED", 1)
+        patch.setattr(importance, "FEWEST_FOR_IMPORTANCE", 1)
         return write_report(run.path)
 
 
