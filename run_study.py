@@ -54,11 +54,11 @@ def start_ray_early(config: StudyConfig) -> AbstractContextManager[None]:
     # Imported late: Ray takes a second to import, and an invalid option should fail before that.
     from study.cluster.machines import cluster_address
     from study.cluster.resources import plan_cores
-    from study.cluster.session import find_machines, ray_ahead
+    from study.cluster.session import find_machines, ray_started_early
 
     if config.dry_run or cluster_address(config.address) is not None:
         return nullcontext()
-    return ray_ahead(plan_cores(config, find_machines(None)), verbose=config.verbose)
+    return ray_started_early(plan_cores(config, find_machines(None)), verbose=config.verbose)
 
 
 def how_to_resume(study: Study | None) -> str:

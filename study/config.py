@@ -21,7 +21,7 @@ REDUCTION_FACTOR = 3
 
 
 def option(metavar: str | None = None, default: str | None = None) -> object:
-    """Set how an option is shown in `--help`.
+    """Return an annotation that sets how an option is shown in `--help`.
 
     Args:
         metavar: Placeholder for its value; None: its type.
@@ -124,7 +124,7 @@ class RunOptions:
     name: Annotated[str | None, option("NAME", "space and time, or the latest to resume")] = None
     """Name of the run directory."""
     resume: Flag = False
-    """Resume a study, or extend it with more --trials or --seeds; other options are kept."""
+    """Resume a study, or extend it with more --trials or --seeds; with --name, start it if new."""
     dry_run: Flag = False
     """Print the plan and stop."""
     storage: Annotated[str, option("FOLDER|URI")] = "runs"
@@ -190,7 +190,7 @@ OPERATIONAL = (
 )
 
 #: Options of a single start, which a resumed study does not inherit.
-OF_ONE_START = ("address", "storage", "name", "resume", "dry_run", "verbose")
+NOT_INHERITED = ("address", "storage", "name", "resume", "dry_run", "verbose")
 
 
 def as_arguments(config: Mapping[str, Any]) -> list[str]:
@@ -198,7 +198,7 @@ def as_arguments(config: Mapping[str, Any]) -> list[str]:
     return [
         f"--{name.replace('_', '-')}={value}"
         for name, value in config.items()
-        if name not in OF_ONE_START and value is not None
+        if name not in NOT_INHERITED and value is not None
     ]
 
 

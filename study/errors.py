@@ -25,7 +25,7 @@ def first_line(error: BaseException | None) -> str:
 
 
 class UserError(Exception):
-    """An error the user can fix, or something only the user can provide.
+    """An error the user can fix.
 
     The message is self-contained: what is wrong, where, and what to do. `run_study.py` prints it
     without a traceback and exits with status 2. It is always one line: unprintable characters, for

@@ -83,7 +83,7 @@ def choose_preprocess(weights: Weights, option: str | None, image_size: int) -> 
     return replace(own, image_size=image_size)
 
 
-def warn_about_images(data: Mapping[str, Any], metric: Metric) -> list[str]:
+def image_warnings(data: Mapping[str, Any], metric: Metric) -> list[str]:
     """Return warnings about class imbalance and duplicate images.
 
     Args:

@@ -15,7 +15,7 @@ from study.confirm.run import run_confirmations
 from study.errors import UserError
 from study.features.distributed import compute_on_cluster
 from study.features.extract import Compute
-from study.inputs import Inputs, load_inputs, warn_about_images
+from study.inputs import Inputs, image_warnings, load_inputs
 from study.plan import check_disk, plan_disk, plan_table
 from study.provenance import add_start, inputs_as_record, is_extended
 from study.resume import (
@@ -82,10 +82,10 @@ def run_phases(
     config = study.config
     compute = check_nodes(study, machines, screen)
     record = load_or_create_record(study)
-    timer.started()
+    timer.record_start_up()
     with ExitStack() as session:
-        # First, unless Ray was started early: its workers import what runs need while this
-        # process loads the data.
+        # First: Ray's workers import what runs need while this process loads the data. Does
+        # nothing if Ray was started early.
         with timer.phase("ray"):
             cores = None if machines.is_cluster else plan_cores(config, machines)
             session.enter_context(ray_session(config.address, cores, verbose=config.verbose))
@@ -107,8 +107,7 @@ def run_phases(
                 run_confirmations(study, champions, context, test)
     signals.raise_if_received()
     with timer.phase("report"):
-        # Imported late: pandas, matplotlib and the exporters take seconds, which would delay
-        # training.
+        # Imported late: matplotlib and the exporters take seconds, which would delay training.
         from analysis.report.write import write_report
 
         report = write_report(study.rundir.path)
@@ -160,7 +159,7 @@ def prepare(
     used = inputs_as_record(inputs)
     check_same_inputs(record, used)
     screen.start_log(rundir.log)
-    for warning in warn_about_images(used["data"], study.config.metric):
+    for warning in image_warnings(used["data"], study.config.metric):
         screen.print(warning)
     if not is_new and (changes := describe_changes(record)):
         screen.print(f"Changed since this study started: {changes}.")

@@ -166,6 +166,7 @@ def _confirmation(study: Study) -> str:
     recipes = len(space.arms) if any(study.trials_per_arm.values()) else 1
     runs = recipes * settings * config.seeds
     return (
-        f"{count(recipes, 'recipe')} × {settings} settings × {count(config.seeds, 'seed')} ="
-        f" {count(runs, 'run')} of {count(config.epochs, 'epoch')}, no early stopping"
+        f"{count(recipes, 'recipe')} × {count(settings, 'setting')} ×"
+        f" {count(config.seeds, 'seed')} = {count(runs, 'run')} of"
+        f" {count(config.epochs, 'epoch')}, no early stopping"
     )

@@ -110,7 +110,7 @@ def predict(
 
 
 def find_images(paths: Iterable[Path]) -> list[Path]:
-    """Return the files in `paths`, and the image files in its folders, each folder's sorted.
+    """Return the files given and the images in and below the folders given, each folder's sorted.
 
     Raises:
         UserError: There is no such file, no image in a folder, or no file at all.
@@ -155,7 +155,7 @@ def predict_batches(
             f"--mc-dropout: the model in {model_path} has no dropout; export one that has"
             " (python -m study.export RUN --arm dropout)."
         )
-    for batch in _collect(read_images(files, model.side), model.images_at_once):
+    for batch in _collect(read_images(files, model.side), model.batch_size):
         yield _predict_batch(model, batch, mc_dropout)
 
 
@@ -230,7 +230,9 @@ def main(words: Sequence[str] | None = None) -> int:
             for file, reason in part.unreadable:
                 sys.stderr.write(f"{file}: cannot be read: {reason}\n")
         if not answered:
-            raise UserError("none of the files could be read.")
+            raise UserError(
+                "none of the files could be read; give image files that Pillow can open."
+            )
         return 1 if unreadable else 0
 
     return run_command(PROG, body)

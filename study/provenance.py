@@ -46,7 +46,7 @@ def inputs_as_record(inputs: Inputs) -> dict[str, Any]:
             "source_key": dataset.source_key,
             "sha256": dataset.sha256,
             "images": len(dataset.labels),
-            **_describe_own(dataset, split),
+            **_describe_classes_and_files(dataset, split),
         },
         "split": {
             "train": len(split.train),
@@ -60,7 +60,7 @@ def inputs_as_record(inputs: Inputs) -> dict[str, Any]:
     }
 
 
-def _describe_own(dataset: Dataset, split: Split) -> dict[str, Any]:
+def _describe_classes_and_files(dataset: Dataset, split: Split) -> dict[str, Any]:
     """Describe the classes and, for the user's own images, unreadable and duplicate files."""
     parts = {"train": split.train, "val": split.val, "test": split.test}
     described: dict[str, Any] = {

@@ -39,7 +39,7 @@ def load_or_create_record(study: Study) -> dict[str, Any]:
         return record
     record = rundir.read_study()
     check_same_request(record, study)
-    check_left(rundir)
+    check_intact(rundir)
     rundir.delete_partial()
     return record
 
@@ -59,7 +59,7 @@ def refuse_foreign(rundir: RunDir) -> None:
         )
 
 
-def check_left(rundir: RunDir) -> None:
+def check_intact(rundir: RunDir) -> None:
     """Check that a study's files are intact, so that it can be resumed.
 
     Raises:
@@ -145,9 +145,9 @@ def check_same_request(old: Mapping[str, Any], study: Study) -> None:
             continue
         shown = f"--{option.replace('_', '-')}"
         if option not in GROWING:
+            was = f"without {shown}" if before is None else f"with {shown} {before}"
             raise UserError(
-                f"--resume: this study has {shown} {before}, not {value}; omit the option,"
-                " or give a new --name."
+                f"--resume: this study was started {was}; omit the option, or give a new --name."
             )
         if value < before:
             raise UserError(
@@ -172,9 +172,9 @@ def check_same_inputs(old: Mapping[str, Any], inputs: Mapping[str, Any]) -> None
     for part in ("data", "weights", "split"):
         if part in old and old[part]["sha256"] != inputs[part]["sha256"]:
             raise UserError(
-                f"--resume: the {part} changed since this study started (sha256 "
-                f"{old[part]['sha256'][:12]}, now {inputs[part]['sha256'][:12]}); "
-                "restore the original, or give a new --name."
+                f"the {part} changed since this study started (sha256"
+                f" {old[part]['sha256'][:12]}, now {inputs[part]['sha256'][:12]});"
+                " restore the original, or start a new study."
             )
 
 
@@ -187,5 +187,5 @@ def describe_changes(record: Mapping[str, Any]) -> str:
         if record["versions"].get(name) != version
     ]
     if record["git_commit"] != now["git_commit"]:
-        changed.append(f"commit {record['git_commit']}, now {now['git_commit']}")
+        changed.append(f"commit {record['git_commit'] or 'unknown'}, now {now['git_commit']}")
     return "; ".join(changed)

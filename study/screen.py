@@ -1,6 +1,6 @@
 """Screen output: a live view on a terminal, otherwise one plain line per finished run.
 
-Every line also goes to log.txt in the run directory.
+Lines printed through Screen after start_log also go to log.txt in the run directory.
 """
 
 import contextlib
@@ -123,7 +123,7 @@ class PhaseView:
         # Only the last column shrinks on a narrow terminal.
         table = Table(box=None, pad_edge=False, header_style="dim", expand=True)
         table.add_column("", no_wrap=True)
-        for name in ("ended", "pruned", "broken"):
+        for name in ("ended", "pruned", "failed"):
             table.add_column(name, justify="right")
         table.add_column("best so far", no_wrap=True)
         table.add_column("with", no_wrap=True, overflow="ellipsis", ratio=1)
@@ -149,7 +149,7 @@ class PhaseView:
 
 
 class Screen:
-    """All output of a study, to the terminal and log.txt."""
+    """A study's output, on the terminal and, once start_log has been called, in log.txt."""
 
     def __init__(self) -> None:
         self._log: Path | None = None
@@ -207,7 +207,7 @@ class Screen:
             took = duration(time.monotonic() - view.started)
             self.print(f"{title}: {count(view.ended - view.already, 'run')} in {took}")
 
-    def run_set_aside(self, run_id: str, why: str) -> None:
+    def run_will_be_retried(self, run_id: str, why: str) -> None:
         """Show that a run of the phase has stopped and will be retried."""
         assert self._view is not None
         self._view.running.pop(run_id, None)

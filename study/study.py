@@ -23,6 +23,7 @@ from study.config import (
     as_arguments,
 )
 from study.data.layouts import is_image_folder
+from study.data.split import SMALLEST_SAMPLE
 from study.errors import UserError
 from study.storage.location import Location
 from study.storage.object_store import Remote
@@ -143,12 +144,13 @@ def _parse(words: Sequence[str]) -> StudyConfig:
 
 
 def resolve_study(config: StudyConfig) -> Study:
-    """Check a configuration and fill in what depends on the space and the clock.
+    """Check a configuration and fill in what depends on the space, the machines and the clock.
 
     Nothing is written.
 
     Raises:
-        UserError: A value is out of range, a path is missing, or the run name is taken.
+        UserError: A value is out of range, a path is missing, the run name is taken, or the
+            cluster cannot be joined.
     """
     _check_ranges(config)
     config, space = _choose_space(config)
@@ -163,12 +165,12 @@ def resolve_study(config: StudyConfig) -> Study:
                 f"--augment {config.augment}: a frozen backbone computes each image's features"
                 " once, so images cannot be augmented; add --transfer finetune, or omit --augment."
             )
-    if config.test_fraction is not None and not is_image_folder(config.data):
-        raise UserError("--test-fraction: CIFAR-10 comes with test images; omit the option.")
     if config.data != "cifar10" and not _exists(config.data):
         raise UserError(
             f"--data: {config.data} does not exist; give 'cifar10' or an existing path."
         )
+    if config.test_fraction is not None and not is_image_folder(config.data):
+        raise UserError("--test-fraction: CIFAR-10 comes with test images; omit the option.")
     named_weights = ("auto", "imagenet-v1", "imagenet-v2", "keras")
     if config.weights not in named_weights and not _exists(str(config.weights)):
         raise UserError(
@@ -204,13 +206,12 @@ def _check_export(study: Study) -> None:
     if export == "ensemble" and study.finetunes:
         raise UserError(
             "--export ensemble: with --transfer finetune each run has its own backbone, so an"
-            " ensemble would cost as much as all runs together; give best or an arm, or add"
-            " --transfer frozen."
+            " ensemble would cost as much as all runs together; give best or an arm."
         )
     if export == "ensemble" and study.config.seeds == 0:
         raise UserError(
             "--export ensemble: an ensemble is made of confirmation runs, and --seeds 0 has none;"
-            " give --seeds 2 or more."
+            " give best or an arm."
         )
 
 
@@ -269,7 +270,7 @@ def _check_ranges(config: StudyConfig) -> None:
         ("seed", config.seed, 0),
         ("gpus-per-trial", None if gpus == "auto" else gpus, 0),
         ("max-concurrent", config.max_concurrent, 1),
-        ("images", config.images, 200),
+        ("images", config.images, SMALLEST_SAMPLE),
         ("max-failures", config.max_failures, 0),
         ("stop-after-failures", config.stop_after_failures, 1),
     )

@@ -94,9 +94,9 @@ def _explain_no_fit(machines: Machines, cpus: float, gpus: float) -> str:
             " --cpus-per-trial or --gpus-per-trial, or, if the cluster autoscales, set the number"
             " of runs to request with --max-concurrent."
         )
-    cores, gpu_count = machines.cpus, machines.gpus
-    if cpus > cores:
-        option, have = f"--cpus-per-trial {cpus:g}", f"{cores:g} CPU cores; give {cores:g}"
-    else:
-        option, have = f"--gpus-per-trial {gpus:g}", f"{gpu_count} GPUs; give {gpu_count}"
-    return f"{option}: this machine has {have} or less."
+    if cpus > machines.cpus:
+        return (
+            f"--cpus-per-trial {cpus:g}: this machine has {machines.cpus:g} CPU cores; give"
+            f" {machines.cpus:g} or less."
+        )
+    return f"--gpus-per-trial {gpus:g}: this machine has no GPU; give 0 or auto."

@@ -24,9 +24,9 @@ from study.cluster.remote import live_nodes
 from study.errors import UserError
 from study.system.hardware import cpu_count, gpu_count
 
-#: Limits workers to one malloc arena. Each trial runs in a new thread, to which glibc gives its own
-#: arena that retains freed memory: half a gigabyte after some dozens of trials.
-HEAPS = {"MALLOC_ARENA_MAX": "1"}
+#: Environment of workers: one malloc arena. Each trial runs in a new thread; glibc would give each
+#: its own arena, which retains freed memory: half a gigabyte after dozens of trials.
+WORKER_ENV = {"MALLOC_ARENA_MAX": "1"}
 
 
 def find_machines(address: str | None, *, verbose: bool = False) -> Machines:
@@ -72,7 +72,7 @@ def ray_session(
 
 
 @contextmanager
-def ray_ahead(cores: int, *, verbose: bool = False) -> Iterator[None]:
+def ray_started_early(cores: int, *, verbose: bool = False) -> Iterator[None]:
     """Start Ray before a block with slow imports; `ray_session` in the block reuses it.
 
     Starting Ray is mostly waiting for its processes. Meanwhile a thread imports PyTorch, and once
@@ -106,7 +106,7 @@ def _start_local(cores: int, *, verbose: bool) -> None:
         return
     _listen_on_loopback_only()
     _preload_in_workers()
-    os.environ.update(HEAPS | os.environ)
+    os.environ.update(WORKER_ENV | os.environ)
     # `start_ray` hides Ray's notice that it reports usage statistics, so they are off by default.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     start_ray(verbose=verbose, address="local", num_cpus=cores, include_dashboard=False)
@@ -209,7 +209,7 @@ def _explain_join_error(error: Exception) -> str:
 
 
 def _runtime_env() -> dict[str, Any]:
-    """Return the runtime environment: the project's packages, and HEAPS to save memory.
+    """Return the runtime environment: the project's packages, and WORKER_ENV to save memory.
 
     Empty for a job submitted with a working directory or modules, which has the packages already.
     """
@@ -219,15 +219,15 @@ def _runtime_env() -> dict[str, Any]:
     root = Path(__file__).parents[2]
     return {
         "py_modules": [str(root / name) for name in ("study", "search_spaces", "analysis")],
-        "env_vars": HEAPS,
+        "env_vars": WORKER_ENV,
     }
 
 
 def _preload_in_workers() -> None:
     """Make a local Ray's workers, one per core, import what runs need as soon as they start."""
     os.environ.setdefault("RAY_preload_python_modules", "study.runs.worker")
-    # Ray kills idle workers, five times a second. In every other search that hit a worker between
-    # the reservation of its core and the start of the trial.
+    # Ray looks for idle workers to kill five times a second. In every other search it killed one
+    # between the reservation of its core and the start of its trial.
     os.environ.setdefault("RAY_kill_idle_workers_interval_ms", "0")
 
 

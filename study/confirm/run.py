@@ -12,18 +12,18 @@ from analysis.rundir import ConfirmRow, EpochRow, RunDir, RunDirError
 from analysis.rundir.metric import Metric, is_better
 from analysis.rundir.predictions import read_predictions
 from study.confirm.design import PlannedRun, cross_recipes, planned_runs
-from study.errors import StorageError, UserError, storage_error
+from study.errors import StorageError, StudyStoppedError, storage_error
 from study.models.state_dict import is_readable, save_safetensors
 from study.runs.context import RunContext
 from study.runs.failures import failure_of
 from study.runs.hang_reports import find_hang
 from study.runs.retry import FailureStreak, Retry, choose_retry
-from study.runs.worker import Attempt, Confirmation, Process, run_confirmation
+from study.runs.worker import Attempt, ConfirmationResult, ConfirmationWorker, run_confirmation
 from study.screen import EndedRun, Screen
 from study.search.champions import Champion
 from study.study import Study
 from study.system import signals
-from study.training.checkpoint import epochs_in_state
+from study.training.checkpoint import epochs_in_checkpoint
 from study.training.data import PartArrays
 from study.training.loop import EpochMetrics
 
@@ -52,7 +52,7 @@ def run_confirmations(
     config, rundir, screen = study.config, study.rundir, context.screen
     crossed = cross_recipes(study.space, champions)
     planned = planned_runs(crossed, config.seed, config.seeds)
-    done = find_finished_runs(rundir, config.metric, planned, screen)
+    done = recover_finished_runs(rundir, config.metric, planned, screen)
     if rundir.confirm_holds(_in_order(planned, done)):
         return
     groups = {cell.name: config.seeds for cell in crossed}
@@ -68,25 +68,28 @@ def run_confirmations(
             if set_aside:
                 _run_all(phase, set_aside, context.one_at_a_time())
             # A retrained run may turn out worse than one whose weights were not kept.
-            phase.done = done = find_finished_runs(
+            phase.done = done = recover_finished_runs(
                 rundir, config.metric, planned, screen, phase.failed
             )
     if not done:
-        raise UserError("every confirmation run failed; see the errors above or in log.txt.")
+        raise StudyStoppedError(
+            "every confirmation run failed; fix the cause: the errors are above, with tracebacks in"
+            " failures/ in the run directory."
+        )
     rundir.write_confirm(_in_order(planned, done))
 
 
-def find_finished_runs(
+def recover_finished_runs(
     rundir: RunDir,
     metric: Metric,
     planned: Sequence[PlannedRun],
     screen: Screen,
     failed: Collection[str] = (),
 ) -> dict[str, ConfirmRow]:
-    """Return the planned runs that are finished, by run id, and clear the way for the others.
+    """Return the planned runs that are finished, by run id; delete damaged ones.
 
-    Damaged runs are deleted, to be retrained. Runs of an earlier look that are no longer planned
-    because a champion has changed are archived in a separate folder.
+    Runs from before the study was extended that are no longer planned, because a champion has
+    changed, are archived.
 
     Args:
         rundir: The study's run directory.
@@ -163,14 +166,17 @@ class _Phase:
 def _run_all(phase: _Phase, runs: Sequence[PlannedRun], context: RunContext) -> list[PlannedRun]:
     """Train the given runs; return those that ran out of memory next to others."""
     study, screen, resources = phase.study, phase.screen, context.resources
-    new_process = ray.remote(Process).options(
+    new_process = ray.remote(ConfirmationWorker).options(
         num_cpus=resources.cpus,
         num_gpus=resources.gpus,
         label_selector=resources.label_selector,
     )
     attempts = Counter({row.run_id: row.attempt for row in study.rundir.read_epochs()})
     attempts.update(run.run_id for run in runs if study.rundir.has(study.rundir.state(run.run_id)))
-    waiting, running = deque(runs), dict[ray.ObjectRef[Confirmation], tuple[PlannedRun, Any]]()
+    waiting, running = (
+        deque(runs),
+        dict[ray.ObjectRef[ConfirmationResult], tuple[PlannedRun, Any]](),
+    )
     free: list[Any] = []
     set_aside: list[PlannedRun] = []
     while waiting or running:
@@ -179,7 +185,7 @@ def _run_all(phase: _Phase, runs: Sequence[PlannedRun], context: RunContext) -> 
             attempts[run.run_id] += 1
             attempt = Attempt(run.run_id, attempts[run.run_id], run.cell.hyperparameters, run.seed)
             process: Any = free.pop() if free else new_process.remote()
-            result = process.do.remote(run_confirmation, attempt, phase.shared, context.settings)
+            result = process.call.remote(run_confirmation, attempt, phase.shared, context.settings)
             running[result] = run, process
             screen.run_progressed(run.run_id, 0, None)
         signals.raise_if_received()
@@ -233,10 +239,14 @@ def _decide_retry(
         case "stop":
             raise StorageError(failure.reason) from error
         case "now":
-            screen.run_set_aside(run.run_id, f"{failure.reason}; resuming from its last checkpoint")
+            screen.run_will_be_retried(
+                run.run_id, f"{failure.reason}; resuming from its last checkpoint"
+            )
             return retry
         case "alone":
-            screen.run_set_aside(run.run_id, f"{failure.reason}; will be retried alone at the end")
+            screen.run_will_be_retried(
+                run.run_id, f"{failure.reason}; will be retried alone at the end"
+            )
             return retry
     rundir.write_failure(run.run_id, attempt, failure.traceback)
     phase.failed.add(run.run_id)
@@ -250,14 +260,14 @@ def _epochs_saved(rundir: RunDir, run_id: str) -> int:
     """Return the number of epochs in the checkpoint of a run."""
     path = rundir.state(run_id)
     rundir.fetch(path)
-    epochs = epochs_in_state(path)
+    epochs = epochs_in_checkpoint(path)
     if rundir.mirror:  # fetch the newer checkpoint next time
         path.unlink(missing_ok=True)
     return epochs
 
 
 def _record_run(
-    phase: _Phase, run: PlannedRun, confirmation: Confirmation, attempt: int
+    phase: _Phase, run: PlannedRun, confirmation: ConfirmationResult, attempt: int
 ) -> ConfirmRow:
     """Record a finished run, with its weights if it is the best of its cell so far."""
     rundir, metric = phase.study.rundir, phase.study.config.metric
@@ -316,7 +326,7 @@ def _epoch_row(run: PlannedRun, epoch: EpochMetrics, attempt: int, worker: str) 
     )
 
 
-def _row(run: PlannedRun, confirmation: Confirmation) -> ConfirmRow:
+def _row(run: PlannedRun, confirmation: ConfirmationResult) -> ConfirmRow:
     last = {f"last_{name}": value for name, value in asdict(confirmation.last).items()}
     return ConfirmRow(
         run_id=run.run_id,

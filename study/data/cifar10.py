@@ -23,7 +23,7 @@ from PIL import Image
 
 from study.data.dataset import Dataset
 from study.data.layouts import BINARY_FILES, LABEL_FILES, PICKLE_FILES, PNG_FILES
-from study.data.split import SMALLEST_PART, shuffled_by_class
+from study.data.split import SMALLEST_SAMPLE, shuffled_by_class
 from study.errors import UserError
 from study.system.cache import cache_dir, cached, sha256_of, whole_file, workspace
 from study.system.download import (
@@ -117,7 +117,7 @@ def load_cifar10(spec: str, images: int | None = None, pinned: str | None = None
             used whatever source filled it, since its content is checked.
 
     Raises:
-        UserError: If the data cannot be loaded or are not CIFAR-10, or `images` is out of range.
+        UserError: The data cannot be loaded or are not CIFAR-10, or `images` is out of range.
     """
     if spec == "cifar10":
         found, source_key = _load_cifar10(pinned)
@@ -126,7 +126,7 @@ def load_cifar10(spec: str, images: int | None = None, pinned: str | None = None
         found, source_key, source = _load_path(Path(spec)), "path", spec
     sha256, training_count = SHA256, TRAINING_IMAGES
     if images not in (None, len(found.labels)):
-        rows = _choose_part(found.labels, images)
+        rows = _stratified_sample(found.labels, images)
         found = _Images(found.pixels[rows], found.labels[rows])
         sha256 = sha256_of(to_records(found.pixels, found.labels).data)
         training_count = int(np.searchsorted(rows, TRAINING_IMAGES))
@@ -189,7 +189,7 @@ def _fetch_into(entry: Path, key: str) -> tuple[_Images, str]:
     """Fetch from one source, verify, and store in the cache."""
     try:
         with workspace(entry) as folder:
-            found = decode(SOURCES[key].fetch(folder))
+            found = unpack_layout(SOURCES[key].fetch(folder))
     except ValueError as reason:
         raise SourceError(f"the download is unusable: {reason}") from reason
     for name, values in ((PIXELS, found.pixels), (LABELS, found.labels)):
@@ -226,7 +226,7 @@ def _load_path(path: Path) -> _Images:
             "archive that holds CIFAR-10."
         )
     try:
-        return decode(_read_folder(path) if path.is_dir() else read_members(path, wanted))
+        return unpack_layout(_read_folder(path) if path.is_dir() else read_members(path, wanted))
     except ValueError as reason:
         raise UserError(
             f"--data {path}: {reason}; give a folder or tar archive that holds CIFAR-10, such as "
@@ -252,14 +252,14 @@ def _read_folder(folder: Path) -> dict[str, bytes]:
 # --- layouts ----------------------------------------------------------------------------------
 
 
-def decode(files: Mapping[str, bytes]) -> _Images:
+def unpack_layout(files: Mapping[str, bytes]) -> _Images:
     """Convert the files of any layout to the official records, verify and unpack them.
 
     Args:
         files: File contents by name.
 
     Raises:
-        ValueError: If files are missing, cannot be read, or hold anything but CIFAR-10.
+        ValueError: Files are missing, cannot be read, or hold anything but CIFAR-10.
     """
     if BINARY_FILES[0] in files:
         data = b"".join(_required(files, BINARY_FILES))
@@ -375,11 +375,11 @@ def _batches(records: np.ndarray) -> list[np.ndarray]:
 # --- choosing images --------------------------------------------------------------------------
 
 
-def _choose_part(labels: np.ndarray, images: int) -> np.ndarray:
+def _stratified_sample(labels: np.ndarray, images: int) -> np.ndarray:
     """Return the sorted rows of a stratified sample: 5/6 training and 1/6 test images."""
-    if not SMALLEST_PART <= images <= len(labels):
+    if not SMALLEST_SAMPLE <= images <= len(labels):
         raise UserError(
-            f"--images {images:,} is out of range: give {SMALLEST_PART} to {len(labels):,}."
+            f"--images {images:,} is out of range: give {SMALLEST_SAMPLE} to {len(labels):,}."
         )
     test_images = images // 6
     parts = ((0, TRAINING_IMAGES, images - test_images), (TRAINING_IMAGES, None, test_images))

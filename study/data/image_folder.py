@@ -18,12 +18,12 @@ from typing import Any, Literal
 
 import numpy as np
 import PIL
-from PIL import Image
 
 from study.data import decode
 from study.data.dataset import Dataset
 from study.data.decode import UnreadableImageError, as_text, is_image_name, read_images, walk
-from study.data.split import SMALLEST_PART, in_proportion, shuffled_by_class
+from study.data.duplicates import perceptual_hash
+from study.data.split import SMALLEST_SAMPLE, in_proportion, shuffled_by_class
 from study.errors import UserError
 from study.system.cache import cache_dir, cached, sha256_of, whole_file
 from study.system.progress import console, progress
@@ -94,7 +94,7 @@ def load_image_folder(
             f"--test-fraction: {folder} has a test/ folder, which is used as test; omit the option."
         )
     if images is not None:
-        files = _choose_part(files, images, len(classes))
+        files = _stratified_sample(files, images, len(classes))
     files = sorted(files, key=lambda file: PARTS.index(file.part))
     if ignored:
         console.print(f"{folder}: skipped files without an image suffix: {_list_suffixes(ignored)}")
@@ -202,12 +202,12 @@ def _carve_test(files: Sequence[_File], classes: Sequence[str], fraction: float)
     ]
 
 
-def _choose_part(files: Sequence[_File], images: int, classes: int) -> list[_File]:
-    """Return a stratified sample, with parts and classes in proportion."""
-    if not SMALLEST_PART <= images <= len(files):
+def _stratified_sample(files: Sequence[_File], images: int, classes: int) -> list[_File]:
+    """Return a stratified sample, with splits and classes in proportion."""
+    if not SMALLEST_SAMPLE <= images <= len(files):
         raise UserError(
-            f"--images {images:,} is out of range: give {SMALLEST_PART} to {len(files):,}."
-            if len(files) >= SMALLEST_PART
+            f"--images {images:,} is out of range: give {SMALLEST_SAMPLE} to {len(files):,}."
+            if len(files) >= SMALLEST_SAMPLE
             else f"--images {images:,}: there are only {len(files):,} images; omit the option."
         )
     groups = np.array([PARTS.index(file.part) * classes + file.label for file in files])
@@ -261,21 +261,6 @@ def _decode_into(pixels: Path, files: Sequence[_File], image_size: int) -> dict[
             hashes.append(perceptual_hash(image))
             out.write(image.tobytes())
     return {"rows": rows, "hashes": hashes, "unreadable": unreadable}
-
-
-def perceptual_hash(pixels: np.ndarray) -> int:
-    """Return 64 bits that barely change when an image is scaled, compressed or brightened.
-
-    This is ImageHash's pHash: the lowest frequencies of the image's cosine transform, each compared
-    with their median.
-
-    Args:
-        pixels: uint8 [height, width, 3], RGB.
-    """
-    import imagehash  # slow to import, and needed only for the user's own images
-
-    bits = imagehash.phash(Image.fromarray(pixels)).hash
-    return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 
 def _read_cache(entry: Path, image_size: int) -> _Decoded | None:

@@ -29,7 +29,7 @@ def load_dataset(
             None: a fifth.
 
     Raises:
-        UserError: If the data cannot be loaded or are unusable, or an option is out of range.
+        UserError: The data cannot be loaded or are unusable, or an option is out of range.
     """
     if is_image_folder(spec):
         return load_image_folder(Path(spec), image_size, images, test_fraction)

@@ -12,7 +12,7 @@ from study.errors import UserError
 from study.system.cache import sha256_of
 
 #: Smallest sample that can be requested.
-SMALLEST_PART = 200
+SMALLEST_SAMPLE = 200
 #: Default fraction of each class's training images that becomes `val`.
 VAL_FRACTION = 0.1
 

@@ -47,8 +47,12 @@ def main(words: Sequence[str] | None = None) -> int:
 
     def body() -> int:
         arguments = parse_arguments(ExportArguments, PROG, sys.argv[1:] if words is None else words)
-        study = find_study(arguments)
-        export_again(study, arguments.to, Screen())
+        try:
+            export_again(find_study(arguments), arguments.to, Screen())
+        except UserError as error:
+            # In a study's own command, the model is chosen by --export.
+            text = str(error).replace("--export ", "--arm ")
+            raise type(error)(text).with_traceback(error.__traceback__) from error.__cause__
         return 0
 
     return run_command(PROG, body)
@@ -74,10 +78,7 @@ def find_study(arguments: ExportArguments) -> Study:
     config = parse_config(["--resume", "--storage", storage, "--name", name])
     # MLflow keeps the model that the study itself exported.
     config = replace(config, export=arguments.arm, data=arguments.data or config.data, mlflow=None)
-    try:
-        return resolve_study(config)
-    except UserError as error:
-        raise UserError(str(error).replace("--export ", "--arm ")) from None
+    return resolve_study(config)
 
 
 def export_again(study: Study, to: Path | None, screen: Screen) -> None:

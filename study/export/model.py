@@ -83,8 +83,8 @@ class Model(nn.Module):
         return each.logsumexp(dim=0) - math.log(len(self.heads))
 
     @property
-    def images_at_once(self) -> int:
-        """Batch size for inference on a CPU."""
+    def batch_size(self) -> int:
+        """Batch size for inference, sized for a CPU's memory and used on every device."""
         return batch_size_for("cpu", self.preprocess.image_size)
 
     @property
@@ -131,7 +131,7 @@ def predict_logits(
         what: Label of the progress bar.
     """
     rows = np.arange(len(pixels)) if rows is None else rows
-    batch_size, preprocess = model.images_at_once, model.preprocess
+    batch_size, preprocess = model.batch_size, model.preprocess
     backbone = in_onednn(model.backbone, preprocess.image_size, batch_size)
     done = []
     with torch.inference_mode(), progress(what, len(rows), "images") as advance:

@@ -34,7 +34,7 @@ class Selection:
     """Results of the confirmation runs; empty for a search trial."""
     best_single: float | None = None
     """For an ensemble: the best score of any single confirmation run."""
-    pays: bool | None = None
+    beats_best_single: bool | None = None
     """For an ensemble: True if its score beats `best_single`."""
 
 

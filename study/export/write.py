@@ -65,14 +65,14 @@ def export_best_model(
     dataset, test = inputs.dataset, inputs.split.test
     height, width = dataset.pixels.shape[1:3]
     selection = select_model(study, champions)
-    content = _bundle(selection, inputs)
+    parts = _model_parts(selection, inputs)
     record = _record(study, selection, inputs)
     path = to or study.rundir.best_model
     if existing := _find_exported(path, selection, record):
         return existing
     with _new_folder(path) as folder:
-        bundle.save(folder, content)
-        bundle.save_config(folder, content, record)
+        bundle.save(folder, parts)
+        bundle.save_config(folder, parts, record)
         model = bundle.load(folder)
         labels = np.asarray(dataset.labels[test])
         with ExitStack() as processes:
@@ -80,7 +80,7 @@ def export_best_model(
             for name, write in formats.WRITERS.items():
                 write(model, folder / name)
                 # It loads the file while this process continues.
-                started = verify.start_exported(folder / name, height, width, model.images_at_once)
+                started = verify.start_exported(folder / name, height, width, model.batch_size)
                 running[name] = processes.enter_context(started)
             logits = predict_logits(model, dataset.pixels, test, "Evaluating the best model")
             measured = compute_export_metrics(logits, torch.from_numpy(labels))
@@ -91,7 +91,7 @@ def export_best_model(
             }
         record["test"] = {**asdict(measured), "how": "from the images, in fp32"}
         record["verified"] = {name: asdict(found) for name, found in agreements.items()}
-        bundle.save_config(folder, content, record)
+        bundle.save_config(folder, parts, record)
         write_atomically(folder / REQUIREMENTS, _requirements())
         write_card(folder, study, selection, inputs, measured, agreements, record["verdict"])
         _write_sums(folder)
@@ -132,11 +132,11 @@ def describe_ensemble_gain(selection: Selection, metric: Metric) -> str:
         f"On val, the ensemble of {len(selection.run_ids)} heads has"
         f" {describe_score(selection.score, metric)}, the best single run"
         f" {describe_score(selection.best_single, metric, short=True)}: the ensemble"
-        f" {'is better' if selection.pays else 'is not better'}."
+        f" {'is better' if selection.beats_best_single else 'is not better'}."
     )
 
 
-def _bundle(selection: Selection, inputs: Inputs) -> ModelParts:
+def _model_parts(selection: Selection, inputs: Inputs) -> ModelParts:
     backbone = _backbone(selection.trained[0])
     return ModelParts(
         classes=inputs.dataset.classes,
@@ -171,7 +171,10 @@ def _record(study: Study, selection: Selection, inputs: Inputs) -> dict[str, Any
         "verdict": [verdict.sentence, *map(describe_loss, verdict.comparisons[:1])],
     }
     if selection.best_single is not None:
-        record["ensemble"] = {"best_single_on_val": selection.best_single, "pays": selection.pays}
+        record["ensemble"] = {
+            "best_single_on_val": selection.best_single,
+            "beats_best_single": selection.beats_best_single,
+        }
     return record
 
 

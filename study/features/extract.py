@@ -32,16 +32,6 @@ from study.system.hardware import has_native_bf16
 from study.system.malloc import give_back_freed, keep_freed
 from study.system.progress import console, progress
 
-__all__ = [
-    "FEATURES",
-    "Features",
-    "FeaturesName",
-    "Precision",
-    "cache_key",
-    "compute_features",
-    "load_features",
-]
-
 Precision = Literal["fp32", "bf16"]
 
 #: Images per batch on a GPU.
@@ -81,7 +71,7 @@ class Features:
 
 @dataclass(frozen=True)
 class Compute:
-    """A way to compute features."""
+    """How features are computed: a precision and a function."""
 
     precision: Precision
     run: Callable[[nn.Module, np.ndarray, Preprocess], Tensor]
@@ -89,7 +79,7 @@ class Compute:
 
 
 def compute_here(device: torch.device, precision: Precision) -> Compute:
-    """Compute in this process, with a progress bar."""
+    """Return a Compute that runs in this process, with a progress bar."""
 
     def run(backbone: nn.Module, pixels: np.ndarray, preprocess: Preprocess) -> Tensor:
         with progress("Computing features", len(pixels), "images") as advance:

@@ -1,4 +1,4 @@
-"""Number of runs per GPU, chosen from a measurement of one run.
+"""The GPU load of one run, and how many such runs fit on a GPU.
 
 If a run leaves the GPU idle between kernels, others can share it. Memory and CPU cores limit how
 many fit.
@@ -47,17 +47,17 @@ class Load:
     """Training throughput."""
 
 
-def runs_per_gpu(load: Load, cpus_per_gpu: float) -> int:
+def runs_per_gpu(load: Load, most_by_cpu: float) -> int:
     """Return how many runs share one GPU: as many as fit, but no more than fill its idle time.
 
     Args:
         load: Load of the largest run.
-        cpus_per_gpu: Number of runs per GPU for which there are CPU cores.
+        most_by_cpu: Runs per GPU that the CPU cores allow.
     """
     if load.memory == 0:
         return 1
     fit = int(load.memory * (1 - RESERVE) / (load.peak + CONTEXT_BYTES))
-    return max(1, min(fit, round(1 / load.busy), int(cpus_per_gpu)))
+    return max(1, min(fit, round(1 / load.busy), int(most_by_cpu)))
 
 
 def fits_on_gpu(load: Load) -> bool:
@@ -77,7 +77,8 @@ def largest_run(space: Space) -> dict[str, Value]:
     """Return the hyperparameters of a space's most demanding run: widest head, largest batch."""
     arm = space.arms[-1]
     values: dict[str, Value] = {}
-    for name, ends in ((name, r.ends) for name, r in space.ranges(arm).items()):
+    for name, values_of in space.ranges(arm).items():
+        ends = values_of.ends
         match name:
             case "head":
                 values[name] = max(ends, key=lambda head: head_parameters(str(head), classes=10))

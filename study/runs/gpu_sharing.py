@@ -1,10 +1,11 @@
-"""Number of runs per GPU, measured before the search on a GPU of each type."""
+"""Resources of each run; runs per GPU are measured on one GPU of each type."""
 
 from dataclasses import replace
 
 import ray
 from ray.exceptions import RayTaskError
 
+from analysis.words import count
 from study.cluster.machines import Machines
 from study.cluster.remote import on_node
 from study.cluster.resources import Resources, is_measured, plan_resources
@@ -32,8 +33,8 @@ def choose_resources(
     for gpu_type, load in loads.items():
         if load is not None:
             same_type = machines.with_gpus({gpu_type})
-            runs_by_cpu = same_type.cpus / study.config.cpus_per_trial / same_type.gpus
-            packed[gpu_type] = runs_per_gpu(load, runs_by_cpu)
+            most_by_cpu = same_type.cpus / study.config.cpus_per_trial / same_type.gpus
+            packed[gpu_type] = runs_per_gpu(load, most_by_cpu)
     for gpu_type, load in loads.items():
         screen.print(
             f"{gpu_type or 'GPU'}: the largest run does not fit; not used."
@@ -74,11 +75,11 @@ def measure_loads(
     return loads
 
 
-def describe_load(load: Load, packed: int) -> str:
+def describe_load(load: Load, runs: int) -> str:
     """Describe the measured load and the resulting runs per GPU, in a sentence."""
     return (
         f"{load.device}: the largest run takes {load.peak / 2**30:.1f} of"
         f" {load.memory / 2**30:.0f} GiB and {1000 * load.step_seconds:.1f} ms a step"
         f" ({load.images_per_second:,.0f} images/s), and keeps the GPU {100 * load.busy:.0f} %"
-        f" busy: {packed} {'run' if packed == 1 else 'runs'} at once per GPU."
+        f" busy: {count(runs, 'run')} at once per GPU."
     )

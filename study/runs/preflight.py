@@ -94,7 +94,11 @@ def inspect_nodes(nodes: Sequence[Node], place: Path | Remote) -> dict[Node, Nod
     ]
     if problems:
         of_storage = any(report.storage for report in reports.values())
-        remedy = "give a --storage that all nodes can access" if of_storage else "fix this"
+        remedy = (
+            "give a --storage that all nodes can access"
+            if of_storage
+            else "install there what pyproject.toml pins"
+        )
         raise UserError(
             f"{len(problems)} of {len(nodes)} nodes cannot run trials: {'; '.join(problems)};"
             f" {remedy}, or remove the node from the cluster."

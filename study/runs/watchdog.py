@@ -9,7 +9,7 @@ from typing import TextIO
 from study.errors import storage_error
 
 
-class Watch:
+class Watchdog:
     """Exits this process if it shows no sign of life for too long.
 
     Uses the interpreter's faulthandler, which works whatever the hung code does.
@@ -30,7 +30,7 @@ class Watch:
 
 
 @contextmanager
-def watched(file: Path, seconds: float | None) -> Iterator[Watch]:
+def watched(file: Path, seconds: float | None) -> Iterator[Watchdog]:
     """Exit this process if the block hangs.
 
     Args:
@@ -41,7 +41,7 @@ def watched(file: Path, seconds: float | None) -> Iterator[Watch]:
         StorageError: The file cannot be written.
     """
     if seconds is None:
-        yield Watch(None, None)
+        yield Watchdog(None, None)
         return
     try:
         file.parent.mkdir(exist_ok=True)
@@ -49,7 +49,7 @@ def watched(file: Path, seconds: float | None) -> Iterator[Watch]:
     except OSError as error:
         raise storage_error(error, file) or error from error
     with opened:
-        watch = Watch(seconds, opened)
+        watch = Watchdog(seconds, opened)
         watch.alive()
         try:
             yield watch

@@ -21,11 +21,11 @@ from search_spaces import Value
 from study.models.state_dict import save_safetensors
 from study.runs.gpu_load import Load, measure_load, memory_share
 from study.runs.hang_reports import hang_file
-from study.runs.watchdog import Watch, watched
+from study.runs.watchdog import Watchdog, watched
 from study.storage.mirror import worker_copy
 from study.storage.object_store import Remote
 from study.system.malloc import give_back_freed, keep_freed
-from study.training.checkpoint import load_state, save_state
+from study.training.checkpoint import load_checkpoint, save_checkpoint
 from study.training.data import Part, PartArrays, TrainingArrays, TrainingData
 from study.training.evaluate import balanced_accuracy, compute_logits, loss_and_accuracy
 from study.training.loop import (
@@ -45,7 +45,7 @@ SAVING_SHARE = 0.05
 T = TypeVar("T")
 
 #: Key in a reported result that marks an epoch trained by an earlier attempt.
-AGAIN = "again"
+REPLAYED = "again"
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class RunSettings:
 
 
 @dataclass(frozen=True)
-class PartMetrics:
-    """Loss (nats) and accuracies (fractions) of a model on each split, in evaluation mode."""
+class SplitMetrics:
+    """Loss (nats) and accuracies (fractions) of a model on all splits, in evaluation mode."""
 
     train_loss: float
     train_accuracy: float
@@ -82,14 +82,14 @@ class PartMetrics:
 
 
 @dataclass(frozen=True)
-class Confirmation:
+class ConfirmationResult:
     """Result of a confirmation run."""
 
     epochs: tuple[EpochMetrics, ...]
     best: EpochWeights
-    selected: PartMetrics
+    selected: SplitMetrics
     """At the best epoch, on all of train, val and test."""
-    last: PartMetrics
+    last: SplitMetrics
     """The same at the last epoch."""
     val_logits: np.ndarray
     """float16 [n, classes], at the best epoch."""
@@ -148,7 +148,7 @@ def run_trial(
         watch.alive()
 
     with _device(settings) as device, _watched(attempt, settings) as watch:
-        resume = _find_state(attempt, settings)
+        resume = _load_checkpoint(attempt, settings)
         checkpoint = _saver(attempt, settings)
 
         def save(epoch: int, take: TakeState) -> None:
@@ -162,7 +162,7 @@ def run_trial(
             if resume and metrics.epoch == settings.epochs:
                 keep(resume.best)
             watch.pause()
-            tune.report({**asdict(metrics), AGAIN: True})
+            tune.report({**asdict(metrics), REPLAYED: True})
         watch.alive()
         train(
             attempt.hyperparameters,
@@ -176,13 +176,13 @@ def run_trial(
         )
 
 
-class Process:
+class ConfirmationWorker:
     """Actor that runs one confirmation run after another.
 
     For tasks, Ray would prestart processes: one more than there are concurrent runs.
     """
 
-    def do(self, work: Callable[..., T], *arguments: Any) -> T:
+    def call(self, work: Callable[..., T], *arguments: Any) -> T:
         """Call a function and return its result."""
         return work(*arguments)
 
@@ -191,7 +191,7 @@ def run_confirmation(
     attempt: Attempt,
     shared: "list[ray.ObjectRef[Any]]",
     settings: RunSettings,
-) -> Confirmation:
+) -> ConfirmationResult:
     """Train one confirmation run in full, then evaluate it on every split, including test.
 
     Args:
@@ -215,13 +215,15 @@ def run_confirmation(
             epochs=settings.epochs,
             metric=settings.metric,
             save=save,
-            resume=_find_state(attempt, settings),
+            resume=_load_checkpoint(attempt, settings),
         )
-        selected, val_logits, test_logits = _measure(run.best, attempt.hyperparameters, data, test)
+        selected, val_logits, test_logits = _evaluate_splits(
+            run.best, attempt.hyperparameters, data, test
+        )
         last = selected
         if run.last.epoch != run.best.epoch:
-            last, _, _ = _measure(run.last, attempt.hyperparameters, data, test)
-        return Confirmation(
+            last, _, _ = _evaluate_splits(run.last, attempt.hyperparameters, data, test)
+        return ConfirmationResult(
             epochs=run.epochs,
             best=run.best,
             selected=selected,
@@ -269,26 +271,26 @@ def _saver(attempt: Attempt, settings: RunSettings) -> Save:
         start = time.monotonic()
         if start < next_save and epoch < settings.epochs:
             return
-        save_state(path, take(), attempt.fingerprint)
+        save_checkpoint(path, take(), attempt.fingerprint)
         rundir.wrote(path)
         next_save = time.monotonic() + (time.monotonic() - start) / SAVING_SHARE
 
     return save
 
 
-def _find_state(attempt: Attempt, settings: RunSettings) -> TrainingState | None:
-    """Return the checkpoint of an earlier attempt; None if the run must start from scratch."""
+def _load_checkpoint(attempt: Attempt, settings: RunSettings) -> TrainingState | None:
+    """Return the state that an earlier attempt saved; None to start from scratch."""
     rundir = worker_rundir(settings)
     path = rundir.state(attempt.run_id)
     rundir.fetch(path)
     try:
-        return load_state(path, attempt.fingerprint)
+        return load_checkpoint(path, attempt.fingerprint)
     except ValueError:
         return None
 
 
 @contextmanager
-def _watched(attempt: Attempt, settings: RunSettings) -> Iterator[Watch]:
+def _watched(attempt: Attempt, settings: RunSettings) -> Iterator[Watchdog]:
     """Exit this process if the block hangs."""
     run_id, number = attempt.run_id, attempt.number
     if settings.remote is None:
@@ -299,11 +301,12 @@ def _watched(attempt: Attempt, settings: RunSettings) -> Iterator[Watch]:
         yield watch
 
 
-def _measure(
-    snapshot: EpochWeights, hyperparameters: Mapping[str, Value], data: TrainingData, test: Part
-) -> tuple[PartMetrics, np.ndarray, np.ndarray]:
+def _evaluate_splits(
+    trained: EpochWeights, hyperparameters: Mapping[str, Value], data: TrainingData, test: Part
+) -> tuple[SplitMetrics, np.ndarray, np.ndarray]:
+    """Return the metrics on every split, and the logits on val and on test."""
     model = build_model(hyperparameters, data, seed=0)
-    model.load_state_dict(snapshot.weights)
+    model.load_state_dict(trained.weights)
     figures: dict[str, float] = {}
     logits = []
     for name, part in (("train", data.train), ("val", data.val), ("test", test)):
@@ -312,7 +315,7 @@ def _measure(
         figures[f"{name}_loss"], figures[f"{name}_accuracy"] = loss, accuracy
         figures[f"{name}_balanced_accuracy"] = balanced_accuracy(values, part.labels)
         logits.append(values.half().cpu().numpy())
-    return PartMetrics(**figures), logits[1], logits[2]
+    return SplitMetrics(**figures), logits[1], logits[2]
 
 
 @contextmanager

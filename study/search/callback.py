@@ -16,7 +16,7 @@ from study.errors import StorageError, StudyStoppedError, storage_error
 from study.runs.failures import Failure, failure_from_text, failure_of
 from study.runs.hang_reports import find_hang
 from study.runs.retry import FailureStreak, choose_retry
-from study.runs.worker import AGAIN, worker_name
+from study.runs.worker import REPLAYED, worker_name
 from study.screen import EndedRun, Screen
 from study.search.scheduler import EPOCH, SCORE, rung_decision
 from study.search.searcher import StudySearch
@@ -51,7 +51,7 @@ class SearchCallback(Callback):
         stop: EmergencyStop,
         ended: Iterable[TrialRow],
         *,
-        alone: bool,
+        exclusive: bool,
     ) -> None:
         """Continue the records of earlier starts.
 
@@ -61,13 +61,13 @@ class SearchCallback(Callback):
             screen: Shows the progress.
             stop: Receives the reason if the search must stop.
             ended: Trials that have already ended; their weights count towards those kept per arm.
-            alone: Whether each trial runs alone, with its device to itself.
+            exclusive: Whether each trial runs alone, with its device to itself.
         """
         self._study = study
         self._searcher = searcher
         self._screen = screen
         self._stop = stop
-        self._alone = alone
+        self._exclusive = exclusive
         self._streak = FailureStreak(study.config.stop_after_failures)
         self._written = {(row.run_id, row.epoch) for row in study.rundir.read_epochs()}
         self._completed = completed_by_arm(ended)
@@ -75,7 +75,7 @@ class SearchCallback(Callback):
         """Run ids of trials that have finished a new epoch since they were last lost."""
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: object) -> None:
-        """Raise if the study was interrupted; called ten times a second."""
+        """Stop if the study was interrupted, and let the mirror sync; called ten times a second."""
         signals.raise_if_received()
         with self._stopping():
             self._study.rundir.tick()
@@ -83,7 +83,7 @@ class SearchCallback(Callback):
     def on_trial_start(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: object
     ) -> None:
-        """Show that a trial is running."""
+        """Show that a trial is running, and sync its start."""
         self._screen.run_progressed(trial.config["run_id"], 0, None)
         with self._stopping():
             self._study.rundir.snapshot()
@@ -111,7 +111,7 @@ class SearchCallback(Callback):
             val_balanced_accuracy=result.get("val_balanced_accuracy", math.nan),
         )
         # A resumed trial reports the epochs before its interruption again.
-        if not (result.get(AGAIN) and (row.run_id, row.epoch) in self._written):
+        if not (result.get(REPLAYED) and (row.run_id, row.epoch) in self._written):
             self._append(row)
         self._screen.run_progressed(row.run_id, row.epoch, row.score)
 
@@ -164,18 +164,22 @@ class SearchCallback(Callback):
             self._progressed.discard(run_id)
         max_failures = self._study.config.max_failures
         match choose_retry(
-            failure.kind, losses=losses, max_failures=max_failures, exclusive=self._alone
+            failure.kind, losses=losses, max_failures=max_failures, exclusive=self._exclusive
         ):
             case "stop":
                 self._stop.reason = StorageError(reason)
                 return
             case "now":
                 self._searcher.requeue(trial.trial_id)
-                self._screen.run_set_aside(run_id, f"{reason}; resuming from its last checkpoint")
+                self._screen.run_will_be_retried(
+                    run_id, f"{reason}; resuming from its last checkpoint"
+                )
                 return
             case "alone":
                 self._searcher.set_aside(trial.trial_id)
-                self._screen.run_set_aside(run_id, f"{reason}; will be retried alone at the end")
+                self._screen.run_will_be_retried(
+                    run_id, f"{reason}; will be retried alone at the end"
+                )
                 return
         if failure.kind == "lost":
             reason = f"lost {losses} times; last cause: {reason}"

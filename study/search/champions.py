@@ -48,4 +48,6 @@ def find_champions(rundir: RunDir, space: Space) -> tuple[Champion, ...]:
 
 def _why(trials: Iterable[TrialRow], arm: str) -> str:
     errors = [row.error for row in trials if row.arm == arm and row.error]
-    return f"the last error was: {errors[-1]}" if errors else "increase --trials."
+    if errors:
+        return f"the last error was: {errors[-1]}; fix its cause, then --resume with more --trials."
+    return "--resume with more --trials, or with a longer --time-budget."

@@ -22,15 +22,17 @@ _SCORES: Table = models.TrialIntermediateValueModel.__table__
 _VALUES: Table = models.TrialValueModel.__table__
 
 
-def write_begin(study: optuna.Study, trial: FrozenTrial) -> int:
+def write_begin(ot_study: optuna.Study, trial: FrozenTrial) -> int:
     """Write a running trial with hyperparameters and user attributes; return its storage id."""
-    engine = _engine(study)
+    engine = _engine(ot_study)
     if engine is None:
-        study.add_trial(trial)
-        return study._storage.get_trial_id_from_study_id_trial_number(study._study_id, trial.number)
+        ot_study.add_trial(trial)
+        return ot_study._storage.get_trial_id_from_study_id_trial_number(
+            ot_study._study_id, trial.number
+        )
     with engine.begin() as connection:
         row = {
-            "study_id": study._study_id,
+            "study_id": ot_study._study_id,
             "number": trial.number,
             "state": trial.state,
             "datetime_start": trial.datetime_start,
@@ -53,7 +55,7 @@ def write_begin(study: optuna.Study, trial: FrozenTrial) -> int:
 
 
 def write_end(
-    study: optuna.Study,
+    ot_study: optuna.Study,
     trial_id: int,
     ended: FrozenTrial,
     attrs: Mapping[str, object],
@@ -62,19 +64,19 @@ def write_end(
     """Write how a trial ended.
 
     Args:
-        study: The Optuna study in the storage.
+        ot_study: The Optuna study in the storage.
         trial_id: Storage id of the trial.
         ended: The trial with its final state and values.
         attrs: User attributes; existing ones are replaced.
         scores: Intermediate values that the storage lacks, by epoch.
     """
-    engine = _engine(study)
+    engine = _engine(ot_study)
     if engine is None:
         for epoch, score in scores.items():
-            study._storage.set_trial_intermediate_value(trial_id, epoch, score)
+            ot_study._storage.set_trial_intermediate_value(trial_id, epoch, score)
         for key, value in attrs.items():
-            study._storage.set_trial_user_attr(trial_id, key, value)
-        study._storage.set_trial_state_values(trial_id, ended.state, ended.values)
+            ot_study._storage.set_trial_user_attr(trial_id, key, value)
+        ot_study._storage.set_trial_state_values(trial_id, ended.state, ended.values)
         return
     with engine.begin() as connection:
         _insert(connection, _SCORES, [_score_row(trial_id, *score) for score in scores.items()])
@@ -114,7 +116,7 @@ def _value_row(trial_id: int, objective: int, reached: float) -> dict[str, objec
     return {"trial_id": trial_id, "objective": objective, "value": kept, "value_type": kind}
 
 
-def _engine(study: optuna.Study) -> Engine | None:
+def _engine(ot_study: optuna.Study) -> Engine | None:
     """Return the engine of the study's database; None for other kinds of storage."""
-    storage = getattr(study._storage, "_backend", None)
+    storage = getattr(ot_study._storage, "_backend", None)
     return storage.engine if isinstance(storage, optuna.storages.RDBStorage) else None

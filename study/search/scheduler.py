@@ -111,7 +111,7 @@ class ArmScheduler(FIFOScheduler):
 
 
 def _by_run(trial: Trial) -> Trial:
-    """Identify a trial by its run id, which several of Ray's trials share if it is retried."""
+    """Return a stand-in for a trial, named by its run id, which a retry keeps."""
     return _stub(trial.config["run_id"])
 
 

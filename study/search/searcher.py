@@ -80,7 +80,7 @@ class ArmSearch(OptunaSearch):
         epochs: int,
         trials: int,
         seed: int,
-        alone: bool = False,
+        only_set_aside: bool = False,
     ) -> None:
         """Create or continue the arm's Optuna study.
 
@@ -92,10 +92,10 @@ class ArmSearch(OptunaSearch):
             epochs: Epochs of a full trial; a trial that ends earlier was stopped by ASHA.
             trials: Total number of trials, including those of earlier starts.
             seed: The study's seed.
-            alone: Run only the trials that were set aside; by default, all others.
+            only_set_aside: Run only the trials that were set aside; by default, all others.
         """
-        self._study = open_study(storage, arm.name, mode)
-        earlier = self._study.get_trials(deepcopy=False)
+        self._db_study = open_study(storage, arm.name, mode)
+        earlier = self._db_study.get_trials(deepcopy=False)
         sampler = optuna.samplers.TPESampler(
             multivariate=True,
             constant_liar=True,
@@ -114,19 +114,19 @@ class ArmSearch(OptunaSearch):
             storage=self._memory,
             study_name=arm.name,
         )
-        self._drawn = cast(optuna.Study, self._ot_study)
+        self._memory_study = cast(optuna.Study, self._ot_study)
         for trial in earlier:
-            self._drawn.add_trial(trial)
+            self._memory_study.add_trial(trial)
         self._epochs = epochs
         self._numbers: dict[str, int] = {}
         self._ids = {trial.number: trial._trial_id for trial in earlier}
         unfinished = [trial for trial in earlier if not trial.state.is_finished()]
         set_aside = [trial for trial in unfinished if trial.user_attrs.get("alone")]
         self._interrupted = deque(
-            trial.number for trial in unfinished if (trial in set_aside) == alone
+            trial.number for trial in unfinished if (trial in set_aside) == only_set_aside
         )
         ended = len(earlier) - len(unfinished)
-        self._left = len(set_aside) if alone else trials - ended - len(set_aside)
+        self._left = len(set_aside) if only_set_aside else trials - ended - len(set_aside)
         self.arm = arm.name
         self.started_count = len(earlier) - len(self._interrupted)
 
@@ -150,7 +150,7 @@ class ArmSearch(OptunaSearch):
             drawn = copy(self._memory.get_trial(number))
             # A second copy of the hyperparameters, only used for partially drawn trials.
             drawn.system_attrs = {}
-            self._ids[number] = write_begin(self._study, drawn)
+            self._ids[number] = write_begin(self._db_study, drawn)
         else:
             self._complete_draw(number)
             attempts = self._memory.get_trial(number).user_attrs.get("attempts", 0)
@@ -226,7 +226,7 @@ class ArmSearch(OptunaSearch):
         if self._distributions.keys() <= trial.params.keys():
             return
         (_, (storage, storage_id)) = self._locations(number)
-        resumed = optuna.Trial(self._study, storage_id)
+        resumed = optuna.Trial(self._db_study, storage_id)
         for name, distribution in self._distributions.items():
             resumed._suggest(name, distribution)
             if name not in trial.params:
@@ -249,13 +249,13 @@ class ArmSearch(OptunaSearch):
             self._memory.set_trial_intermediate_value(number, epoch, score)
         for key, text in attrs.items():
             self._memory.set_trial_user_attr(number, key, text)
-        ended = _tell(self._drawn, number, state, value)
-        write_end(self._study, self._ids[number], ended, attrs, scores or {})
+        ended = _tell(self._memory_study, number, state, value)
+        write_end(self._db_study, self._ids[number], ended, attrs, scores or {})
 
     def _locations(self, number: int) -> tuple[tuple[optuna.storages.BaseStorage, int], ...]:
         """Return the two storages of a trial, memory and optuna.db, each with its id there."""
         # In a storage with a single study, ids equal numbers.
-        return (self._memory, number), (self._study._storage, self._ids[number])
+        return (self._memory, number), (self._db_study._storage, self._ids[number])
 
 
 def finish_interrupted_trial(
@@ -313,7 +313,7 @@ class StudySearch(Searcher):
     def suggest(  # type: ignore[override]  # Searcher.FINISHED is a str
         self, trial_id: str
     ) -> dict[str, Any] | str | None:
-        """Return the next trial; None while a running one may still be lost; else FINISHED."""
+        """Return the next trial, or FINISHED; None while one that is running may be lost."""
         late = self._deadline is not None and time.time() > self._deadline
         waiting = [
             arm for arm in self._arms.values() if arm.interrupted or not (late or arm.exhausted)

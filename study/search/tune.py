@@ -119,11 +119,11 @@ def _run_missing(
 ) -> None:
     """Run the missing trials; at the end, one at a time, those that were set aside."""
     screen = context.screen
-    for alone in (False, True):
-        if alone:
+    for only_set_aside in (False, True):
+        if only_set_aside:
             context = context.one_at_a_time()
         while True:
-            arms = _arm_searches(study, storage, alone=alone)
+            arms = _arm_searches(study, storage, only_set_aside=only_set_aside)
             if all(arm.exhausted for arm in arms.values()):
                 break
             searcher, stop = StudySearch(arms, study.mode, deadline), EmergencyStop()
@@ -166,7 +166,7 @@ def _whole_text(error: BaseException) -> str:
 
 
 def _arm_searches(
-    study: Study, storage: optuna.storages.RDBStorage, *, alone: bool
+    study: Study, storage: optuna.storages.RDBStorage, *, only_set_aside: bool
 ) -> dict[str, ArmSearch]:
     return {
         arm.name: ArmSearch(
@@ -177,7 +177,7 @@ def _arm_searches(
             epochs=study.config.epochs,
             trials=study.trials_per_arm[arm.name],
             seed=study.config.seed,
-            alone=alone,
+            only_set_aside=only_set_aside,
         )
         for arm in study.searched_arms
     }
@@ -192,8 +192,8 @@ def _tuner(
     tracker: "TrialTracker | None",
 ) -> tune.Tuner:
     ended, resources = trial_rows(study, storage), context.resources
-    recorder = SearchCallback(
-        study, searcher, context.screen, stop, ended, alone=resources.exclusive
+    callback = SearchCallback(
+        study, searcher, context.screen, stop, ended, exclusive=resources.exclusive
     )
     skip_logger_imports()
     arms = [arm.name for arm in study.space.arms]
@@ -219,8 +219,8 @@ def _tuner(
         run_config=tune.RunConfig(
             name=_next_part(study.rundir.search),
             storage_path=str(study.rundir.search.resolve()),
-            # The recorder must come first: it decides what happens to trials that raise.
-            callbacks=[recorder, *([tracker.following(searcher)] if tracker else [])],
+            # SearchCallback comes first: it decides what happens to trials that raise.
+            callbacks=[callback, *([tracker.following(searcher)] if tracker else [])],
             stop=stop,
             verbose=2 if study.config.verbose else 0,
         ),

@@ -82,7 +82,7 @@ class Lease:
         if self._lost is not None:
             raise self._lost
 
-    def renew_for_ever(self) -> None:
+    def renew_until_released(self) -> None:
         """Renew the lease periodically until it is lost or released."""
         while not self._ended.wait(self._times.renew) and self._lost is None:
             with contextlib.suppress(StorageError):  # `check` retries, and reports it
@@ -103,7 +103,8 @@ class Lease:
             if holder is not None and holder != self._me:
                 self._lost = StudyStoppedError(
                     f"{self._remote.uri} has been taken over by {holder.host} (pid {holder.pid}):"
-                    " this process failed to renew its lease in time."
+                    " this process failed to renew its lease in time. Wait for that process to"
+                    " finish, or stop it, before you resume."
                 )
                 return
             self.write()
@@ -117,7 +118,7 @@ def hold_lease(
 
     Args:
         remote: The run directory in the store.
-        notify: Called once with a line if another process's lease must be waited for.
+        notify: Called once with a message while waiting for another process's lease.
         times: Override for tests.
 
     Raises:
@@ -136,7 +137,7 @@ def hold_lease(
         holder = _holder(remote.read(LEASE))
         if holder != me:
             raise _refused(remote, holder)
-        threading.Thread(target=lease.renew_for_ever, name="lease", daemon=True).start()
+        threading.Thread(target=lease.renew_until_released, name="lease", daemon=True).start()
         yield lease
     finally:
         lease.release()

@@ -58,7 +58,7 @@ def exclusive_access(
     Args:
         rundir: The run directory on this machine's disk.
         remote: The run directory in the object store; None for a study on disk.
-        notify: Called with a line if another process's lease must be waited for.
+        notify: Called with a message while waiting for another process's lease.
 
     Raises:
         UserError: Another process is working on the study.

@@ -159,7 +159,7 @@ class DriverMirror:
         self._listed: set[str] = set()
         """Files known to be in the store, from the listing at startup."""
         self._quiet = False
-        """Whether no run has written to the store since the listing."""
+        """True while the listing is complete: no run has started writing to the store."""
         self._gone: set[str] = set()
         """Deleted weights, whose deletion is not repeated."""
         self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)

@@ -24,7 +24,7 @@ def cache_dir() -> Path:
     It is in the operating system's standard location; `XDG_CACHE_HOME` overrides it.
 
     Raises:
-        UserError: If it cannot be created.
+        UserError: It cannot be created.
     """
     path = platformdirs.user_cache_path("dropout-study", appauthor=False)
     try:
@@ -84,7 +84,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         A temporary path in the same folder to write to; it is renamed to `path` at the end.
 
     Raises:
-        UserError: If it cannot be written, for example because the disk is full.
+        UserError: It cannot be written, for example because the disk is full.
     """
     partial = path.with_name(f"{path.name}.partial")
     try:

@@ -73,7 +73,7 @@ def first_reachable(what: str, sources: Mapping[str, Callable[[], T]], remedy: s
         remedy: What the user can do if all sources fail, as a sentence.
 
     Raises:
-        UserError: If all sources fail.
+        UserError: All sources fail.
     """
     reasons = []
     for name, fetch in sources.items():
@@ -90,7 +90,7 @@ def download(file: WebFile, to: Path, what: str) -> None:
     """Download a file, with a progress bar, and check its digest.
 
     Raises:
-        SourceError: If the server does not respond for `TIMEOUT` seconds, or the digest differs.
+        SourceError: The server does not respond for `TIMEOUT` seconds, or the digest differs.
     """
     digest = hashlib.new(file.algorithm, usedforsecurity=False)
     request = urllib.request.Request(file.url, headers={"User-Agent": "dropout-study"})  # noqa: S310
@@ -122,7 +122,7 @@ def npm_pack(package: NpmPackage, folder: Path) -> Path:
         The tarball, with its integrity checked.
 
     Raises:
-        SourceError: If npm is missing, fails or stalls, or the tarball's digest differs.
+        SourceError: npm is missing, fails or stalls, or the tarball's digest differs.
     """
     npm = shutil.which("npm") or shutil.which("npm", path=str(Path(sys.executable).parent))
     if npm is None:
@@ -163,7 +163,7 @@ def read_members(archive: Path, wanted: Iterable[str]) -> dict[str, bytes]:
         wanted: File names, without folders.
 
     Raises:
-        ValueError: If it cannot be read as a tar archive, or exceeds the size limits.
+        ValueError: It cannot be read as a tar archive, or exceeds the size limits.
     """
     wanted = set(wanted)
     try:

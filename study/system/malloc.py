@@ -1,10 +1,10 @@
-"""How much freed memory the C library keeps."""
+"""Control how much freed memory the C library keeps."""
 
 import ctypes
 
 #: Two mallopt parameters, numbered as in glibc's malloc.h, and their values in bytes: the most free
 #: memory kept at the top of the heap, and the allocation size from which mmap is used. Older
-#: versions accept no larger value for the second.
+#: versions of glibc accept no larger value for the second.
 TRIM_THRESHOLD, KEPT = -1, 2**28
 MMAP_THRESHOLD, LARGE = -3, 2**25
 

@@ -23,7 +23,7 @@ class PhaseTimer:
         self._rundir = rundir
         self._began = began
 
-    def started(self) -> None:
+    def record_start_up(self) -> None:
         """Record the end of the start-up."""
         self._write("start-up", self._began, 1)
 

@@ -19,7 +19,7 @@ from rich.progress import (
 
 Unit = Literal["bytes", "images"]
 
-#: The console for all screen output; in a pipe or log, lines are wide enough for the tables.
+#: The console of all modules; in a pipe or log, lines are wide enough for the tables.
 console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120)
 
 

@@ -15,13 +15,13 @@ from study.models.state_dict import save_safetensors, strip_prefix
 from study.training.loop import EpochMetrics, EpochWeights, TrainingState
 
 
-def save_state(path: Path, state: TrainingState, fingerprint: str) -> None:
+def save_checkpoint(path: Path, state: TrainingState, fingerprint: str) -> None:
     """Write a checkpoint; a crash leaves either the previous file or this one.
 
     Args:
         path: The file to write.
         state: The state to save.
-        fingerprint: Identifies the run; `load_state` requires the same one.
+        fingerprint: Identifies the run; `load_checkpoint` requires the same one.
 
     Raises:
         StorageError: The file cannot be written.
@@ -44,7 +44,7 @@ def save_state(path: Path, state: TrainingState, fingerprint: str) -> None:
     save_safetensors(path, tensors, metadata)
 
 
-def load_state(path: Path, fingerprint: str) -> TrainingState:
+def load_checkpoint(path: Path, fingerprint: str) -> TrainingState:
     """Read a checkpoint.
 
     Raises:
@@ -66,7 +66,7 @@ def load_state(path: Path, fingerprint: str) -> TrainingState:
     return TrainingState(model, optimizer, history, best_so_far, warmup)
 
 
-def epochs_in_state(path: Path) -> int:
+def epochs_in_checkpoint(path: Path) -> int:
     """Return the number of epochs in a checkpoint; 0 if it is missing or unreadable."""
     try:
         with safe_open(path, "pt") as file:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from study.training.data import Part
-from study.training.step import forward, kernels_by_rule
+from study.training.step import forward, without_cudnn_benchmark
 
 #: Rows of features per evaluation batch; bounds the memory of the widest hidden layer.
 EVALUATION_BATCH = 2_500
@@ -23,7 +23,7 @@ def compute_logits(model: nn.Module, inputs: Tensor) -> Tensor:
     logits = []
     with torch.inference_mode():
         for part in inputs.split(size):
-            with nullcontext() if len(part) == size else kernels_by_rule():
+            with nullcontext() if len(part) == size else without_cudnn_benchmark():
                 logits.append(forward(model, part))
     return torch.cat(logits)
 

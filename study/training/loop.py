@@ -62,8 +62,8 @@ class EpochWeights:
 
 
 @dataclass(frozen=True)
-class Run:
-    """A finished training run."""
+class TrainingResult:
+    """Result of a finished training run."""
 
     epochs: tuple[EpochMetrics, ...]
     best: EpochWeights
@@ -109,7 +109,7 @@ def train(
     report: Callable[[EpochMetrics], None] = lambda _: None,
     save: Save = lambda *_: None,
     resume: TrainingState | None = None,
-) -> Run:
+) -> TrainingResult:
     """Train a new head, and the backbone under it where `data` has one.
 
     Args:
@@ -137,7 +137,7 @@ def train(
     batch_size = int(hyperparameters["batch_size"])
     mask_stream = int(value_of(hyperparameters, "mask_stream"))
     with own_stream(device):
-        model, seed = _start(hyperparameters, data, seed, metric, save, resume)
+        model, seed = _initial_model(hyperparameters, data, seed, metric, save, resume)
         optimizer = build_optimizer(model, hyperparameters)
         history: list[EpochMetrics] = []
         if resume is not None and not resume.warmup:
@@ -184,11 +184,11 @@ def train(
                 )
             )
             if improved:
-                best = _snapshot(model, epoch)
+                best = _epoch_weights(model, epoch)
             # History and best are bound now, the model is not: valid only until the next epoch.
             save(epoch, partial(take_state, model, optimizer, tuple(history), best))
             report(history[-1])
-        return Run(tuple(history), best, _snapshot(model, epochs))
+        return TrainingResult(tuple(history), best, _epoch_weights(model, epochs))
 
 
 def build_model(hyperparameters: Mapping[str, Value], data: TrainingData, seed: int) -> nn.Module:
@@ -205,7 +205,7 @@ def build_model(hyperparameters: Mapping[str, Value], data: TrainingData, seed: 
     return data.pretrained.build(hyperparameters, data.classes, seed)
 
 
-def _start(
+def _initial_model(
     hyperparameters: Mapping[str, Value],
     data: TrainingData,
     seed: int,
@@ -266,7 +266,7 @@ def epoch_order(rows: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(rows, generator=generator(seed, "order", epoch))
 
 
-def _snapshot(model: nn.Module, epoch: int) -> EpochWeights:
+def _epoch_weights(model: nn.Module, epoch: int) -> EpochWeights:
     return EpochWeights(epoch, copy_to_cpu(model.state_dict()))
 
 

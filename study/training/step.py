@@ -65,7 +65,7 @@ class TrainingStep:
         """
         self._steps += 1
         if len(rows) != self._batch_size:
-            with kernels_by_rule():
+            with without_cudnn_benchmark():
                 self._work(rows, views)
             return
         if self._capture is None or self._steps <= PLAIN_STEPS:
@@ -106,7 +106,7 @@ def capture_graph(work: Callable[[], None]) -> Callable[[], None]:
 
 
 @contextmanager
-def kernels_by_rule() -> Iterator[None]:
+def without_cudnn_benchmark() -> Iterator[None]:
     """Let cuDNN choose its kernels by heuristics in a block, instead of benchmarking them all.
 
     Benchmarking pays off for shapes that recur; an epoch's last batch comes once.
@@ -141,7 +141,7 @@ def _stream_of(device: torch.device) -> torch.cuda.Stream:
 
 
 def forward(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Compute fp32 logits [batch, classes]; matrix products in bf16 where the device is faster so.
+    """Compute fp32 logits [batch, classes], with matrix products in bf16 where the device has it.
 
     The weights and the optimizer's state stay fp32.
     """

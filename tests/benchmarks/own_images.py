@@ -102,7 +102,7 @@ def read_all(files: list[Path], cores: int) -> None:
 def run_model(model: Model, pixels: np.ndarray) -> None:
     """Run the model on the same batches from memory."""
     with torch.inference_mode():
-        for batch in torch.from_numpy(pixels).split(model.images_at_once):
+        for batch in torch.from_numpy(pixels).split(model.batch_size):
             model(batch).softmax(dim=1).numpy()
 
 

@@ -261,7 +261,7 @@ def blind_search(trials: int, seed: int) -> StudySearch:
     """Return a random search with the arms in turn."""
     search = study_search(trials, seed)
     for name, arm in search._arms.items():
-        arm._drawn.sampler = optuna.samplers.RandomSampler(derive_seed(seed, "blind", name))
+        arm._memory_study.sampler = optuna.samplers.RandomSampler(derive_seed(seed, "blind", name))
     return search
 
 

@@ -191,7 +191,7 @@ def test_own_search_is_the_projects_and_tells_the_expected_states(
     assert Counter(trial.arm for trial in trials) == dict.fromkeys(ARMS, 10)
     for arm, search in contender.searcher._arms.items():
         assert type(search) is ArmSearch
-        told = open_study(search._study._storage, arm, "max").trials
+        told = open_study(search._db_study._storage, arm, "max").trials
         ran = [trial for trial in trials if trial.arm == arm]
         seen = [trial.state == TrialState.COMPLETE for trial in told]
         full = [trial.epochs == EPOCHS for trial in ran]

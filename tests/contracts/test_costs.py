@@ -158,7 +158,7 @@ def test_ray_starts_before_anything_slow_is_imported() -> None:
 
         with (
             patch.object(session, "start_ray", start),
-            session.ray_ahead(cores=2),
+            session.ray_started_early(cores=2),
         ):
             pass
         """

@@ -137,7 +137,7 @@ def driver(study: Study, storage: optuna.storages.RDBStorage) -> Iterator[Callab
     rng = random.Random(0)
     screen.start_log(study.rundir.log)
     with screen.phase("Search", "val_accuracy", EPOCHS, dict.fromkeys(arms, 500)):
-        recorder = SearchCallback(study, search, screen, EmergencyStop(), [], alone=False)
+        recorder = SearchCallback(study, search, screen, EmergencyStop(), [], exclusive=False)
 
         every: list[FakeTrial] = []
         live: set[FakeTrial] = set()

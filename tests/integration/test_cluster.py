@@ -96,7 +96,9 @@ def test_nodes_that_lack_a_package_are_refused_by_address(cluster: Cluster, tmp_
         ray.shutdown()
     why = f"{nodes[0].address}: the code of runs cannot be imported there (no tyro here)"
     assert f"{len(nodes)} of {len(nodes)} nodes cannot run trials: {why}" in str(refused.value)
-    assert str(refused.value).endswith("; fix this, or remove the node from the cluster.")
+    assert str(refused.value).endswith(
+        "; install there what pyproject.toml pins, or remove the node from the cluster."
+    )
 
 
 def features_here_and_there(
@@ -152,7 +154,7 @@ def test_features_survive_a_node_failure(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     marker = tmp_path / "died"
-    monkeypatch.setattr(distributed, "_compute_part", part_whose_node_dies_once(marker))
+    monkeypatch.setattr(distributed, "_compute_chunk", part_whose_node_dies_once(marker))
     expected, found = features_here_and_there(machines, small_dataset, random_weights)
     assert marker.exists()
     assert torch.equal(found, expected)

@@ -69,10 +69,10 @@ def test_a_finished_study_is_extended_and_looks_at_the_test_set_again(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--epochs 5", "this study has --epochs 4, not 5"),
-        ("--metric val_loss", "this study has --metric val_accuracy, not val_loss"),
-        ("--images 4000", "this study has --images 3000, not 4000"),
-        ("--space dose", "this study has --space dropout, not dose"),
+        ("--epochs 5", "this study was started with --epochs 4; omit"),
+        ("--metric val_loss", "this study was started with --metric val_accuracy; omit"),
+        ("--images 4000", "this study was started with --images 3000; omit"),
+        ("--space dose", "this study was started with --space dropout; omit"),
         ("--trials 6", "this study has --trials 7, which cannot be reduced"),
     ],
 )

@@ -16,7 +16,7 @@ from analysis.rundir import RunDir
 from analysis.rundir.optuna_db import read_searches
 from study.errors import StorageError
 from study.export.select import _weights
-from study.resume import check_left
+from study.resume import check_intact
 from study.search.searcher import run_id
 from study.storage.mirror import DriverMirror
 from study.storage.object_store import Remote
@@ -46,7 +46,7 @@ def elsewhere(study: Study, storage: str, place: Path) -> tuple[Study, DriverMir
     mirror = DriverMirror(place, there.remote, pauses=(0.1, 0.1))
     mirror.pull()
     there = replace(there, rundir=RunDir(place, mirror))
-    check_left(there.rundir)
+    check_intact(there.rundir)
     return there, mirror
 
 

@@ -126,7 +126,7 @@ def test_a_study_resumes_with_moved_files_but_not_with_changed_ones(
     next((tmp_path / "fashion" / "train" / "coat").iterdir()).unlink()
     other = run(f"--resume --data {tmp_path}/fashion", own.rundir.path)
     assert other.returncode == 2
-    assert "--resume: the data changed since this study started" in other.stderr
+    assert "the data changed since this study started" in other.stderr
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def test_mc_dropout_gives_the_mean_and_its_uncertainty(
     again = predict(model, [photos], mc_dropout=30)
     np.testing.assert_array_equal(answers.probabilities, again.probabilities)
     loaded = bundle.load(model)
-    batch = loaded.images_at_once
+    batch = loaded.batch_size
     assert batch < len(answers.files)
     pixels = torch.from_numpy(
         small_dataset.pixels[[int(Path(f).stem) for f in answers.files[:batch]]]

@@ -18,11 +18,18 @@ import torch
 from ray import tune
 
 from study.cluster.machines import GPU_TYPE_LABEL
-from study.features.distributed import _compute_part
+from study.features.distributed import _compute_chunk
 from study.runs.gpu_load import Load
-from study.runs.worker import AGAIN, Attempt, Confirmation, RunSettings, run_confirmation, run_trial
+from study.runs.worker import (
+    REPLAYED,
+    Attempt,
+    ConfirmationResult,
+    RunSettings,
+    run_confirmation,
+    run_trial,
+)
 from study.training.data import TrainingArrays
-from study.training.loop import EpochMetrics, NonFiniteLossError, Run, train
+from study.training.loop import EpochMetrics, NonFiniteLossError, TrainingResult, train
 
 #: The run that the fault hits, and the epoch after which it does.
 VICTIM, AFTER_EPOCH = "dropout-001", 2
@@ -47,7 +54,7 @@ def run_trial_short_of_memory(
 
 def run_confirmation_short_of_memory(
     attempt: Attempt, shared: list[Any], settings: RunSettings
-) -> Confirmation:
+) -> ConfirmationResult:
     """The same for confirmation runs: those of one setting fit only on a whole GPU."""
     assert ray.get_gpu_ids(), "Ray has not assigned a GPU to the run"
     if "-recipe-dropout" in attempt.run_id and settings.gpu_share < 1:
@@ -95,7 +102,7 @@ def trial_that_dies_with_every_epoch(
     report = tune.report
 
     def report_or_die(metrics: dict[str, Any]) -> None:
-        if AGAIN not in metrics:
+        if REPLAYED not in metrics:
             kill_the_worker()
         report(metrics)
 
@@ -118,7 +125,7 @@ def hanging_trial(
 ) -> None:
     """`run_trial`, but the first attempt at a trial hangs after its second epoch."""
 
-    def train_and_hang(*arguments: Any, report: Any, **options: Any) -> Run:
+    def train_and_hang(*arguments: Any, report: Any, **options: Any) -> TrainingResult:
         def report_and_hang(metrics: EpochMetrics) -> None:
             report(metrics)
             if metrics.epoch == AFTER_EPOCH:
@@ -131,10 +138,10 @@ def hanging_trial(
         run_trial(config, shared, settings)
 
 
-def confirmation_with(fault: Callable[[], None], victim: str) -> Callable[..., Confirmation]:
+def confirmation_with(fault: Callable[[], None], victim: str) -> Callable[..., ConfirmationResult]:
     """Return `run_confirmation` with a fault at the end of the first attempt at a run."""
 
-    def run(attempt: Attempt, shared: list[Any], settings: RunSettings) -> Confirmation:
+    def run(attempt: Attempt, shared: list[Any], settings: RunSettings) -> ConfirmationResult:
         confirmation = run_confirmation(attempt, shared, settings)
         if attempt.run_id == victim and attempt.number == 1:
             fault()
@@ -191,7 +198,7 @@ def part_whose_node_dies_once(marker: Path) -> Callable[..., np.ndarray]:
         if not marker.exists():
             marker.touch()
             kill_the_node()
-        return _compute_part(*arguments)
+        return _compute_chunk(*arguments)
 
     return compute
 
@@ -214,7 +221,7 @@ def run_trial_on_big_only(
         run_trial(config, shared, settings)
 
 
-def run_confirmation_on_big_only(*arguments: Any) -> Confirmation:
+def run_confirmation_on_big_only(*arguments: Any) -> ConfirmationResult:
     """`run_confirmation` on the CPU of a node with GPUs of the type BIG; elsewhere it fails."""
     assert _is_on_big(), "the run does not fit here"
     with patch("ray.get_gpu_ids", return_value=[]):

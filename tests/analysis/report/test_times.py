@@ -358,18 +358,18 @@ def test_a_truncated_line_is_skipped_and_overwritten(run: RunDir) -> None:
 def test_the_timer_counts_starts_and_ends_interrupted_phases(run: RunDir) -> None:
     clock = PhaseTimer(run, 100.0)
     assert not run.phases.exists()
-    clock.started()
+    clock.record_start_up()
     with pytest.raises(KeyboardInterrupt), clock.phase("search", 3):
         raise KeyboardInterrupt
     first, second = run.read_phases()
     assert (first.start, first.phase, first.begin, first.slots) == (1, "start-up", 100, 1)
     assert (second.start, second.phase, second.slots) == (1, "search", 3)
     assert first.end <= second.begin <= second.end
-    PhaseTimer(run, 200.0).started()
+    PhaseTimer(run, 200.0).record_start_up()
     assert run.read_phases()[-1].start == 2
     # Starts that are in study.json only count too.
     run.write_study({"starts": [{}, {}, {}]})
-    PhaseTimer(run, 300.0).started()
+    PhaseTimer(run, 300.0).record_start_up()
     assert run.read_phases()[-1].start == 4
 
 
@@ -388,7 +388,7 @@ def test_a_damaged_file_is_reported_and_does_not_stop_the_study(run: RunDir) -> 
     with pytest.raises(RunDirError, match=r"phases\.jsonl, line 1"):
         run.read_phases()
     assert "phases.jsonl, line 1" in " ".join(load_readable_frames(run.path).problems)
-    PhaseTimer(run, 100.0).started()
+    PhaseTimer(run, 100.0).record_start_up()
     assert json.loads(run.phases.read_text().splitlines()[-1])["start"] == 2
 
 

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 from search_spaces import Arm, Choice, Float, Space
 from study.cluster.resources import plan_cores
-from study.cluster.session import find_machines, ray_ahead
+from study.cluster.session import find_machines, ray_started_early
 from study.config import StudyConfig
 from study.study import resolve_study
 from tests.benchmarks.peers.work import TRIALS, Work, answer, parser
@@ -33,7 +33,7 @@ def main() -> None:
     with TemporaryDirectory(dir=work.folder) as folder:
         study = resolve_study(study_config(work, folder))
         study.rundir.path.mkdir()
-        with ray_ahead(plan_cores(study.config, find_machines(None))):
+        with ray_started_early(plan_cores(study.config, find_machines(None))):
             from tests.benchmarks.peers.given_trials import search_given
 
             rows = search_given(study, work)

@@ -9,7 +9,7 @@ import ray
 
 from run_study import start_ray_early
 from study.cluster import session
-from study.cluster.session import ray_ahead
+from study.cluster.session import ray_started_early
 from study.config import StudyConfig
 from study.errors import UserError
 
@@ -43,7 +43,7 @@ def test_ray_reports_usage_statistics_only_if_the_user_opts_in(
     os.environ.pop("RAY_USAGE_STATS_ENABLED", None)
     if wanted:
         os.environ["RAY_USAGE_STATS_ENABLED"] = wanted
-    with ray_ahead(cores=2):
+    with ray_started_early(cores=2):
         assert calls
         assert os.environ["RAY_USAGE_STATS_ENABLED"] == (wanted or "0")
 
@@ -72,7 +72,7 @@ def test_a_failed_early_start_is_raised_by_the_session(monkeypatch: pytest.Monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(session, "start_ray", fail)
-    with ray_ahead(cores=2):
+    with ray_started_early(cores=2):
         assert not ray.is_initialized()
         with pytest.raises(OSError, match="No space"), session.ray_session(None):
             pass

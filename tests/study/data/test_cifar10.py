@@ -91,7 +91,7 @@ def test_split_depends_only_on_the_seed(small_dataset: Dataset) -> None:
 
 @pytest.mark.parametrize("images", [200, 1_001, 59_999])
 def test_sample_is_stratified(cifar10: Dataset, images: int) -> None:
-    rows = data._choose_part(cifar10.labels, images)
+    rows = data._stratified_sample(cifar10.labels, images)
     training = rows[rows < 50_000]
     test = rows[rows >= 50_000]
     assert len(np.unique(rows)) == images
@@ -101,7 +101,9 @@ def test_sample_is_stratified(cifar10: Dataset, images: int) -> None:
 
 
 def test_samples_are_nested(cifar10: Dataset) -> None:
-    parts = [set(data._choose_part(cifar10.labels, images)) for images in (200, 201, 5_000, 60_000)]
+    parts = [
+        set(data._stratified_sample(cifar10.labels, images)) for images in (200, 201, 5_000, 60_000)
+    ]
     assert parts[0] < parts[1] < parts[2] < parts[3]
 
 

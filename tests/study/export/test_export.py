@@ -20,9 +20,9 @@ from analysis.rundir.predictions import read_predictions
 from study.data.dataset import Dataset
 from study.data.load import load_dataset
 from study.data.split import make_split
-from study.errors import StudyStoppedError, UserError
+from study.errors import StudyStoppedError
 from study.export import standalone, verify
-from study.export.command import ExportArguments, find_study
+from study.export.command import main
 from tests.support.command import SMALL, STUDY, Finished, run, run_module
 from tests.support.environments import make_environment
 
@@ -215,9 +215,9 @@ def test_an_ensemble_is_selected_on_val(copy: RunDir) -> None:
     best_single = max(row.score for row in copy.read_confirm())
     assert config["ensemble"] == {
         "best_single_on_val": best_single,
-        "pays": max(scores.values()) > best_single,
+        "beats_best_single": max(scores.values()) > best_single,
     }
-    outcome = "is better" if config["ensemble"]["pays"] else "is not better"
+    outcome = "is better" if config["ensemble"]["beats_best_single"] else "is not better"
     assert "On val, the ensemble of 2 heads has val accuracy" in done.stdout
     assert f": the ensemble {outcome}." in done.stdout
     # On test it matches its runs together, up to bf16 features.
@@ -271,12 +271,24 @@ def test_a_user_error_is_one_line_and_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_ensemble_of_whole_networks_is_refused(finished: Finished, tmp_path: Path) -> None:
+def test_a_missing_model_is_named_by_the_command_s_own_option(copy: RunDir, tmp_path: Path) -> None:
+    rows = copy.read_confirm()
+    copy.write_confirm([row for row in rows if row.setting != rows[0].setting])
+    arm = rows[0].setting
+    done = run_module("study.export", copy.path, "--arm", arm, "--to", tmp_path / "shipped")
+    assert done.returncode == 2
+    assert f"--arm {arm}: no confirmation run" in done.stderr
+    assert "--export" not in done.stderr
+
+
+def test_an_ensemble_of_whole_networks_is_refused(
+    finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     record = finished.rundir.read_study()
     record["config"] |= {"transfer": "finetune", "space": "finetune", "augment": "flip"}
     RunDir(tmp_path / "run").write_study(record)
-    with pytest.raises(UserError, match="--arm ensemble: with --transfer finetune each run"):
-        find_study(ExportArguments(str(tmp_path / "run"), arm="ensemble"))
+    assert main([str(tmp_path / "run"), "--arm", "ensemble"]) == 2
+    assert "--arm ensemble: with --transfer finetune each run" in capsys.readouterr().err
 
 
 def broken(folder: Path, change: Callable[[np.ndarray], np.ndarray]) -> Path:

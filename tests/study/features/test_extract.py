@@ -17,7 +17,6 @@ from study.errors import UserError
 from study.features.extract import (
     CPU_BATCH,
     CPU_PIXELS,
-    FEATURES,
     VERSION,
     Precision,
     batch_size_for,
@@ -26,6 +25,7 @@ from study.features.extract import (
     load_features,
 )
 from study.models.backbone import KERAS, build_backbone
+from study.models.head import FEATURES
 from study.models.preprocess import PREPROCESSES, Preprocess
 from study.models.weights import Weights
 from tests.support import ROOT

@@ -248,7 +248,7 @@ def test_a_trial_set_aside_runs_last_and_alone(storage: optuna.storages.RDBStora
     assert larger.suggest("u2") is None
     finish(larger, "u0", [0.5] * EPOCHS)
     finish(larger, "u1", [0.5] * EPOCHS)
-    last = make_search(storage, trials=3, alone=True)
+    last = make_search(storage, trials=3, only_set_aside=True)
     again = suggest(last, "t6")
     assert again["run_id"] == drawn[0]["run_id"]
     assert again["hyperparameters"] == drawn[0]["hyperparameters"]
@@ -390,7 +390,7 @@ def test_an_epoch_that_cannot_be_written_stops_the_search_before_optuna_is_told(
     study = resolve_study(StudyConfig(transfer="frozen", storage=str(tmp_path), name="study"))
     searcher = make_search(open_storage(tmp_path / "optuna.db"))
     stop = EmergencyStop()
-    recorder = SearchCallback(study, searcher, Screen(), stop, [], alone=False)
+    recorder = SearchCallback(study, searcher, Screen(), stop, [], exclusive=False)
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -15,7 +15,7 @@ import pytest
 from analysis.rundir import ConfirmRow, EpochRow, RunDir
 from analysis.rundir.optuna_db import open_storage, read_searches
 from study.errors import StorageError, StudyStoppedError, UserError
-from study.resume import check_left
+from study.resume import check_intact
 from study.search.searcher import open_study, run_id
 from study.storage.location import working_copy
 from study.storage.mirror import DriverMirror
@@ -82,7 +82,7 @@ def pulled(study: Study, remote: Remote, place: Path) -> Study:
     mirror.pull()
     mirror.close()
     there = replace(study, rundir=RunDir(place))
-    check_left(there.rundir)
+    check_intact(there.rundir)
     return there
 
 
@@ -419,10 +419,10 @@ def test_look_whose_archiving_was_interrupted_is_not_counted_twice(
 def test_phase_times_are_uploaded(study: Study, remote: Remote, tmp_path: Path) -> None:
     with mirrored(study, remote) as (mine, mirror):
         mine.rundir.write_study(mine.rundir.read_study())
-        PhaseTimer(mine.rundir, 1.0).started()
+        PhaseTimer(mine.rundir, 1.0).record_start_up()
         mirror.flush()
     there = pulled(study, remote, tmp_path / "there")
-    PhaseTimer(there.rundir, 2.0).started()
+    PhaseTimer(there.rundir, 2.0).record_start_up()
     rows = there.rundir.read_phases()
     assert [(row.start, row.begin) for row in rows] == [(1, 1.0), (2, 2.0)]
 

@@ -22,10 +22,17 @@ from study.models.backbone import KERAS, build_backbone
 from study.models.network import Network, Pretrained
 from study.models.weights import Weights
 from study.runs.gpu_load import largest_run, measure_load
-from study.training.checkpoint import load_state, save_state
+from study.training.checkpoint import load_checkpoint, save_checkpoint
 from study.training.data import TrainingArrays, TrainingData
 from study.training.evaluate import evaluate
-from study.training.loop import EpochWeights, Run, TakeState, TrainingState, build_model, train
+from study.training.loop import (
+    EpochWeights,
+    TakeState,
+    TrainingResult,
+    TrainingState,
+    build_model,
+    train,
+)
 from study.training.prepare import prepare_images
 from study.training.step import TrainingStep
 
@@ -57,7 +64,7 @@ def data(small_dataset: Dataset, random_weights: Weights) -> TrainingData:
     return arrays(small_dataset, random_weights).to(CPU)
 
 
-def short(data: TrainingData, *, seed: int = 1, epochs: int = 1, **values: Any) -> Run:
+def short(data: TrainingData, *, seed: int = 1, epochs: int = 1, **values: Any) -> TrainingResult:
     return train({**RECIPE, **values}, data, seed=seed, epochs=epochs, metric="val_loss")
 
 
@@ -239,8 +246,8 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(
 
     whole = train(values, data, seed=5, epochs=3, metric="val_loss", save=save)
     assert epochs == [0, 0, 1, 2, 3]
-    save_state(tmp_path / "state", states[stopped_after], "this run")
-    resume = load_state(tmp_path / "state", "this run")
+    save_checkpoint(tmp_path / "state", states[stopped_after], "this run")
+    resume = load_checkpoint(tmp_path / "state", "this run")
     assert resume.warmup == (stopped_after < 2)
     trained_again: list[int] = []
     resumed = train(

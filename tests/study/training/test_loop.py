@@ -15,7 +15,7 @@ from study.models.head import Dropout, Linear, build_head, restore_head
 from study.models.state_dict import save_safetensors
 from study.seeds import derive_seed
 from study.training import loop, step
-from study.training.checkpoint import load_state, save_state
+from study.training.checkpoint import load_checkpoint, save_checkpoint
 from study.training.data import Part, TrainingData
 from study.training.evaluate import balanced_accuracy, compute_logits, evaluate, loss_and_accuracy
 from study.training.loop import (
@@ -183,7 +183,7 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(
         states.append(take())
 
     whole = train(values, data, seed=5, epochs=5, metric="val_accuracy", save=save)
-    save_state(tmp_path / "state", states[stopped_after - 1], "this run")
+    save_checkpoint(tmp_path / "state", states[stopped_after - 1], "this run")
     again: list[EpochMetrics] = []
     resumed = train(
         values,
@@ -192,7 +192,7 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(
         epochs=5,
         metric="val_accuracy",
         report=again.append,
-        resume=load_state(tmp_path / "state", "this run"),
+        resume=load_checkpoint(tmp_path / "state", "this run"),
     )
     assert [epoch.epoch for epoch in again] == list(range(stopped_after + 1, 6))
     assert [*map(outcome, resumed.epochs)] == [*map(outcome, whole.epochs)]
@@ -220,19 +220,19 @@ def test_damaged_checkpoints_and_those_of_other_runs_are_refused(
         seed=5,
         epochs=1,
         metric="val_loss",
-        save=lambda _, take: save_state(path, take(), "this run"),
+        save=lambda _, take: save_checkpoint(path, take(), "this run"),
     )
     whole = path.read_bytes()
-    assert load_state(path, "this run").history[-1].epoch == 1
+    assert load_checkpoint(path, "this run").history[-1].epoch == 1
     with pytest.raises(ValueError, match="it belongs to another run"):
-        load_state(path, "another run")
+        load_checkpoint(path, "another run")
     for content in (b"", b"garbage", b"\x08\0\0\0\0\0\0\0{}      ", whole[:-1], whole[:300]):
         path.write_bytes(content)
         with pytest.raises(ValueError, match="is not a valid checkpoint of this run"):
-            load_state(path, "this run")
+            load_checkpoint(path, "this run")
     path.unlink()
     with pytest.raises(ValueError, match="is not a valid checkpoint of this run"):
-        load_state(path, "this run")
+        load_checkpoint(path, "this run")
 
 
 def test_a_vanished_run_directory_is_not_recreated(tmp_path: Path) -> None:
