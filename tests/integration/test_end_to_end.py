@@ -116,7 +116,7 @@ def test_a_space_without_search_goes_straight_to_confirmation(tmp_path: Path) ->
     assert rundir.read_study()["preprocess"]["name"] == "raw"
     assert rundir.read_trials() == []
     assert [row.setting for row in rundir.read_confirm()] == ["no-dropout", "dropout"]
-    assert "as-printed: differs in the training of the backbone only" in done.stdout
+    assert "as-printed: only affects the backbone, which is frozen" in done.stdout
 
 
 @pytest.fixture(scope="module")

@@ -155,10 +155,7 @@ def test_a_disk_too_full_for_spilling_is_named(a_ray: Callable[..., None], tmp_p
     with pytest.raises(ray.exceptions.OutOfDiskError) as raised:
         ray.put(more_than_80_megabytes())
     message = str(as_user_error(raised.value, tmp_path))
-    assert (
-        "the disk that it lays the rest on (that of RAY_TMPDIR, else of /tmp) is too full"
-        in message
-    )
+    assert "the disk that it spills to (RAY_TMPDIR, by default /tmp) is too full" in message
 
 
 def more_than_80_megabytes() -> TrainingArrays:

@@ -135,10 +135,13 @@ def test_a_study_resumes_with_moved_files_but_not_with_changed_ones(
         ("--data {own} --test-fraction 0.2", "has a test/ folder, which is used as test"),
         ("--data {own} --images 5000", "--images 5,000 is out of range"),
         ("--data {empty}", "no class folders in"),
-        ("--test-fraction 0.2", "--test-fraction: CIFAR-10 has test images"),
-        ("--val-fraction 1", "--val-fraction 1: must lie between 0 and 1"),
+        ("--test-fraction 0.2", "--test-fraction: CIFAR-10 comes with test images"),
+        ("--val-fraction 1", "--val-fraction 1: must be between 0 and 1"),
         ("--export dropuot", "--export dropuot: give best, ensemble, or one of"),
-        ("--export ensemble --seeds 0", "--export ensemble: is made of confirmation runs"),
+        (
+            "--export ensemble --seeds 0",
+            "--export ensemble: an ensemble is made of confirmation runs",
+        ),
     ],
 )
 def test_an_invalid_option_gives_one_line_and_writes_nothing(
