@@ -1,6 +1,6 @@
 """What a node reports about itself before anything runs there.
 
-Nodes import this module, so it imports nothing at its top that a node may lack.
+Nodes import this module, so at its top it imports numpy and the standard library only.
 """
 
 import importlib.metadata
