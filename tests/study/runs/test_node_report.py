@@ -5,7 +5,6 @@ import sys
 
 #: What a node may lack, or have in another version.
 DEPENDENCIES = (
-    "numpy",
     "optuna",
     "pandas",
     "pyarrow",
