@@ -331,6 +331,7 @@ print(psutil.Process().memory_full_info().uss - before)
 """
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(sys.platform != "linux", reason="needs glibc")
 @pytest.mark.usefixtures("empty_cache")
 def test_memory_for_computing_features_is_released() -> None:

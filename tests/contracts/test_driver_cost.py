@@ -85,6 +85,7 @@ def counting_calls() -> Iterator[Counter[str]]:
         sys.setprofile(None)
 
 
+@pytest.mark.integration
 def test_cost_per_trial_does_not_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Function calls, SQL statements and deletions per trial, after 100 trials and after 500."""
     # Few enough that TPE sees the same number of trials in both counts.

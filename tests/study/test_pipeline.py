@@ -180,6 +180,7 @@ def test_a_pipe_gets_one_line_per_run_and_no_ray_output(finished: Finished) -> N
     assert all(line in log for line in trials)
 
 
+@pytest.mark.integration
 def test_ray_listens_on_loopback_only(tmp_path: Path) -> None:
     """Checked in the kernel's table of listening sockets during a search, then ended by SIGTERM."""
     before = listening()

@@ -271,14 +271,16 @@ def test_a_user_error_is_one_line_and_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_missing_model_is_named_by_the_command_s_own_option(copy: RunDir, tmp_path: Path) -> None:
+def test_a_missing_model_is_named_by_the_command_s_own_option(
+    copy: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = copy.read_confirm()
     copy.write_confirm([row for row in rows if row.setting != rows[0].setting])
     arm = rows[0].setting
-    done = run_module("study.export", copy.path, "--arm", arm, "--to", tmp_path / "shipped")
-    assert done.returncode == 2
-    assert f"--arm {arm}: no confirmation run" in done.stderr
-    assert "--export" not in done.stderr
+    assert main([str(copy.path), "--arm", arm, "--to", str(tmp_path / "shipped")]) == 2
+    error = capsys.readouterr().err
+    assert f"--arm {arm}: no confirmation run" in error
+    assert "--export" not in error
 
 
 def test_an_ensemble_of_whole_networks_is_refused(

@@ -62,6 +62,7 @@ def test_only_one_of_two_simultaneous_drivers_gets_the_lease(remote: Remote) -> 
             process.kill()
 
 
+@pytest.mark.integration
 def test_live_lease_is_respected_and_dead_one_is_taken_over(
     remote: Remote,
 ) -> None:
@@ -110,6 +111,7 @@ def test_lease_tolerates_wrong_machine_clocks(
         assert re.search(r"waiting up to [1-5] s", notices[0])
 
 
+@pytest.mark.integration
 def test_suspended_process_detects_that_it_lost_the_lease(remote: Remote) -> None:
     """For example a laptop that slept; it must not overwrite the other driver's work."""
     start, ended, outcomes = SPAWN.Barrier(1), SPAWN.Event(), SPAWN.Queue()

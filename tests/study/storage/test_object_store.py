@@ -110,6 +110,7 @@ def test_errors_are_one_line(s3_endpoint: str, tmp_path: Path) -> None:
     failing(lambda: Remote((tmp_path / "file").as_uri()).write("a", b"1"))
 
 
+@pytest.mark.integration
 def test_unresponsive_server_times_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(object_store, "_ANSWER", 1.0)
     process, endpoint = s3.start_s3(tmp_path / "log")
