@@ -115,7 +115,8 @@ def plan_table(study: Study, machines: Machines) -> Table:
     table.add_row("transfer", _transfer(study))
     if any(study.trials_per_arm.values()):
         rungs = ", ".join(map(str, study.rungs))
-        stopping = f"ASHA decides after epochs {rungs}" if rungs else "too few for early stopping"
+        word = "epoch" if len(study.rungs) == 1 else "epochs"
+        stopping = f"ASHA decides after {word} {rungs}" if rungs else "too few for early stopping"
         table.add_row("search", f"{count(config.epochs, 'epoch')}; {stopping}; by {config.metric}")
     table.add_row("confirmation", _confirmation(study))
     table.add_row("resources", _resources(study, machines, resources))

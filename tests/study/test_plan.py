@@ -177,7 +177,7 @@ def test_a_disk_that_is_too_small_is_refused(tmp_path: Path) -> None:
     ("epochs", "row"),
     [
         (3, "3 epochs; too few for early stopping; by val_accuracy"),
-        (4, "4 epochs; ASHA decides after epochs 3; by val_accuracy"),
+        (4, "4 epochs; ASHA decides after epoch 3; by val_accuracy"),
     ],
 )
 def test_the_plan_shows_when_trials_are_stopped(epochs: int, row: str) -> None:
