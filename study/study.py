@@ -206,12 +206,13 @@ def _check_export(study: Study) -> None:
     if export == "ensemble" and study.finetunes:
         raise UserError(
             "--export ensemble: with --transfer finetune each run has its own backbone, so an"
-            " ensemble would cost as much as all runs together; give best or an arm."
+            " ensemble would cost as much as all runs together; give best or an arm, or start a"
+            " study with --transfer frozen."
         )
     if export == "ensemble" and study.config.seeds == 0:
         raise UserError(
             "--export ensemble: an ensemble is made of confirmation runs, and --seeds 0 has none;"
-            " give best or an arm."
+            " give best or an arm, or start a study with --seeds 2 or more."
         )
 
 

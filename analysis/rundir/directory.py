@@ -49,7 +49,7 @@ class RunDir:
 
     Attributes:
         path: The directory.
-        mirror: A synced copy elsewhere; None if there is none.
+        mirror: A synced copy elsewhere, if any.
     """
 
     path: Path

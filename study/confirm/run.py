@@ -173,10 +173,8 @@ def _run_all(phase: _Phase, runs: Sequence[PlannedRun], context: RunContext) -> 
     )
     attempts = Counter({row.run_id: row.attempt for row in study.rundir.read_epochs()})
     attempts.update(run.run_id for run in runs if study.rundir.has(study.rundir.state(run.run_id)))
-    waiting, running = (
-        deque(runs),
-        dict[ray.ObjectRef[ConfirmationResult], tuple[PlannedRun, Any]](),
-    )
+    waiting = deque(runs)
+    running: dict[ray.ObjectRef[ConfirmationResult], tuple[PlannedRun, Any]] = {}
     free: list[Any] = []
     set_aside: list[PlannedRun] = []
     while waiting or running:

@@ -75,12 +75,12 @@ def inspect_nodes(nodes: Sequence[Node], place: Path | Remote) -> dict[Node, Nod
         if (why := _find_problem(report))
     ]
     if problems:
-        of_storage = any(report.storage for report in reports.values())
-        remedy = (
-            "give a --storage that all nodes can access"
-            if of_storage
-            else "install there what pyproject.toml pins"
-        )
+        if any(report.storage for report in reports.values()):
+            remedy = "give a --storage that all nodes can access"
+        elif any(_find_problem(report) for report in reports.values()):
+            remedy = "install there what pyproject.toml pins"
+        else:
+            remedy = "check that Ray can start a worker there"
         raise UserError(
             f"{len(problems)} of {len(nodes)} nodes cannot run trials: {'; '.join(problems)};"
             f" {remedy}, or remove the node from the cluster."
